@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# make demo: study A on real text from ordinary packages, everything trained on the spot. --seeds 0,1,2 repeats it and compares.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+seeds=''
+[ "${1:-}" = --seeds ] && { seeds=$2; shift 2; }
+python=${MB_PYTHON:-python3}
+data=datasets/built/demo
+started=$SECONDS
+[ -f "$data/manifest.json" ] || "$python" datasets/demo.py "$data"
+if [ -z "$seeds" ]; then
+    jobs/select-moe.sh --local conf/study/demo.cfg "$@"
+else
+    for seed in ${seeds//,/ }; do jobs/select-moe.sh --local --run check conf/study/demo.cfg "study.seed=$seed" "$@"; done
+    "$python" analysis/report.py checkpoints/demo/check
+fi
+echo "finished in $((SECONDS - started)) s"

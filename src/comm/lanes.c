@@ -1,0 +1,482 @@
+/* lanes: gradient sums over a fixed binary tree of lanes, and the blocks each rank owns.
+ *
+ * 1. The tree as a stack machine
+ * 2. Who sends what: the subtree sums of all ranks and the program that ends the tree
+ * 3. Life and plan
+ * 4. A step on this rank
+ * 5. Reduce
+ * 6. Scalars, blocks, parameters
+ *
+ * Reduce walks the owned elements in chunks of a few blocks. For one chunk an owner gets each other rank's
+ * subtree sums of those elements straight from that rank's gradient buffers (nothing is packed), and adds
+ * them to its own while they are in cache; the next chunk travels into a second set of staging buffers
+ * meanwhile. Additions go into an own buffer as soon as one takes part, so the result needs no copy; float
+ * addition commutes, so which side is overwritten does not change the bits.
+ */
+#include "comm/lanes.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+/* ---- 1. The tree as a stack machine ---- */
+
+enum { TREE_DEPTH_MAX = 64, TILE = 4096, CHUNK_BLOCKS_MAX = 4 };
+
+typedef struct tree_node {
+    int level;
+    int64_t index;
+} tree_node;
+
+typedef struct tree_stack {
+    int64_t lanes;
+    int depth;
+    tree_node node[TREE_DEPTH_MAX];
+} tree_stack;
+
+/* A node whose right sibling would hold no lane is passed through to its parent. */
+static tree_node pass_through(tree_node node, int64_t lanes)
+{
+    while (node.index > 0 && node.index % 2 == 0 && (node.index + 1) << node.level >= lanes) {
+        node.level++;
+        node.index /= 2;
+    }
+    return node;
+}
+
+/* Push a node right of all others. Returns how many nodes below it it was merged with, each time as right
+ * child: the depth falls by that many. */
+static int push_node(tree_stack *stack, tree_node node)
+{
+    int merges = 0;
+    for (node = pass_through(node, stack->lanes); stack->depth > 0 && node.index % 2 == 1; merges++) {
+        const tree_node left = stack->node[stack->depth - 1];
+        if (left.level != node.level || left.index != node.index - 1) break;
+        stack->depth--;
+        node = pass_through((tree_node){node.level + 1, node.index / 2}, stack->lanes);
+    }
+    stack->node[stack->depth++] = node;
+    return merges;
+}
+
+/* Stack after lanes [first, first + count); returns the most nodes held at a time, the lane being filled
+ * among them. */
+static int push_lanes(tree_stack *stack, int64_t lanes, int64_t first, int64_t count)
+{
+    int most = 0;
+    *stack = (tree_stack){.lanes = lanes};
+    for (int64_t lane = first; lane < first + count; lane++) {
+        if (stack->depth + 1 > most) most = stack->depth + 1;
+        push_node(stack, (tree_node){0, lane});
+    }
+    return most;
+}
+
+/* ---- 2. Who sends what ---- */
+
+typedef struct lane_slot { /* one subtree sum of one rank */
+    int rank;
+    int node;    /* its place in that rank's stack */
+    int staging; /* which staging buffer, -1 for an own sum */
+} lane_slot;
+
+typedef struct lane_add { /* slot[into] += slot[from] */
+    int into, from;
+} lane_add;
+
+typedef struct lane_program {
+    int n_slots, n_remote, n_adds;
+    int result; /* slot of the finished sum, always an own one */
+    lane_slot *slot;
+    lane_add *add;
+} lane_program;
+
+struct mb_lanes {
+    mb_comm *comm;
+    int64_t n, lanes, blocks;
+    int64_t lane_first, lane_count;
+    int64_t *offset; /* [R + 1] elements owned by rank r: [offset[r], offset[r + 1]) */
+    int64_t chunk;   /* elements of a round of reduce */
+    /* A step */
+    tree_stack stack;
+    float *held[TREE_DEPTH_MAX]; /* buffers of the stack's nodes */
+    float *free[TREE_DEPTH_MAX]; /* buffers of earlier lanes, dirty */
+    int n_free;
+    float *current; /* the lane between begin and end */
+    int64_t next_lane;
+    bool is_open, is_reduced; /* between begin and end; after reduce */
+    /* Reduce */
+    lane_program program;
+    float *staging; /* [2][n_remote][chunk] */
+    mb_comm_part *send, *receive;
+};
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Subtree sums of all ranks together. */
+static int64_t count_slots(int64_t lanes, int ranks)
+{
+    int64_t slots = 0;
+    for (int r = 0; r < ranks; r++) {
+        tree_stack stack;
+        int64_t first, count;
+        mb_comm_share_of(lanes, ranks, r, &first, &count);
+        push_lanes(&stack, lanes, first, count);
+        slots += stack.depth;
+    }
+    return slots;
+}
+
+/* Elements per round, the same on every rank: as many blocks as keep two rounds of all subtree sums within
+ * MB_LANES_STAGING, at least one. */
+static int64_t chunk_elements(int64_t slots)
+{
+    const int64_t fit = (int64_t)(MB_LANES_STAGING / (2 * sizeof(float) * MB_LANES_BLOCK)) / slots;
+    return MB_LANES_BLOCK * (fit < 1 ? 1 : least(fit, CHUNK_BLOCKS_MAX));
+}
+
+/* List every rank's subtree sums in lane order, then run the stack machine over them to find the additions.
+ */
+static mb_status program_create(const mb_comm *comm, int64_t lanes, lane_program *program)
+{
+    mb_status status = MB_OK;
+    const int rank = mb_comm_rank(comm), size = mb_comm_size(comm);
+    tree_stack whole = {.lanes = lanes};
+    int at[TREE_DEPTH_MAX] = {0}; /* slot that holds each node of `whole` */
+    const int64_t slots = count_slots(lanes, size);
+    MB_NEW_ARRAY(program->slot, slots);
+    MB_NEW_ARRAY(program->add, slots);
+    for (int r = 0; r < size; r++) {
+        tree_stack stack;
+        int64_t first, count;
+        mb_comm_share_of(lanes, size, r, &first, &count);
+        push_lanes(&stack, lanes, first, count);
+        for (int j = 0; j < stack.depth; j++) {
+            int held = program->n_slots++;
+            program->slot[held] = (lane_slot){r, j, r == rank ? -1 : program->n_remote++};
+            for (int merges = push_node(&whole, stack.node[j]), m = 0; m < merges; m++) {
+                const int left = at[whole.depth - 1 + merges - 1 - m];
+                const bool is_left = program->slot[left].staging < 0 || program->slot[held].staging >= 0;
+                program->add[program->n_adds++] = is_left ? (lane_add){left, held} : (lane_add){held, left};
+                if (is_left) held = left;
+            }
+            at[whole.depth - 1] = held;
+        }
+    }
+    assert(whole.depth == 1 && program->slot[at[0]].staging < 0);
+    program->result = at[0];
+done:
+    return status;
+}
+
+/* ---- 3. Life and plan ---- */
+
+mb_status mb_lanes_create(mb_comm *comm, int64_t n, int64_t lanes, mb_lanes **out_lanes)
+{
+    mb_status status = MB_OK;
+    mb_lanes *l = NULL;
+    const int size = mb_comm_size(comm);
+    assert(n >= 0);
+    if (lanes < 1) MB_RAISE(MB_EUSAGE, "training.lanes = %lld; it must be at least 1", (long long)lanes);
+    if (size > lanes)
+        MB_RAISE(MB_EUSAGE,
+                 "training.lanes = %lld allows at most %lld ranks, but there are %d; start fewer ranks or "
+                 "raise training.lanes",
+                 (long long)lanes, (long long)lanes, size);
+    MB_NEW(l);
+    l->comm = comm;
+    l->n = n;
+    l->lanes = lanes;
+    l->blocks = (n + MB_LANES_BLOCK - 1) / MB_LANES_BLOCK;
+    mb_comm_share(comm, lanes, &l->lane_first, &l->lane_count);
+    l->next_lane = l->lane_first;
+    l->stack.lanes = lanes;
+    MB_NEW_ARRAY(l->offset, size + 1);
+    for (int r = 0; r < size; r++) {
+        int64_t first, count;
+        mb_comm_share_of(l->blocks, size, r, &first, &count);
+        l->offset[r] = least(first * MB_LANES_BLOCK, n);
+    }
+    l->offset[size] = n;
+    MB_NEW_ARRAY(l->current, n);
+    if (size > 1) {
+        MB_TRY(program_create(comm, lanes, &l->program));
+        l->chunk = least(chunk_elements(l->program.n_slots), l->blocks * MB_LANES_BLOCK);
+        MB_NEW_ARRAY(l->staging, 2 * l->program.n_remote * l->chunk);
+        MB_NEW_ARRAY(l->receive, l->program.n_remote);
+        MB_NEW_ARRAY(l->send, (int64_t)(size - 1) * l->program.n_slots);
+    }
+    *out_lanes = l;
+    l = NULL;
+done:
+    mb_lanes_destroy(&l);
+    return status;
+}
+
+void mb_lanes_destroy(mb_lanes **lanes)
+{
+    mb_lanes *l = *lanes;
+    if (l == NULL) return;
+    for (int i = 0; i < l->stack.depth; i++) mb_free(l->held[i]);
+    for (int i = 0; i < l->n_free; i++) mb_free(l->free[i]);
+    mb_free(l->current);
+    mb_free(l->staging);
+    mb_free(l->send);
+    mb_free(l->receive);
+    mb_free(l->program.slot);
+    mb_free(l->program.add);
+    mb_free(l->offset);
+    MB_FREE(*lanes);
+}
+
+size_t mb_lanes_plan(int64_t n, int64_t lanes, int ranks)
+{
+    int64_t most = 0;
+    if (lanes < 1 || ranks < 1 || ranks > lanes) return 0;
+    const int64_t slots = count_slots(lanes, ranks),
+                  space = (n + MB_LANES_BLOCK - 1) / MB_LANES_BLOCK * MB_LANES_BLOCK;
+    for (int r = 0; r < ranks; r++) {
+        tree_stack stack;
+        int64_t first, count;
+        mb_comm_share_of(lanes, ranks, r, &first, &count);
+        const int64_t buffers = push_lanes(&stack, lanes, first, count),
+                      remote = ranks > 1 ? slots - stack.depth : 0;
+        const int64_t elements = buffers * n + 2 * remote * least(chunk_elements(slots), space);
+        if (elements > most) most = elements;
+    }
+    return (size_t)most * sizeof(float);
+}
+
+void mb_lanes_mine(const mb_lanes *lanes, int64_t *out_first, int64_t *out_count)
+{
+    *out_first = lanes->lane_first;
+    *out_count = lanes->lane_count;
+}
+
+void mb_lanes_owned(const mb_lanes *lanes, int64_t *out_first, int64_t *out_count)
+{
+    const int rank = mb_comm_rank(lanes->comm);
+    *out_first = lanes->offset[rank];
+    *out_count = lanes->offset[rank + 1] - lanes->offset[rank];
+}
+
+/* ---- 4. A step on this rank ---- */
+
+static void zero_buffer(float *buffer, int64_t n)
+{
+#pragma omp parallel for schedule(static) if (n > MB_LANES_BLOCK)
+    for (int64_t at = 0; at < n; at += TILE)
+        memset(buffer + at, 0, (size_t)least(n - at, TILE) * sizeof *buffer);
+}
+
+static void add_tile(float *restrict into, const float *restrict from, int64_t n)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) into[i] += from[i];
+}
+
+static void add_buffer(float *into, const float *from, int64_t n)
+{
+#pragma omp parallel for schedule(static) if (n > MB_LANES_BLOCK)
+    for (int64_t at = 0; at < n; at += TILE) add_tile(into + at, from + at, least(n - at, TILE));
+}
+
+/* The sums of the step before are over: their buffers are free again. */
+static void recycle_buffers(mb_lanes *lanes)
+{
+    for (int i = 0; i < lanes->stack.depth; i++) lanes->free[lanes->n_free++] = lanes->held[i];
+    lanes->stack.depth = 0;
+    lanes->next_lane = lanes->lane_first;
+    lanes->is_reduced = false;
+}
+
+mb_status mb_lanes_begin(mb_lanes *lanes, int64_t lane, float **out_gradient)
+{
+    mb_status status = MB_OK;
+    if (lanes->is_reduced) recycle_buffers(lanes);
+    assert(!lanes->is_open && lane == lanes->next_lane && lane < lanes->lane_first + lanes->lane_count);
+    (void)lane;
+    if (lanes->current == NULL && lanes->n_free > 0) {
+        lanes->current = lanes->free[--lanes->n_free];
+        zero_buffer(lanes->current, lanes->n);
+    }
+    if (lanes->current == NULL) MB_NEW_ARRAY(lanes->current, lanes->n);
+    lanes->is_open = true;
+    *out_gradient = lanes->current;
+done:
+    return status;
+}
+
+mb_status mb_lanes_end(mb_lanes *lanes, int64_t lane)
+{
+    tree_stack *stack = &lanes->stack;
+    assert(lanes->is_open && lane == lanes->next_lane);
+    float *right = lanes->current;
+    const int before = stack->depth, merges = push_node(stack, (tree_node){0, lane});
+    for (int m = 1; m <= merges; m++) {
+        float *left = lanes->held[before - m];
+        add_buffer(left, right, lanes->n);
+        lanes->free[lanes->n_free++] = right;
+        right = left;
+    }
+    lanes->held[stack->depth - 1] = right;
+    lanes->current = NULL;
+    lanes->is_open = false;
+    lanes->next_lane++;
+    return MB_OK;
+}
+
+/* ---- 5. Reduce ---- */
+
+/* Elements of owner r in a round: from *out_first on. */
+static int64_t round_of(const mb_lanes *lanes, int owner, int64_t round, int64_t *out_first)
+{
+    const int64_t owned = lanes->offset[owner + 1] - lanes->offset[owner], done = round * lanes->chunk;
+    *out_first = lanes->offset[owner] + least(done, owned);
+    return done < owned ? least(owned - done, lanes->chunk) : 0;
+}
+
+static float *staging_of(const mb_lanes *lanes, int64_t round, int staging)
+{
+    return lanes->staging + ((round % 2) * lanes->program.n_remote + staging) * lanes->chunk;
+}
+
+/* Start the round's messages: my sums of every other owner's chunk out, every other rank's sums of my chunk
+ * in. */
+static mb_status start_round(mb_lanes *lanes, int64_t round, mb_comm_exchange **out_exchange)
+{
+    const int rank = mb_comm_rank(lanes->comm), size = mb_comm_size(lanes->comm);
+    int64_t n_sends = 0, n_receives = 0, first, count;
+    for (int s = 1; s < size; s++) {
+        const int peer = (rank + s) % size;
+        count = round_of(lanes, peer, round, &first);
+        for (int j = 0; j < lanes->stack.depth; j++)
+            lanes->send[n_sends++] =
+                (mb_comm_part){lanes->held[j] + first, (size_t)count * sizeof(float), peer};
+    }
+    count = round_of(lanes, rank, round, &first);
+    for (int i = 0; i < lanes->program.n_slots; i++) {
+        const lane_slot *slot = &lanes->program.slot[i];
+        if (slot->staging >= 0)
+            lanes->receive[n_receives++] = (mb_comm_part){staging_of(lanes, round, slot->staging),
+                                                          (size_t)count * sizeof(float), slot->rank};
+    }
+    return mb_comm_exchange_start(lanes->comm, lanes->send, n_sends, lanes->receive, n_receives,
+                                  out_exchange);
+}
+
+static float *slot_data(const mb_lanes *lanes, int slot, int64_t round, int64_t first)
+{
+    const lane_slot *s = &lanes->program.slot[slot];
+    return s->staging < 0 ? lanes->held[s->node] + first : staging_of(lanes, round, s->staging);
+}
+
+/* Run the additions of the tree over my chunk, tile by tile. */
+static void finish_round(mb_lanes *lanes, int64_t round)
+{
+    const lane_program *program = &lanes->program;
+    int64_t first;
+    const int64_t count = round_of(lanes, mb_comm_rank(lanes->comm), round, &first);
+#pragma omp parallel for schedule(static) if (count > MB_LANES_BLOCK / 2)
+    for (int64_t at = 0; at < count; at += TILE) {
+        for (int i = 0; i < program->n_adds; i++) {
+            float *into = slot_data(lanes, program->add[i].into, round, first);
+            const float *from = slot_data(lanes, program->add[i].from, round, first);
+            add_tile(into + at, from + at, least(count - at, TILE));
+        }
+    }
+}
+
+static mb_status reduce_ranks(mb_lanes *lanes)
+{
+    mb_status status = MB_OK;
+    mb_comm_exchange *now = NULL, *next = NULL;
+    const int64_t most = lanes->offset[1] - lanes->offset[0]; /* rank 0 never owns fewer than another */
+    const int64_t rounds = lanes->chunk > 0 ? (most + lanes->chunk - 1) / lanes->chunk : 0;
+    if (rounds > 0) MB_TRY(start_round(lanes, 0, &now));
+    for (int64_t round = 0; round < rounds; round++) {
+        if (round + 1 < rounds) MB_TRY(start_round(lanes, round + 1, &next));
+        MB_TRY(mb_comm_exchange_wait(&now));
+        now = next;
+        next = NULL;
+        finish_round(lanes, round);
+    }
+done:
+    if (now != NULL) mb_comm_exchange_wait(&now);
+    if (next != NULL) mb_comm_exchange_wait(&next);
+    return status;
+}
+
+mb_status mb_lanes_reduce(mb_lanes *lanes, float **out_owned)
+{
+    mb_status status = MB_OK;
+    const int rank = mb_comm_rank(lanes->comm), size = mb_comm_size(lanes->comm);
+    assert(!lanes->is_open && !lanes->is_reduced &&
+           lanes->next_lane == lanes->lane_first + lanes->lane_count);
+    if (size > 1) MB_TRY(reduce_ranks(lanes));
+    const int result = size > 1 ? lanes->program.slot[lanes->program.result].node : 0;
+    const bool has_owned = lanes->offset[rank + 1] > lanes->offset[rank];
+    lanes->is_reduced = true;
+    *out_owned = has_owned ? lanes->held[result] + lanes->offset[rank] : NULL;
+done:
+    return status;
+}
+
+/* ---- 6. Scalars, blocks, parameters ---- */
+
+mb_status mb_lanes_sum(mb_lanes *lanes, const double *values, int64_t width, double *sums)
+{
+    mb_status status = MB_OK;
+    void *all = NULL;
+    int64_t *offsets = NULL;
+    MB_NEW_ARRAY(offsets, mb_comm_size(lanes->comm) + 1);
+    MB_TRY(mb_comm_allgatherv(lanes->comm, values, (size_t)(lanes->lane_count * width) * sizeof *values, &all,
+                              offsets));
+    double *v = all;
+    for (int64_t step = 1; step < lanes->lanes; step *= 2)
+        for (int64_t lane = 0; lane + step < lanes->lanes; lane += 2 * step)
+            for (int64_t i = 0; i < width; i++) v[lane * width + i] += v[(lane + step) * width + i];
+    memcpy(sums, v, (size_t)width * sizeof *sums);
+done:
+    mb_free(all);
+    mb_free(offsets);
+    return status;
+}
+
+mb_status mb_lanes_block_sum(mb_lanes *lanes, const double *owned_blocks, double *out_total)
+{
+    mb_status status = MB_OK;
+    void *all = NULL;
+    int64_t *offsets = NULL;
+    int64_t first, count;
+    mb_comm_share(lanes->comm, lanes->blocks, &first, &count);
+    MB_NEW_ARRAY(offsets, mb_comm_size(lanes->comm) + 1);
+    MB_TRY(
+        mb_comm_allgatherv(lanes->comm, owned_blocks, (size_t)count * sizeof *owned_blocks, &all, offsets));
+    const double *blocks = all;
+    double total = 0;
+    for (int64_t b = 0; b < lanes->blocks; b++) total += blocks[b];
+    *out_total = total;
+done:
+    mb_free(all);
+    mb_free(offsets);
+    return status;
+}
+
+mb_status mb_lanes_allgather(mb_lanes *lanes, float *parameter)
+{
+    mb_status status = MB_OK;
+    int64_t *offsets = NULL;
+    const int size = mb_comm_size(lanes->comm);
+    if (size == 1) return MB_OK;
+    MB_NEW_ARRAY(offsets, size + 1);
+    for (int r = 0; r <= size; r++) offsets[r] = lanes->offset[r] * (int64_t)sizeof *parameter;
+    MB_TRY(mb_comm_allgather_parts(lanes->comm, parameter, offsets));
+done:
+    mb_free(offsets);
+    return status;
+}

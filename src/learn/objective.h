@@ -1,0 +1,115 @@
+/* objective: what a training step minimises. An objective declares its passes and turns their outputs into
+ * losses and gradients; it never calls the model.
+ *
+ * Layer: learn.  Uses: base, tensor, store (shard), model (lm.h types).
+ *
+ * Objectives: "lm" (all tokens), "sft" (loss mask), "router_warmup" (MISSION A1). Later: dpo, btm, distil.
+ */
+#ifndef MB_OBJECTIVE_H
+#define MB_OBJECTIVE_H
+
+#include "base/option.h"
+#include "model/lm.h"
+#include "store/shard.h"
+
+#define MB_OBJECTIVE_MAX_PASSES 4
+#define MB_OBJECTIVE_MAX_TERMS  272
+
+/* One micro-batch as read from the shard: `records` records in their order. */
+typedef struct mb_microbatch {
+    int64_t records;
+    const mb_shard_record *record; /* [records], cut to max_length */
+    const int64_t
+        *sample; /* [records] global sample number (shard record number): key of every random draw */
+    int64_t epoch;
+    uint64_t seed;
+    /* of the whole step, known before any pass: */
+    int64_t step_targets; /* target tokens in all micro-batches */
+    int64_t step_microbatches;
+    int64_t step; /* from 0 */
+} mb_microbatch;
+
+/* A pass the objective wants: which model (0: the trained one; others by the objective's own numbering) and
+ * the packed rows, built in the arena it is given. */
+typedef struct mb_objective_pass {
+    int64_t model;
+    mb_lm_batch batch;
+    mb_lm_want want;
+    void *context; /* the objective's own, in the arena */
+} mb_objective_pass;
+
+/* Loss terms of one micro-batch, each already scaled so that the sum over the step's micro-batches is the
+ * step's value. The first is "loss" (the total). */
+typedef struct mb_objective_terms {
+    int64_t count;
+    const char *name[MB_OBJECTIVE_MAX_TERMS];
+    double value[MB_OBJECTIVE_MAX_TERMS];
+} mb_objective_terms;
+
+/* What flows back into a pass; arrays in the arena; NULL: nothing. */
+typedef struct mb_objective_gradient {
+    float *d_token_loss;
+    float **d_router_logits;
+    float *d_hidden;
+} mb_objective_gradient;
+
+typedef struct mb_objective mb_objective;
+struct mb_objective {
+    const char *name;
+    /* Names of the terms every loss() gives, in their order, known before any pass; terms named .../<n> are
+     * per router layer. */
+    int64_t term_count;
+    const char *term[MB_OBJECTIVE_MAX_TERMS];
+    int64_t least_records; /* of a whole micro-batch, for the objective to make sense; a smaller batch_size is
+                              refused */
+    /* "key = value" lines of every setting that changes what is minimised (for resume keys). Owned. */
+    char *settings;
+    /* Target tokens of a record under this objective (for step_targets). */
+    int64_t (*count_targets)(const mb_objective *self, const mb_shard_record *record);
+    /* Build the passes of a micro-batch. */
+    mb_status (*plan_passes)(mb_objective *self, const mb_microbatch *microbatch, mb_arena *arena,
+                             mb_objective_pass passes[MB_OBJECTIVE_MAX_PASSES], int64_t *out_count);
+    /* Outputs -> loss terms and gradients. */
+    mb_status (*loss)(mb_objective *self, const mb_microbatch *microbatch, mb_arena *arena,
+                      const mb_objective_pass *passes, const mb_lm_output *outputs, int64_t count,
+                      mb_objective_terms *out_terms,
+                      mb_objective_gradient gradients[MB_OBJECTIVE_MAX_PASSES]);
+    /* Before a step (trash opening). May be NULL. */
+    void (*begin_step)(mb_objective *self, mb_lm *lm, int64_t step);
+    /* balance_scope = step: before a step of several micro-batches the trainer runs this routing-only pass of
+     * each (want.routers = all), sums the picks over the step into picks[pick_count] ([routers, E']) and sets
+     * has_picks. plan_routing NULL: not wanted. */
+    mb_status (*plan_routing)(mb_objective *self, const mb_microbatch *microbatch, mb_arena *arena,
+                              mb_objective_pass *out_pass);
+    int64_t pick_count;
+    int64_t *picks; /* owned */
+    bool has_picks;
+    void (*destroy)(mb_objective *self);
+};
+
+/* Options of all objectives (one table, keys training.*). */
+typedef struct mb_objective_options {
+    char *objective;             /* training.objective lm|sft|router_warmup */
+    double router_aux_loss_coef; /* training.router_aux_loss_coef 0.01 */
+    char *load_balance;          /* training.load_balance hf|switch ("hf") */
+    char *balance_over;          /* training.balance_over good|all ("good") */
+    char *balance_scope; /* training.balance_scope micro|step ("micro"): HF parity, or over the whole step by
+                            a routing-only pass first */
+    double router_z_loss_coef; /* training.router_z_loss_coef 0 */
+    char *constraint_loss;     /* training.constraint_loss pair_rank|beta_nll|moment_matching|barrier|none */
+    double constraint_loss_weight;  /* training.constraint_loss_weight 1.0 */
+    double trash_can_loss_alpha;    /* 1 */
+    double trash_can_loss_beta;     /* 2 */
+    double moment_mean, moment_var; /* 0.5, 0.05 */
+    char *ratio_over;               /* training.ratio_over all|topk ("all") */
+    double pair_rank_sharpness;     /* 4 */
+    double pair_rank_copy_share;    /* 0.5: weight of copy_rank against loss_rank */
+    double anchor_weight;           /* 1 */
+    int64_t trash_open_steps;       /* steps over which trash_logit_bias rises to 0 */
+} mb_objective_options;
+const mb_option *mb_objective_option_table(int64_t *out_count);
+
+mb_status mb_objective_create(const mb_objective_options *options, mb_lm *lm, mb_objective **out_objective);
+void mb_objective_destroy(mb_objective **objective);
+
+#endif

@@ -1,0 +1,343 @@
+/* trainer.c: the loop around the steps: stop, save, log, epochs, end.
+ *
+ * 1. creation   2. writing weights   3. metrics   4. the loop   5. gradients without a step   6. plan
+ */
+#include "learn/trainer.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/files.h"
+#include "base/log.h"
+#include "base/stop.h"
+#include "learn/trainer_impl.h"
+#include "store/checkpoint.h"
+
+/* ---- 1. creation ---- */
+
+static mb_status check_inputs(const mb_trainer *trainer)
+{
+    if (mb_params_trained_count(trainer->params) == 0) {
+        return mb_fail(MB_EUSAGE, "nothing trains: every tensor of the model is frozen; set training.train "
+                                  "(all, router or patterns), or training.lora.r");
+    }
+    if (trainer->options->batch_size < trainer->objective->least_records) {
+        return mb_fail(MB_EUSAGE,
+                       "training.batch_size = %lld: this objective compares records of a micro-batch; set it "
+                       "to at least %lld",
+                       (long long)trainer->options->batch_size, (long long)trainer->objective->least_records);
+    }
+    return MB_OK;
+}
+
+static mb_status create_parts(mb_trainer *trainer)
+{
+    mb_status status = MB_OK;
+    const mb_trainer_options *options = trainer->options;
+    mb_optimiser_options optimiser = {.beta1 = options->adam_beta1,
+                                      .beta2 = options->adam_beta2,
+                                      .epsilon = options->adam_epsilon,
+                                      .weight_decay = options->weight_decay,
+                                      .max_norm = options->max_grad_norm};
+    int64_t most = options->gradient_accumulation_steps,
+            lanes = options->lanes < most ? options->lanes : most;
+    MB_TRY(check_inputs(trainer));
+    MB_TRY(mb_batches_create(trainer->shard, options, &trainer->batches));
+    MB_TRY(mb_schedule_init(&trainer->schedule, options->schedule, options->warmup_steps,
+                            options->warmup_ratio, mb_batches_steps(trainer->batches)));
+    MB_TRY(mb_lanes_create(trainer->comm, mb_params_trained_count(trainer->params), lanes, &trainer->lanes));
+    trainer->lane_total = lanes;
+    mb_lanes_mine(trainer->lanes, &trainer->lane_first, &trainer->lane_count);
+    MB_TRY(mb_optimiser_create(mb_lm_ops(trainer->lm), trainer->params, trainer->lanes, &optimiser,
+                               &trainer->optimiser));
+    MB_TRY(mb_trainer_step_create(trainer));
+    MB_TRY(mb_trainer_resume_describe(trainer));
+    if (mb_comm_rank(trainer->comm) == 0) MB_TRY(mb_files_make_folders(trainer->folder));
+done:
+    return status;
+}
+
+static void destroy_parts(mb_trainer *trainer)
+{
+    mb_trainer_step_destroy(trainer);
+    mb_optimiser_destroy(&trainer->optimiser);
+    mb_lanes_destroy(&trainer->lanes);
+    mb_batches_destroy(&trainer->batches);
+    mb_metrics_close(&trainer->metrics);
+    mb_free(trainer->settings);
+    mb_free(trainer->environment);
+}
+
+static mb_status prepare(mb_trainer *trainer)
+{
+    mb_status status = MB_OK;
+    MB_TRY(mb_comm_agree(trainer->comm, create_parts(trainer)));
+    MB_TRY(mb_trainer_resume_read(trainer));
+    trainer->first_tokens = trainer->tokens;
+    if (mb_comm_rank(trainer->comm) == 0) {
+        status = mb_metrics_open(trainer->folder, trainer->step > 0 ? trainer->step : -1, &trainer->metrics);
+    }
+    MB_TRY(mb_comm_agree(trainer->comm, status));
+done:
+    return status;
+}
+
+/* ---- 2. writing weights ---- */
+
+static mb_status stored_dtype(const mb_trainer *trainer, mb_dtype *out_dtype)
+{
+    *out_dtype = mb_lm_arch(trainer->lm)->stored_dtype;
+    if (mb_str_equal(trainer->options->stored_dtype, "source")) return MB_OK;
+    return mb_dtype_parse(trainer->options->stored_dtype, out_dtype);
+}
+
+/* final -> epoch_<n>, replaced in one rename. */
+static mb_status link_final(const mb_trainer *trainer, int64_t number)
+{
+    mb_status status = MB_OK;
+    char target[48];
+    char *beside = mb_str_format("%s/final.tmp.%ld", trainer->folder, (long)getpid()),
+         *path = mb_files_join(trainer->folder, "final");
+    if (beside == NULL || path == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
+    snprintf(target, sizeof target, "epoch_%lld", (long long)number);
+    if (unlink(beside) != 0 && errno != ENOENT) MB_RAISE(MB_EIO, "%s: %s", beside, strerror(errno));
+    if (symlink(target, beside) != 0)
+        MB_RAISE(MB_EIO, "%s: cannot make the link: %s", beside, strerror(errno));
+    if (rename(beside, path) != 0)
+        MB_RAISE(MB_EIO, "%s: cannot put the link there: %s", path, strerror(errno));
+    MB_TRY(mb_files_sync(trainer->folder));
+done:
+    mb_free(beside);
+    mb_free(path);
+    return status;
+}
+
+static mb_status write_here(mb_trainer *trainer, int64_t number, bool is_last)
+{
+    mb_status status = MB_OK;
+    mb_dtype dtype;
+    char *temporary = NULL, *path = mb_str_format("%s/epoch_%lld", trainer->folder, (long long)number);
+    if (path == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
+    MB_TRY(stored_dtype(trainer, &dtype));
+    MB_TRY(mb_checkpoint_begin(path, &temporary));
+    MB_TRY(mb_lm_write(trainer->lm, temporary,
+                       mb_lm_lora(trainer->lm)->is_on ? "adapter" : trainer->options->save, dtype));
+    MB_TRY(mb_checkpoint_commit(temporary, path));
+    MB_FREE(temporary);
+    if (is_last) MB_TRY(link_final(trainer, number));
+done:
+    if (temporary != NULL) mb_files_remove_tree(temporary);
+    mb_free(temporary);
+    mb_free(path);
+    return status;
+}
+
+/* Weights as they are after `step` steps, with that step's trash bias. Collective. */
+static mb_status write_epoch(mb_trainer *trainer, int64_t epoch, bool is_last)
+{
+    mb_status status = MB_OK;
+    if (trainer->objective->begin_step != NULL)
+        trainer->objective->begin_step(trainer->objective, trainer->lm, trainer->step);
+    if (mb_comm_rank(trainer->comm) == 0) status = write_here(trainer, epoch + 1, is_last);
+    return mb_comm_agree(trainer->comm, status);
+}
+
+/* ---- 3. metrics ---- */
+
+enum { OWN_METRICS = 7 };
+
+/* Values of the last step alone, so that a resumed run writes the same lines; what depends on the machine
+ * stands under provenance/, which hashes leave out. */
+static mb_status log_step(mb_trainer *trainer, const mb_batches_step *taken, mb_metric *room)
+{
+    const mb_objective *objective = trainer->objective;
+    double seconds = mb_clock_seconds() - trainer->started;
+    int64_t n = 0, before = trainer->step - 1;
+    for (; n < objective->term_count; n++) room[n] = (mb_metric){objective->term[n], trainer->terms[n]};
+    room[n++] = (mb_metric){"learning_rate",
+                            trainer->options->learning_rate * mb_schedule_factor(&trainer->schedule, before)};
+    room[n++] = (mb_metric){"grad_norm", trainer->norm};
+    room[n++] = (mb_metric){"epoch", (double)taken->epoch + (double)(taken->first + taken->count) /
+                                                                (double)mb_batches_records(trainer->batches)};
+    room[n++] = (mb_metric){"tokens", (double)trainer->tokens};
+    room[n++] = (mb_metric){"provenance/tokens_per_second",
+                            seconds > 0 ? (double)(trainer->tokens - trainer->first_tokens) / seconds : 0};
+    return mb_metrics_write(trainer->metrics, trainer->step, room, n);
+}
+
+static void show_progress(mb_trainer *trainer, mb_progress *progress, bool is_end)
+{
+    char text[64];
+    snprintf(text, sizeof text, "loss %.4f",
+             trainer->step > 0 && trainer->terms != NULL ? trainer->terms[0] : 0.0);
+    if (is_end) {
+        mb_progress_end(progress, trainer->step, text);
+    } else {
+        mb_progress_step(progress, trainer->step, text);
+    }
+}
+
+/* ---- 4. the loop ---- */
+
+/* Never before the first step of this run, so that every run gets on. */
+static bool is_time_over(const mb_trainer *trainer)
+{
+    double limit = 60.0 * trainer->options->time_limit_minutes, used = mb_clock_seconds() - trainer->started;
+    return limit > 0 && trainer->step_seconds > 0 &&
+           used + 3 * trainer->step_seconds + 2 * trainer->save_seconds + 0.02 * limit > limit;
+}
+
+static bool is_save_due(const mb_trainer *trainer)
+{
+    double every = 60.0 * trainer->options->save_minutes;
+    return every > 0 && mb_comm_rank(trainer->comm) == 0 && mb_clock_seconds() - trainer->saved > every;
+}
+
+static mb_status save_state(mb_trainer *trainer)
+{
+    mb_status status = MB_OK;
+    double began = mb_clock_seconds();
+    MB_TRY(mb_trainer_resume_write(trainer));
+    trainer->saved = mb_clock_seconds();
+    if (trainer->saved - began > trainer->save_seconds) trainer->save_seconds = trainer->saved - began;
+done:
+    return status;
+}
+
+/* After a step: log, weights and state where they are due. */
+static mb_status finish_step(mb_trainer *trainer, const mb_batches_step *taken, bool save_due,
+                             mb_metric *room)
+{
+    mb_status status = MB_OK;
+    bool is_last = trainer->step == mb_batches_steps(trainer->batches);
+    int64_t every = trainer->options->save_steps;
+    if (mb_comm_rank(trainer->comm) == 0 && (trainer->step % trainer->options->log_steps == 0 || is_last)) {
+        status = log_step(trainer, taken, room);
+    }
+    MB_TRY(mb_comm_agree(trainer->comm, status));
+    if (taken->is_epoch_end) MB_TRY(write_epoch(trainer, taken->epoch, is_last));
+    if (taken->is_epoch_end || save_due || (every > 0 && trainer->step % every == 0))
+        MB_TRY(save_state(trainer));
+done:
+    return status;
+}
+
+static mb_status train_step(mb_trainer *trainer, mb_metric *room)
+{
+    mb_status status = MB_OK;
+    mb_batches_step taken = mb_batches_step_get(trainer->batches, trainer->step);
+    mb_trainer_counts counts = {.stops = mb_stop_is_set() || is_time_over(trainer),
+                                .saves = is_save_due(trainer)};
+    MB_TRY(mb_trainer_step_read(trainer, &taken, &counts));
+    status = counts.stops > 0 ? MB_ESTOPPED : mb_trainer_step_run(trainer, &taken, counts.targets);
+    if (status == MB_ESTOPPED) {
+        MB_TRY(save_state(trainer));
+        return mb_fail(MB_ESTOPPED, "stopped after step %lld; run again to go on", (long long)trainer->step);
+    }
+    MB_TRY(status);
+    if (taken.is_epoch_start) {
+        trainer->loss_sum = 0;
+        trainer->loss_steps = 0;
+    }
+    trainer->tokens += counts.tokens;
+    trainer->records += counts.records;
+    trainer->loss_sum += trainer->terms[0];
+    trainer->loss_steps++;
+    MB_TRY(finish_step(trainer, &taken, counts.saves > 0, room));
+done:
+    return status;
+}
+
+static mb_status train(mb_trainer *trainer)
+{
+    mb_status status = MB_OK;
+    mb_metric *room = NULL;
+    mb_progress progress;
+    int64_t steps = mb_batches_steps(trainer->batches);
+    MB_NEW_ARRAY(room, trainer->objective->term_count + OWN_METRICS);
+    mb_progress_start(&progress, "training", "steps", trainer->step, steps);
+    while (trainer->step < steps) {
+        MB_TRY(train_step(trainer, room));
+        show_progress(trainer, &progress, false);
+    }
+    show_progress(trainer, &progress, true);
+    if (mb_comm_rank(trainer->comm) == 0) status = mb_metrics_publish(trainer->metrics);
+    MB_TRY(mb_comm_agree(trainer->comm, status));
+done:
+    mb_free(room);
+    return status;
+}
+
+static void fill_report(const mb_trainer *trainer, mb_status status, mb_trainer_report *report)
+{
+    double seconds = mb_clock_seconds() - trainer->started;
+    *report = (mb_trainer_report){
+        .steps = trainer->step,
+        .tokens = trainer->tokens,
+        .records = trainer->records,
+        .seconds = seconds,
+        .loss = trainer->loss_steps > 0 ? trainer->loss_sum / (double)trainer->loss_steps : 0,
+        .is_stopped = status == MB_ESTOPPED};
+    if (seconds > 0) report->tokens_per_second = (double)(trainer->tokens - trainer->first_tokens) / seconds;
+}
+
+mb_status mb_trainer_run(mb_comm *comm, mb_lm *lm, mb_objective *objective, mb_shard *shard,
+                         const mb_trainer_options *options, const char *folder, const char *opt_source,
+                         mb_trainer_report *out_report)
+{
+    mb_status status = MB_OK;
+    mb_trainer trainer = {.comm = comm,
+                          .lm = lm,
+                          .params = mb_lm_params(lm),
+                          .objective = objective,
+                          .shard = shard,
+                          .options = options,
+                          .folder = folder,
+                          .started = mb_clock_seconds()};
+    trainer.saved = trainer.started;
+    MB_TRY(prepare(&trainer));
+    mb_info(
+        "%s%s%s: objective %s, %lld of %lld records an epoch, %lld steps, %lld trained elements, %lld lanes",
+        folder, opt_source == NULL ? "" : " from ", opt_source == NULL ? "" : opt_source, objective->name,
+        (long long)mb_batches_records(trainer.batches), (long long)mb_shard_count(shard),
+        (long long)mb_batches_steps(trainer.batches), (long long)mb_params_trained_count(trainer.params),
+        (long long)trainer.lane_total);
+    status = train(&trainer);
+    if (status == MB_OK || status == MB_ESTOPPED) fill_report(&trainer, status, out_report);
+    if (status != MB_OK) mb_status_trace(status, __func__, __FILE__, __LINE__);
+done:
+    destroy_parts(&trainer);
+    return status;
+}
+
+/* ---- 5. gradients without a step ---- */
+
+mb_status mb_trainer_gradients(mb_lm *lm, mb_objective *objective, const mb_microbatch *microbatch,
+                               float *gradient, mb_objective_terms *out_terms)
+{
+    mb_status status = MB_OK;
+    mb_trainer_passes passes = {0};
+    mb_params *params = mb_lm_params(lm);
+    memset(gradient, 0, (size_t)mb_params_trained_count(params) * sizeof *gradient);
+    MB_TRY(mb_trainer_step_create_passes(lm, objective, &passes));
+    mb_params_bind_gradient(params, gradient);
+    MB_TRY(mb_trainer_step_microbatch(&passes, microbatch, out_terms));
+done:
+    mb_params_bind_gradient(params, NULL);
+    mb_trainer_step_destroy_passes(&passes);
+    return status;
+}
+
+/* ---- 6. plan ---- */
+
+size_t mb_trainer_plan(int64_t trained, int64_t lanes, int ranks)
+{
+    int64_t blocks = (trained + MB_LANES_BLOCK - 1) / MB_LANES_BLOCK,
+            mine = ranks > 0 ? (blocks + ranks - 1) / ranks : blocks;
+    int64_t owned = mine * MB_LANES_BLOCK < trained ? mine * MB_LANES_BLOCK : trained;
+    return mb_lanes_plan(trained, lanes, ranks) + 2 * sizeof(float) * (size_t)owned +
+           (size_t)mine * sizeof(double);
+}

@@ -1,0 +1,68 @@
+/* trainer: the training loop: data order, micro-batches, lanes, optimiser, checkpoints, resume.
+ *
+ * Layer: learn.  Uses: objective, optimiser, schedule, comm (lanes), store, model.
+ *
+ * A step takes batch_size x gradient_accumulation_steps records whatever the number of ranks:
+ * gradient_accumulation_steps micro-batches of batch_size records, shared over lanes. Order: a permutation
+ * per epoch keyed by (seed, epoch). The last step of an epoch may be short. Equal bits on any number of ranks
+ * up to `lanes`, after any kill and resume.
+ */
+#ifndef MB_TRAINER_H
+#define MB_TRAINER_H
+
+#include "comm/comm.h"
+#include "learn/objective.h"
+
+typedef struct mb_trainer_options {
+    double learning_rate; /* training.learning_rate 1e-4 */
+    double epochs;     /* training.epochs 1 (alias num_epochs, num_train_epochs); parts of an epoch allowed */
+    int64_t max_steps; /* training.max_steps 0: by epochs */
+    int64_t max_tokens;                  /* training.max_tokens 0: stop at the first step that reaches it */
+    int64_t batch_size;                  /* training.batch_size 8 records per micro-batch */
+    int64_t gradient_accumulation_steps; /* training.gradient_accumulation_steps 8 micro-batches per step,
+                                            over all ranks */
+    int64_t lanes;                       /* training.lanes 8, cut to the micro-batches per step */
+    int64_t max_length;   /* dataset.max_length: records are cut to this many tokens; 0: as in the shard */
+    double subset_ratio;  /* dataset.subset_ratio 1 (router_warmup: 0.05): share of the records used, drawn by
+                             seed */
+    int64_t seed;         /* training.seed 42 */
+    char *schedule;       /* training.lr_scheduler_type linear|cosine|constant */
+    double warmup_ratio;  /* training.warmup_ratio 0 */
+    int64_t warmup_steps; /* training.warmup_steps 0 */
+    double weight_decay, adam_beta1, adam_beta2, adam_epsilon; /* 0, .9, .999, 1e-8 */
+    double max_grad_norm;                                      /* 1.0; 0: no clipping */
+    char *save;                                                /* training.save full|delta */
+    int64_t save_steps;        /* training.save_steps 0: only at epoch ends; state checkpoints for resume */
+    double save_minutes;       /* training.save_minutes 30: state checkpoint at least this often; 0 never */
+    int64_t save_total_limit;  /* training.save_total_limit 2: state checkpoints kept */
+    int64_t log_steps;         /* training.logging_steps 10 */
+    char *stored_dtype;        /* training.save_dtype f32|bf16|f16|source */
+    bool strict;               /* training.strict refuse a resume under another environment */
+    double time_limit_minutes; /* training.time_limit_minutes 0: none: stop in time by itself (exit 75) */
+} mb_trainer_options;
+const mb_option *mb_trainer_option_table(int64_t *out_count);
+
+typedef struct mb_trainer_report {
+    int64_t steps, tokens, records;
+    double loss; /* mean over the last epoch's steps */
+    double seconds, tokens_per_second;
+    bool is_stopped; /* ended at a checkpoint before its end (MB_ESTOPPED) */
+} mb_trainer_report;
+
+/* Train lm on the shard into folder (metrics.jsonl, metrics.h5, state/step_<n>/ for resume, epoch_<n>/ after
+ * each epoch with weights, final/ -> the last). Resumes by itself from the newest whole state whose key
+ * matches; MB_EUSAGE when the folder holds a state of another key (says what differs). Collective.
+ * opt_source: the model folder, for delta and adapter files. */
+mb_status mb_trainer_run(mb_comm *comm, mb_lm *lm, mb_objective *objective, mb_shard *shard,
+                         const mb_trainer_options *options, const char *folder, const char *opt_source,
+                         mb_trainer_report *out_report);
+
+/* Loss terms and gradients of all records of ONE micro-batch given as id arrays, without an optimiser step
+ * (moe-inspect gradients). Gradients end in the buffer bound here: caller's, [trained]. */
+mb_status mb_trainer_gradients(mb_lm *lm, mb_objective *objective, const mb_microbatch *microbatch,
+                               float *gradient, mb_objective_terms *out_terms);
+
+/* Optimiser, state and gradient bytes per rank. */
+size_t mb_trainer_plan(int64_t trained, int64_t lanes, int ranks);
+
+#endif

@@ -1,0 +1,87 @@
+/* trainer_impl: what the trainer's files share. Private to this folder.
+ *
+ * Layer: learn.  Uses: trainer, batches, optimiser, schedule, lanes, metrics.
+ */
+#ifndef MB_TRAINER_IMPL_H
+#define MB_TRAINER_IMPL_H
+
+#include "comm/lanes.h"
+#include "learn/batches.h"
+#include "learn/optimiser.h"
+#include "learn/schedule.h"
+#include "learn/trainer.h"
+#include "store/metrics.h"
+
+/* The passes of one micro-batch: models' passes and scratch, kept over the steps. */
+typedef struct mb_trainer_passes {
+    mb_lm *lm;
+    mb_objective *objective;
+    mb_arena *arena;
+    mb_lm_pass *pass[MB_OBJECTIVE_MAX_PASSES];
+} mb_trainer_passes;
+
+/* Records of one of my micro-batches in the step at hand. */
+typedef struct mb_trainer_part {
+    int64_t lane, number, records;
+    mb_shard_record *record; /* [batch_size] */
+    int64_t *sample;         /* [batch_size] */
+} mb_trainer_part;
+
+typedef struct mb_trainer_counts {
+    int64_t targets, tokens, records, stops, saves;
+} mb_trainer_counts;
+
+typedef struct mb_trainer {
+    mb_comm *comm;
+    mb_lm *lm;
+    mb_params *params;
+    mb_objective *objective;
+    mb_shard *shard;
+    const mb_trainer_options *options;
+    const char *folder;
+
+    mb_batches *batches;
+    mb_lanes *lanes;
+    mb_optimiser *optimiser;
+    mb_schedule schedule;
+    mb_metrics *metrics; /* rank 0 */
+    mb_trainer_passes passes;
+    int64_t lane_total, lane_first, lane_count;
+
+    mb_arena *step_arena;   /* tokens of the step's records */
+    mb_trainer_part *parts; /* [room for my micro-batches] */
+    int64_t part_count;
+    double *lane_terms; /* [lane_count, terms] */
+    double *terms;      /* [terms] of the last step, over all ranks */
+    double norm;
+
+    int64_t step;            /* done */
+    int64_t tokens, records; /* of all steps done */
+    double loss_sum;         /* of the epoch at hand */
+    int64_t loss_steps;
+    char *settings, *environment;
+    double started, saved;             /* clock */
+    double step_seconds, save_seconds; /* the longest so far */
+    int64_t first_tokens;              /* tokens before this run */
+} mb_trainer;
+
+/* trainer_step.c */
+mb_status mb_trainer_step_create_passes(mb_lm *lm, mb_objective *objective, mb_trainer_passes *out_passes);
+void mb_trainer_step_destroy_passes(mb_trainer_passes *passes);
+/* Forward, loss, backward of one micro-batch into the bound gradient. */
+mb_status mb_trainer_step_microbatch(mb_trainer_passes *passes, const mb_microbatch *microbatch,
+                                     mb_objective_terms *out_terms);
+mb_status mb_trainer_step_create(mb_trainer *trainer); /* parts, terms, arenas */
+void mb_trainer_step_destroy(mb_trainer *trainer);
+/* Read my records of the next step; counts over all ranks. Collective. */
+mb_status mb_trainer_step_read(mb_trainer *trainer, const mb_batches_step *taken, mb_trainer_counts *counts);
+/* The step itself. Collective. */
+mb_status mb_trainer_step_run(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets);
+
+/* trainer_resume.c */
+mb_status mb_trainer_resume_describe(mb_trainer *trainer); /* settings, environment */
+mb_status mb_trainer_resume_write(mb_trainer *trainer);    /* collective */
+mb_status
+mb_trainer_resume_read(mb_trainer *trainer); /* collective; nothing to resume from: nothing changes */
+
+#endif

@@ -1,0 +1,354 @@
+/* trainer_resume.c: checkpoints a run resumes from.
+ *
+ * state/step_<n>/trainer.h5 holds the trained tensors, both moments and the counters, whatever the number of
+ * ranks: rank 0 writes, the others send their owned moments in pieces. The settings that must not change are
+ * kept as text, so that a refusal can say what differs.
+ *
+ * 1. settings and environment   2. writing   3. reading
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/files.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "learn/trainer_impl.h"
+#include "store/checkpoint.h"
+
+#define PIECE_ELEMENTS ((int64_t)1 << 20)
+#define STATE_PREFIX   "step_"
+
+/* ---- 1. settings and environment ---- */
+
+/* Does this key change what is computed? */
+static bool is_setting(const char *key)
+{
+    static const char *const others[] = {"training.save",          "training.save_steps",
+                                         "training.save_minutes",  "training.save_total_limit",
+                                         "training.logging_steps", "training.save_dtype",
+                                         "training.strict",        "training.time_limit_minutes",
+                                         "training.lanes"};
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        if (mb_str_equal(key, others[i])) return false;
+    }
+    return true;
+}
+
+static mb_status add_options(const mb_trainer_options *options, mb_str *text)
+{
+    mb_status status = MB_OK;
+    mb_option_table table = {.title = "training", .target = (void *)options};
+    table.options = mb_trainer_option_table(&table.count);
+    for (int64_t i = 0; i < table.count; i++) {
+        if (!is_setting(table.options[i].key)) continue;
+        MB_TRY(mb_str_add_format(text, "%s = ", table.options[i].key));
+        MB_TRY(mb_option_print(&table, &table.options[i], text));
+        MB_TRY(mb_str_add(text, "\n"));
+    }
+done:
+    return status;
+}
+
+static mb_status add_model(mb_trainer *trainer, mb_str *text)
+{
+    mb_status status = MB_OK;
+    mb_hash *hash = NULL;
+    char names[MB_HASH_TEXT];
+    const mb_lora *lora = mb_lm_lora(trainer->lm);
+    MB_TRY(mb_hash_create(&hash));
+    for (int64_t i = 0; i < mb_params_count(trainer->params); i++) {
+        const mb_param *param = mb_params_at(trainer->params, i);
+        if (!param->trained) continue;
+        mb_hash_add_text(hash, param->name);
+        mb_hash_add_int(hash, mb_tensor_count(&param->value));
+    }
+    mb_hash_get(hash, names);
+    MB_TRY(mb_str_add_format(text, "model = %s\ntrained tensors = %s, %lld elements\n",
+                             mb_lm_hash(trainer->lm), names,
+                             (long long)mb_params_trained_count(trainer->params)));
+    if (lora != NULL && lora->is_on) {
+        MB_TRY(mb_str_add_format(text, "training.lora = r %lld, scale %.9g, dropout %.9g\n",
+                                 (long long)lora->options.r, (double)lora->scale, lora->options.dropout));
+    }
+done:
+    mb_hash_destroy(&hash);
+    return status;
+}
+
+mb_status mb_trainer_resume_describe(mb_trainer *trainer)
+{
+    mb_status status = MB_OK;
+    mb_str text = MB_STR_EMPTY;
+    char data[33];
+    MB_TRY(mb_shard_hash(trainer->shard, data));
+    MB_TRY(mb_str_add_format(&text, "dataset = %s\n", data));
+    MB_TRY(add_model(trainer, &text));
+    MB_TRY(add_options(trainer->options, &text));
+    MB_TRY(mb_str_add(&text, trainer->objective->settings));
+    trainer->settings = mb_str_take(&text);
+    trainer->environment = mb_str_format("%s, %lld lanes", mb_ops_describe(mb_lm_ops(trainer->lm)),
+                                         (long long)trainer->lane_total);
+    if (trainer->environment == NULL) status = mb_status_trace(MB_ENOMEM, __func__, __FILE__, __LINE__);
+done:
+    mb_str_destroy(&text);
+    return status;
+}
+
+/* ---- 2. writing ---- */
+
+/* Send or receive one piece of a rank's owned range; a rank-0 piece is copied by nobody. */
+static mb_status move_piece(mb_comm *comm, int owner, float *data, int64_t n)
+{
+    mb_status status = MB_OK;
+    mb_comm_exchange *exchange = NULL;
+    mb_comm_part part = {.data = data, .bytes = (size_t)n * sizeof *data, .peer = owner};
+    if (mb_comm_rank(comm) == 0) {
+        MB_TRY(mb_comm_exchange_start(comm, NULL, 0, &part, 1, &exchange));
+    } else {
+        part.peer = 0;
+        MB_TRY(mb_comm_exchange_start(comm, &part, 1, NULL, 0, &exchange));
+    }
+done:
+    if (exchange != NULL) {
+        mb_status waited = mb_comm_exchange_wait(&exchange);
+        if (status == MB_OK) status = waited;
+    }
+    return status;
+}
+
+/* Append all ranks' parts of one moment; ranges[2 r] and [2 r + 1] are first and count. file is NULL on other
+ * ranks. A failed write goes on receiving. */
+static mb_status write_moment(mb_trainer *trainer, mb_h5 *file, int moment, float *mine,
+                              const int64_t *ranges, float *piece)
+{
+    mb_status status = MB_OK, written = MB_OK;
+    int rank = mb_comm_rank(trainer->comm);
+    for (int owner = 0; owner < mb_comm_size(trainer->comm); owner++) {
+        for (int64_t at = 0; at < ranges[2 * owner + 1]; at += PIECE_ELEMENTS) {
+            int64_t n =
+                ranges[2 * owner + 1] - at < PIECE_ELEMENTS ? ranges[2 * owner + 1] - at : PIECE_ELEMENTS;
+            float *data = owner == rank ? mine + at : piece;
+            if (owner != 0 && (rank == 0 || rank == owner)) MB_TRY(move_piece(trainer->comm, owner, data, n));
+            if (rank == 0 && file != NULL && written == MB_OK)
+                written = mb_trainer_state_append_moment(file, moment, data, n);
+        }
+    }
+    status = written;
+done:
+    return status;
+}
+
+static mb_status start_file(mb_trainer *trainer, const char *folder, mb_h5 **out_file)
+{
+    mb_status status = MB_OK;
+    mb_h5 *file = NULL;
+    mb_batches_step next = mb_batches_step_get(trainer->batches, trainer->step);
+    mb_trainer_state state = {.step = trainer->step,
+                              .epoch = next.epoch,
+                              .sample = next.first,
+                              .elements = mb_params_trained_count(trainer->params),
+                              .seed = (uint64_t)trainer->options->seed};
+    char *path = mb_files_join(folder, "trainer.h5");
+    if (path == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
+    mb_hash_bytes(trainer->settings, strlen(trainer->settings), state.key);
+    snprintf(state.environment, sizeof state.environment, "%s", trainer->environment);
+    MB_TRY(mb_h5_create(path, &file));
+    MB_TRY(mb_trainer_state_write(file, &state));
+    MB_TRY(mb_h5_set_int(file, "/", "tokens", trainer->tokens));
+    MB_TRY(mb_h5_set_int(file, "/", "records", trainer->records));
+    MB_TRY(mb_h5_set_int(file, "/", "loss_steps", trainer->loss_steps));
+    MB_TRY(mb_h5_set_real(file, "/", "loss_sum", trainer->loss_sum));
+    MB_TRY(mb_h5_set_text(file, "/", "settings", trainer->settings));
+    MB_TRY(mb_h5_create_rows(file, "/trained", MB_F32, 0, NULL, (size_t)1 << 20));
+    MB_TRY(mb_trainer_state_create_moment(file, 1));
+    MB_TRY(mb_trainer_state_create_moment(file, 2));
+    MB_TRY(mb_h5_append_rows(file, "/trained", mb_params_trained(trainer->params),
+                             mb_params_trained_count(trainer->params)));
+    *out_file = file;
+    file = NULL;
+done:
+    mb_h5_destroy(&file);
+    mb_free(path);
+    return status;
+}
+
+static mb_status gather_ranges(mb_trainer *trainer, int64_t **out_ranges)
+{
+    mb_status status = MB_OK;
+    int64_t mine[2], *ranges = NULL;
+    MB_NEW_ARRAY(ranges, 2 * mb_comm_size(trainer->comm));
+    mb_lanes_owned(trainer->lanes, &mine[0], &mine[1]);
+    MB_TRY(mb_comm_allgather(trainer->comm, mine, sizeof mine, ranges));
+    *out_ranges = ranges;
+    ranges = NULL;
+done:
+    mb_free(ranges);
+    return status;
+}
+
+/* Everything between begin and commit. On rank 0 temporary is the folder being filled; a rank that failed
+ * still takes part in the exchanges. */
+static mb_status fill_state(mb_trainer *trainer, mb_status begun, const char *temporary)
+{
+    mb_status status = begun;
+    int64_t *ranges = NULL;
+    float *piece = NULL;
+    mb_h5 *file = NULL;
+    if (status == MB_OK && mb_comm_rank(trainer->comm) == 0) status = start_file(trainer, temporary, &file);
+    if (status == MB_OK) {
+        piece = mb_calloc((size_t)PIECE_ELEMENTS, sizeof *piece);
+        if (piece == NULL) status = mb_status_trace(MB_ENOMEM, __func__, __FILE__, __LINE__);
+    }
+    MB_TRY(mb_comm_agree(trainer->comm, status));
+    MB_TRY(gather_ranges(trainer, &ranges));
+    status = write_moment(trainer, file, 1, mb_optimiser_moment1(trainer->optimiser), ranges, piece);
+    MB_TRY(mb_comm_agree(trainer->comm, status));
+    status = write_moment(trainer, file, 2, mb_optimiser_moment2(trainer->optimiser), ranges, piece);
+    if (status == MB_OK && file != NULL) status = mb_h5_close(&file);
+    MB_TRY(mb_comm_agree(trainer->comm, status));
+done:
+    mb_h5_destroy(&file);
+    mb_free(ranges);
+    mb_free(piece);
+    return status;
+}
+
+mb_status mb_trainer_resume_write(mb_trainer *trainer)
+{
+    mb_status status = MB_OK;
+    bool is_first = mb_comm_rank(trainer->comm) == 0;
+    char *temporary = NULL;
+    char *states = mb_files_join(trainer->folder, "state");
+    char *path = mb_str_format("%s/state/" STATE_PREFIX "%lld", trainer->folder, (long long)trainer->step);
+    if (states == NULL || path == NULL) status = mb_fail(MB_ENOMEM, "no memory for a path");
+    if (status == MB_OK && is_first) status = mb_files_make_folders(states);
+    if (status == MB_OK && is_first)
+        status = mb_files_check_space(states, 12 * mb_params_trained_count(trainer->params),
+                                      "a checkpoint to resume from");
+    if (status == MB_OK && is_first) status = mb_checkpoint_begin(path, &temporary);
+    MB_TRY(fill_state(trainer, status, temporary));
+    if (is_first) {
+        status = mb_checkpoint_commit(temporary, path);
+        if (status == MB_OK)
+            status = mb_checkpoint_rotate(states, STATE_PREFIX, trainer->options->save_total_limit);
+        if (status == MB_OK && trainer->metrics != NULL) status = mb_metrics_publish(trainer->metrics);
+    }
+    MB_TRY(mb_comm_agree(trainer->comm, status));
+done:
+    if (status != MB_OK && temporary != NULL) mb_files_remove_tree(temporary);
+    mb_free(temporary);
+    mb_free(states);
+    mb_free(path);
+    return status;
+}
+
+/* ---- 3. reading ---- */
+
+/* Lines of `now` that `then` has not, and the other way round, at most six of each. */
+static mb_status add_missing_lines(const char *from, const char *in, const char *mark, mb_str *out)
+{
+    mb_status status = MB_OK;
+    int shown = 0;
+    while (*from != 0 && shown < 6) {
+        size_t n = strcspn(from, "\n");
+        bool found = false;
+        for (const char *p = in; *p != 0 && !found; p += strcspn(p, "\n"), p += *p == '\n') {
+            found = strcspn(p, "\n") == n && memcmp(p, from, n) == 0;
+        }
+        if (!found) {
+            MB_TRY(mb_str_add_format(out, "\n  %s %.*s", mark, (int)n, from));
+            shown++;
+        }
+        from += n + (from[n] == '\n');
+    }
+done:
+    return status;
+}
+
+static mb_status check_settings(const mb_trainer *trainer, mb_h5 *file, const mb_trainer_state *state,
+                                const char *path)
+{
+    mb_status status = MB_OK;
+    mb_str then = MB_STR_EMPTY, difference = MB_STR_EMPTY;
+    MB_TRY(mb_h5_get_text(file, "/", "settings", &then));
+    if (strcmp(mb_str_text(&then), trainer->settings) != 0) {
+        MB_TRY(add_missing_lines(mb_str_text(&then), trainer->settings, "then", &difference));
+        MB_TRY(add_missing_lines(trainer->settings, mb_str_text(&then), "now ", &difference));
+        MB_RAISE(MB_EUSAGE,
+                 "%s is of a run with other settings; use another folder, remove it to start anew, or set "
+                 "them back:%s",
+                 path, mb_str_text(&difference));
+    }
+    if (strncmp(state->environment, trainer->environment, sizeof state->environment - 1) != 0) {
+        if (trainer->options->strict) {
+            MB_RAISE(MB_EUSAGE,
+                     "%s was made under '%s', this is '%s'; resume there, or set training.strict = false "
+                     "(the numbers may differ in the last bits)",
+                     path, state->environment, trainer->environment);
+        }
+        mb_warn("%s was made under '%s', this is '%s': the numbers may differ in the last bits", path,
+                state->environment, trainer->environment);
+    }
+done:
+    mb_str_destroy(&then);
+    mb_str_destroy(&difference);
+    return status;
+}
+
+static mb_status read_file(mb_trainer *trainer, const char *path)
+{
+    mb_status status = MB_OK;
+    mb_h5 *file = NULL;
+    int64_t first, count, elements = mb_params_trained_count(trainer->params);
+    mb_trainer_state state;
+    char *name = mb_files_join(path, "trainer.h5");
+    if (name == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
+    MB_TRY(mb_h5_open(name, &file));
+    MB_TRY(mb_trainer_state_read(file, &state));
+    MB_TRY(check_settings(trainer, file, &state, path));
+    if (state.elements != elements) {
+        MB_RAISE(MB_EFORMAT, "%s has %lld trained elements, the model has %lld; remove this checkpoint", name,
+                 (long long)state.elements, (long long)elements);
+    }
+    mb_lanes_owned(trainer->lanes, &first, &count);
+    MB_TRY(mb_h5_read_rows(file, "/trained", MB_F32, 0, elements, mb_params_trained(trainer->params)));
+    mb_params_changed(trainer->params);
+    if (count > 0) {
+        MB_TRY(mb_trainer_state_read_moment(file, 1, first, count, mb_optimiser_moment1(trainer->optimiser)));
+        MB_TRY(mb_trainer_state_read_moment(file, 2, first, count, mb_optimiser_moment2(trainer->optimiser)));
+    }
+    trainer->step = state.step;
+    MB_TRY(mb_h5_get_int(file, "/", "tokens", &trainer->tokens));
+    MB_TRY(mb_h5_get_int(file, "/", "records", &trainer->records));
+    MB_TRY(mb_h5_get_int(file, "/", "loss_steps", &trainer->loss_steps));
+    MB_TRY(mb_h5_get_real(file, "/", "loss_sum", &trainer->loss_sum));
+done:
+    mb_h5_destroy(&file);
+    mb_free(name);
+    return status;
+}
+
+mb_status mb_trainer_resume_read(mb_trainer *trainer)
+{
+    mb_status status = MB_OK;
+    int64_t number = -1;
+    char *states = mb_files_join(trainer->folder, "state"), *path = NULL;
+    if (states == NULL) status = mb_fail(MB_ENOMEM, "no memory for a path");
+    if (status == MB_OK && mb_comm_rank(trainer->comm) == 0 && mb_files_is_folder(states)) {
+        status = mb_checkpoint_latest(states, STATE_PREFIX, &path, &number);
+        if (path == NULL) number = -1;
+        MB_FREE(path);
+    }
+    MB_TRY(mb_comm_agree(trainer->comm, status));
+    MB_TRY(mb_comm_bcast(trainer->comm, &number, sizeof number, 0));
+    if (number >= 0) {
+        path = mb_str_format("%s/" STATE_PREFIX "%lld", states, (long long)number);
+        status = path == NULL ? mb_fail(MB_ENOMEM, "no memory for a path") : read_file(trainer, path);
+        MB_TRY(mb_comm_agree(trainer->comm, status));
+        mb_info("resuming from %s", path);
+    }
+done:
+    mb_free(states);
+    mb_free(path);
+    return status;
+}

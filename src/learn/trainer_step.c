@@ -1,0 +1,335 @@
+/* trainer_step.c: one optimiser step.
+ *
+ * Each rank reads the records of its lanes' micro-batches once, so that the number of targets is known before
+ * any pass. A lane's rounds add into one gradient buffer; the lanes' tree, the optimiser and the gathering of
+ * parameters follow. A stop gives up the step between two micro-batches (MB_ESTOPPED on all ranks). Between
+ * collectives a rank may fail alone: the statuses are agreed before the next one.
+ *
+ * 1. passes of a micro-batch   2. creation   3. reading   4. running
+ */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/stop.h"
+#include "learn/trainer_impl.h"
+
+/* ---- 1. passes of a micro-batch ---- */
+
+enum { ARENA_BYTES = 1 << 20 };
+
+mb_status mb_trainer_step_create_passes(mb_lm *lm, mb_objective *objective, mb_trainer_passes *out_passes)
+{
+    *out_passes = (mb_trainer_passes){.lm = lm, .objective = objective};
+    return mb_arena_create(ARENA_BYTES, &out_passes->arena);
+}
+
+void mb_trainer_step_destroy_passes(mb_trainer_passes *passes)
+{
+    for (int64_t i = 0; i < MB_OBJECTIVE_MAX_PASSES; i++) mb_lm_pass_destroy(&passes->pass[i]);
+    mb_arena_destroy(&passes->arena);
+}
+
+static int64_t first_bad_router(const mb_lm_output *output, int64_t rows, int64_t experts)
+{
+    for (int64_t l = 0; l < output->routers; l++) {
+        for (int64_t i = 0; i < rows * experts; i++) {
+            if (!isfinite(output->router_logits[l][i])) return l;
+        }
+    }
+    return -1;
+}
+
+static mb_status check_finite(const mb_trainer_passes *passes, const mb_objective_pass *planned,
+                              const mb_lm_output *outputs, const mb_objective_terms *terms)
+{
+    for (int64_t i = 0; i < terms->count; i++) {
+        if (isfinite(terms->value[i])) continue;
+        int64_t bad =
+            first_bad_router(&outputs[0], planned[0].batch.tokens, mb_arch_gates(mb_lm_arch(passes->lm)));
+        char layer[64] = "";
+        if (bad >= 0) snprintf(layer, sizeof layer, ", first seen at router %lld", (long long)bad);
+        return mb_fail(MB_ENUMERIC, "%s is %g%s; lower training.learning_rate or look at these records",
+                       terms->name[i], terms->value[i], layer);
+    }
+    return MB_OK;
+}
+
+mb_status mb_trainer_step_microbatch(mb_trainer_passes *passes, const mb_microbatch *microbatch,
+                                     mb_objective_terms *out_terms)
+{
+    mb_status status = MB_OK;
+    mb_objective *objective = passes->objective;
+    mb_objective_pass planned[MB_OBJECTIVE_MAX_PASSES];
+    mb_lm_output outputs[MB_OBJECTIVE_MAX_PASSES];
+    mb_objective_gradient gradients[MB_OBJECTIVE_MAX_PASSES] = {{0}};
+    int64_t count = 0;
+    mb_arena_reset(passes->arena);
+    MB_TRY(objective->plan_passes(objective, microbatch, passes->arena, planned, &count));
+    for (int64_t i = 0; i < count; i++) {
+        if (planned[i].model != 0)
+            MB_RAISE(MB_EUNSUPPORTED, "objective %s asks for a second model, and the trainer was given one",
+                     objective->name);
+        if (passes->pass[i] == NULL) MB_TRY(mb_lm_pass_create(passes->lm, &passes->pass[i]));
+        MB_TRY(mb_lm_forward(passes->pass[i], &planned[i].batch, &planned[i].want, &outputs[i]));
+    }
+    MB_TRY(
+        objective->loss(objective, microbatch, passes->arena, planned, outputs, count, out_terms, gradients));
+    MB_TRY(check_finite(passes, planned, outputs, out_terms));
+    for (int64_t i = 0; i < count; i++) {
+        if (!planned[i].want.gradient) continue;
+        MB_TRY(mb_lm_backward(passes->pass[i], gradients[i].d_token_loss, gradients[i].d_router_logits,
+                              gradients[i].d_hidden));
+    }
+done:
+    return status;
+}
+
+/* ---- 2. creation ---- */
+
+mb_status mb_trainer_step_create(mb_trainer *trainer)
+{
+    mb_status status = MB_OK;
+    const mb_trainer_options *options = trainer->options;
+    int64_t rounds = (options->gradient_accumulation_steps + trainer->lane_total - 1) / trainer->lane_total;
+    trainer->part_count = 0;
+    MB_TRY(mb_trainer_step_create_passes(trainer->lm, trainer->objective, &trainer->passes));
+    MB_TRY(mb_arena_create(ARENA_BYTES, &trainer->step_arena));
+    MB_NEW_ARRAY(trainer->parts, trainer->lane_count * rounds);
+    for (int64_t i = 0; i < trainer->lane_count * rounds; i++) {
+        MB_NEW_ARRAY(trainer->parts[i].record, options->batch_size);
+        trainer->part_count = i + 1;
+        MB_NEW_ARRAY(trainer->parts[i].sample, options->batch_size);
+    }
+    MB_NEW_ARRAY(trainer->lane_terms, trainer->lane_count * trainer->objective->term_count);
+    MB_NEW_ARRAY(trainer->terms, trainer->objective->term_count);
+done:
+    return status;
+}
+
+void mb_trainer_step_destroy(mb_trainer *trainer)
+{
+    int64_t rounds =
+        trainer->lane_total == 0
+            ? 0
+            : (trainer->options->gradient_accumulation_steps + trainer->lane_total - 1) / trainer->lane_total;
+    for (int64_t i = 0; trainer->parts != NULL && i < trainer->lane_count * rounds; i++) {
+        mb_free(trainer->parts[i].record);
+        mb_free(trainer->parts[i].sample);
+    }
+    mb_free(trainer->parts);
+    mb_free(trainer->lane_terms);
+    mb_free(trainer->terms);
+    mb_arena_destroy(&trainer->step_arena);
+    mb_trainer_step_destroy_passes(&trainer->passes);
+}
+
+/* ---- 3. reading ---- */
+
+/* Copies a record into the step's arena, cut; empty records are left out. */
+static mb_status read_record(mb_trainer *trainer, int64_t sample, mb_trainer_part *part,
+                             mb_trainer_counts *counts)
+{
+    mb_status status = MB_OK;
+    mb_shard_record record;
+    uint32_t *tokens;
+    uint8_t *mask = NULL;
+    MB_TRY(mb_shard_read(trainer->shard, sample, &record));
+    record.count = mb_batches_length(trainer->batches, sample);
+    if (record.count == 0) return MB_OK;
+    MB_ARENA_ARRAY(trainer->step_arena, tokens, record.count);
+    memcpy(tokens, record.tokens, (size_t)record.count * sizeof *tokens);
+    if (record.loss_mask != NULL) {
+        MB_ARENA_ARRAY(trainer->step_arena, mask, record.count);
+        memcpy(mask, record.loss_mask, (size_t)record.count);
+    }
+    record.tokens = tokens;
+    record.loss_mask = mask;
+    counts->targets += trainer->objective->count_targets(trainer->objective, &record);
+    counts->tokens += record.count;
+    counts->records++;
+    part->sample[part->records] = sample;
+    part->record[part->records++] = record;
+done:
+    return status;
+}
+
+static mb_status read_part(mb_trainer *trainer, const mb_batches_step *taken, mb_trainer_part *part,
+                           mb_trainer_counts *counts)
+{
+    mb_status status = MB_OK;
+    int64_t size = trainer->options->batch_size, first = part->number * size, sample;
+    part->records = 0;
+    for (int64_t i = first; i < first + size && i < taken->count; i++) {
+        MB_TRY(mb_batches_sample(trainer->batches, taken->epoch, taken->first + i, &sample));
+        MB_TRY(read_record(trainer, sample, part, counts));
+    }
+done:
+    return status;
+}
+
+static mb_status read_mine(mb_trainer *trainer, const mb_batches_step *taken, mb_trainer_counts *counts)
+{
+    mb_status status = MB_OK;
+    trainer->part_count = 0;
+    mb_arena_reset(trainer->step_arena);
+    for (int64_t lane = trainer->lane_first; lane < trainer->lane_first + trainer->lane_count; lane++) {
+        for (int64_t m = lane; m < taken->microbatches; m += trainer->lane_total) {
+            mb_trainer_part *part = &trainer->parts[trainer->part_count++];
+            part->lane = lane;
+            part->number = m;
+            MB_TRY(read_part(trainer, taken, part, counts));
+        }
+    }
+done:
+    return status;
+}
+
+mb_status mb_trainer_step_read(mb_trainer *trainer, const mb_batches_step *taken, mb_trainer_counts *counts)
+{
+    mb_status status = MB_OK;
+    MB_TRY(mb_comm_agree(trainer->comm, read_mine(trainer, taken, counts)));
+    int64_t sums[] = {counts->targets, counts->tokens, counts->records, counts->stops, counts->saves};
+    MB_TRY(mb_comm_allreduce_i64(trainer->comm, sums, 5, MB_COMM_SUM));
+    *counts = (mb_trainer_counts){
+        .targets = sums[0], .tokens = sums[1], .records = sums[2], .stops = sums[3], .saves = sums[4]};
+done:
+    return status;
+}
+
+/* ---- 4. running ---- */
+
+/* The records of a micro-batch in a message: at most eight. */
+static void name_records(const mb_trainer *trainer, const mb_trainer_part *part)
+{
+    char text[1024];
+    size_t used = 0;
+    text[0] = 0;
+    for (int64_t i = 0; i < part->records && i < 8 && used + 160 < sizeof text; i++) {
+        const char *source = mb_shard_source_name(trainer->shard, part->record[i].source);
+        used += (size_t)snprintf(text + used, 160, "%s%.100s[%lld]", i > 0 ? ", " : "", source,
+                                 (long long)part->record[i].source_index);
+        if (used > sizeof text - 1) used = sizeof text - 1;
+    }
+    mb_status_prefix("step %lld, rank %d, micro-batch %lld with records %s%s: ", (long long)trainer->step + 1,
+                     mb_comm_rank(trainer->comm), (long long)part->number, text,
+                     part->records > 8 ? ", ..." : "");
+}
+
+static mb_microbatch microbatch_of(const mb_trainer *trainer, const mb_batches_step *taken,
+                                   int64_t step_targets, const mb_trainer_part *part)
+{
+    return (mb_microbatch){.records = part->records,
+                           .record = part->record,
+                           .sample = part->sample,
+                           .epoch = taken->epoch,
+                           .seed = (uint64_t)trainer->options->seed,
+                           .step_targets = step_targets,
+                           .step_microbatches = taken->microbatches,
+                           .step = trainer->step};
+}
+
+static mb_status run_part(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets,
+                          const mb_trainer_part *part, double *sums)
+{
+    mb_objective_terms terms = {0};
+    mb_microbatch microbatch = microbatch_of(trainer, taken, step_targets, part);
+    if (part->records == 0) return MB_OK;
+    mb_status status = mb_trainer_step_microbatch(&trainer->passes, &microbatch, &terms);
+    if (status != MB_OK) {
+        name_records(trainer, part);
+        return mb_status_trace(status, __func__, __FILE__, __LINE__);
+    }
+    for (int64_t i = 0; i < terms.count; i++) sums[i] += terms.value[i];
+    return MB_OK;
+}
+
+static mb_status run_lanes(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets)
+{
+    mb_status status = MB_OK;
+    int64_t width = trainer->objective->term_count, at = 0;
+    memset(trainer->lane_terms, 0, (size_t)(trainer->lane_count * width) * sizeof *trainer->lane_terms);
+    for (int64_t i = 0; i < trainer->lane_count; i++) {
+        float *gradient = NULL;
+        int64_t lane = trainer->lane_first + i;
+        MB_TRY(mb_lanes_begin(trainer->lanes, lane, &gradient));
+        mb_params_bind_gradient(trainer->params, gradient);
+        for (; at < trainer->part_count && trainer->parts[at].lane == lane; at++) {
+            if (mb_stop_is_set())
+                MB_RAISE(MB_ESTOPPED, "stopped inside step %lld", (long long)trainer->step + 1);
+            MB_TRY(
+                run_part(trainer, taken, step_targets, &trainer->parts[at], trainer->lane_terms + i * width));
+        }
+        MB_TRY(mb_lanes_end(trainer->lanes, lane));
+    }
+done:
+    mb_params_bind_gradient(trainer->params, NULL);
+    return status;
+}
+
+/* Picks of my micro-batches, by a routing-only pass of each. */
+static mb_status count_picks(mb_trainer *trainer, const mb_batches_step *taken)
+{
+    mb_status status = MB_OK;
+    mb_objective *objective = trainer->objective;
+    mb_trainer_passes *passes = &trainer->passes;
+    mb_objective_pass planned;
+    mb_lm_output output;
+    int64_t experts = mb_arch_gates(mb_lm_arch(trainer->lm)), picks = mb_lm_arch(trainer->lm)->picks;
+    if (passes->pass[0] == NULL) MB_TRY(mb_lm_pass_create(passes->lm, &passes->pass[0]));
+    for (int64_t p = 0; p < trainer->part_count; p++) {
+        if (trainer->parts[p].records == 0) continue;
+        mb_microbatch microbatch = microbatch_of(trainer, taken, 0, &trainer->parts[p]);
+        mb_arena_reset(passes->arena);
+        MB_TRY(objective->plan_routing(objective, &microbatch, passes->arena, &planned));
+        MB_TRY(mb_lm_forward(passes->pass[0], &planned.batch, &planned.want, &output));
+        for (int64_t l = 0; l < output.routers; l++) {
+            for (int64_t i = 0; i < planned.batch.tokens * picks; i++)
+                objective->picks[l * experts + output.router_ids[l][i]]++;
+        }
+    }
+done:
+    return status;
+}
+
+/* Where the objective wants it and a step has several micro-batches: the picks of the whole step. Collective.
+ */
+static mb_status share_picks(mb_trainer *trainer, const mb_batches_step *taken)
+{
+    mb_status status = MB_OK;
+    mb_objective *objective = trainer->objective;
+    objective->has_picks = false;
+    if (objective->plan_routing == NULL || taken->microbatches < 2) return MB_OK;
+    memset(objective->picks, 0, (size_t)objective->pick_count * sizeof *objective->picks);
+    MB_TRY(mb_comm_agree(trainer->comm, count_picks(trainer, taken)));
+    MB_TRY(mb_comm_allreduce_i64(trainer->comm, objective->picks, objective->pick_count, MB_COMM_SUM));
+    objective->has_picks = true;
+done:
+    return status;
+}
+
+mb_status mb_trainer_step_run(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets)
+{
+    mb_status status = MB_OK;
+    float *owned = NULL;
+    double began = mb_clock_seconds(),
+           rate = trainer->options->learning_rate * mb_schedule_factor(&trainer->schedule, trainer->step);
+    if (trainer->objective->begin_step != NULL)
+        trainer->objective->begin_step(trainer->objective, trainer->lm, trainer->step);
+    MB_TRY(share_picks(trainer, taken));
+    MB_TRY(mb_comm_agree(trainer->comm, run_lanes(trainer, taken, step_targets)));
+    MB_TRY(mb_lanes_reduce(trainer->lanes, &owned));
+    MB_TRY(mb_lanes_sum(trainer->lanes, trainer->lane_terms, trainer->objective->term_count, trainer->terms));
+    status = mb_optimiser_step(trainer->optimiser, owned, trainer->step + 1, rate, &trainer->norm);
+    if (status != MB_OK) {
+        mb_status_prefix("step %lld: ", (long long)trainer->step + 1);
+        mb_status_trace(status, __func__, __FILE__, __LINE__);
+        goto done;
+    }
+    trainer->step++;
+    double seconds = mb_clock_seconds() - began;
+    if (seconds > trainer->step_seconds) trainer->step_seconds = seconds;
+done:
+    return status;
+}

@@ -1,0 +1,158 @@
+/* perplexity.c: token losses of a shard, summed in one order.
+ *
+ * A rank takes a run of consecutive tiles and makes one sum per tile and source; the sums of all ranks, one behind the other, are in
+ * tile order whatever the number of ranks, and are added in that order.
+ *
+ * 1. sums of a tile   2. this rank's tiles   3. rows
+ */
+#include "measure/perplexity.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/stop.h"
+#include "measure/tile.h"
+
+typedef struct tile_sum {
+    int64_t source, records, tokens;
+    double nll, bytes;
+} tile_sum;
+
+typedef struct tile_sums {
+    tile_sum *data;
+    int64_t count, capacity;
+} tile_sums;
+
+/* ---- 1. sums of a tile ---- */
+
+/* The sum of this source in the tile whose sums begin at `from`. */
+static mb_status find_sum(tile_sums *sums, int64_t from, int64_t source, tile_sum **out)
+{
+    mb_status status = MB_OK;
+    int64_t i = from;
+    while (i < sums->count && sums->data[i].source != source) i++;
+    if (i == sums->capacity) {
+        int64_t n = 2 * sums->capacity + 16;
+        tile_sum *bigger = mb_realloc(sums->data, (size_t)n, sizeof *bigger);
+        if (bigger == NULL) MB_TRY(MB_ENOMEM);
+        sums->data = bigger;
+        sums->capacity = n;
+    }
+    if (i == sums->count) sums->data[sums->count++] = (tile_sum){.source = source};
+    *out = &sums->data[i];
+done:
+    return status;
+}
+
+static mb_status add_tile(const mb_shard *shard, const mb_tile *tile, const float *loss, int64_t first, tile_sums *sums)
+{
+    mb_status status = MB_OK;
+    const mb_shard_columns columns = mb_shard_columns_get(shard);
+    const int64_t from = sums->count;
+    tile_sum *sum;
+    for (int64_t i = 0; i < tile->records; i++) {
+        int64_t targets = tile->head_first[i + 1] - tile->head_first[i], record = first + i, length = mb_shard_length(shard, record);
+        MB_TRY(find_sum(sums, from, columns.source[record], &sum));
+        sum->records++;
+        sum->tokens += targets;
+        if (targets == 0) continue;
+        double nll = 0;
+        for (int64_t h = tile->head_first[i]; h < tile->head_first[i + 1]; h++) nll += loss[h];
+        sum->nll += nll;
+        sum->bytes += (double)columns.text_bytes[record] * ((double)targets / (double)(length - 1));
+    }
+done:
+    return status;
+}
+
+/* ---- 2. this rank's tiles ---- */
+
+static mb_status run_tiles(mb_comm *comm, mb_lm *lm, mb_shard *shard, const mb_tile_plan *plan, int64_t limit, bool only_masked,
+                           tile_sums *sums)
+{
+    mb_status status = MB_OK;
+    mb_lm_pass *pass = NULL;
+    mb_tile tile = {0};
+    mb_progress progress;
+    const mb_lm_want want = {0};
+    int64_t first, count;
+    mb_comm_share(comm, plan->count, &first, &count);
+    mb_progress_start(&progress, "perplexity", "tiles", 0, count);
+    MB_TRY(mb_lm_pass_create(lm, &pass));
+    for (int64_t t = first; t < first + count; t++) {
+        mb_lm_output out = {0};
+        if (mb_stop_is_set()) MB_RAISE(MB_ESTOPPED, "stopped while measuring perplexity; run again");
+        MB_TRY(mb_tile_read(&tile, shard, plan->first[t], plan->first[t + 1], limit,
+                            only_masked ? MB_TILE_MASKED_TARGETS : MB_TILE_ALL_TARGETS));
+        mb_lm_batch batch = mb_tile_batch(&tile);
+        if (batch.head_rows > 0) MB_TRY(mb_lm_forward(pass, &batch, &want, &out));
+        MB_TRY(add_tile(shard, &tile, out.token_loss, plan->first[t], sums));
+        mb_progress_step(&progress, t + 1 - first, NULL);
+    }
+    mb_progress_end(&progress, count, NULL);
+done:
+    mb_lm_pass_destroy(&pass);
+    mb_tile_destroy(&tile);
+    return status;
+}
+
+/* ---- 3. rows ---- */
+
+static void add_sum(mb_perplexity_row *row, double *bytes, const tile_sum *sum)
+{
+    row->records += sum->records;
+    row->tokens += sum->tokens;
+    row->nll += sum->nll;
+    *bytes += sum->bytes;
+}
+
+static void finish_row(mb_perplexity_row *row, double bytes)
+{
+    row->bytes = (int64_t)nearbyint(bytes);
+    row->token_perplexity = row->tokens > 0 ? exp(row->nll / (double)row->tokens) : NAN;
+    row->byte_perplexity = bytes > 0 ? exp(row->nll / bytes) : NAN;
+    row->bits_per_byte = bytes > 0 ? row->nll / (bytes * log(2)) : NAN;
+}
+
+static mb_status fill_rows(const mb_shard *shard, const tile_sum *sums, int64_t count, mb_perplexity_row *rows)
+{
+    mb_status status = MB_OK;
+    const int64_t n = mb_shard_sources(shard) + 1;
+    double *bytes = NULL;
+    MB_NEW_ARRAY(bytes, n);
+    memset(rows, 0, (size_t)n * sizeof *rows);
+    for (int64_t i = 1; i < n; i++) rows[i].source = mb_shard_source_name(shard, i - 1);
+    for (int64_t i = 0; i < count; i++) {
+        add_sum(&rows[0], &bytes[0], &sums[i]);
+        add_sum(&rows[sums[i].source + 1], &bytes[sums[i].source + 1], &sums[i]);
+    }
+    for (int64_t i = 0; i < n; i++) finish_row(&rows[i], bytes[i]);
+    if (!isfinite(rows[0].nll)) MB_RAISE(MB_ENUMERIC, "the loss of the shard is not a number; check the model's weights");
+done:
+    mb_free(bytes);
+    return status;
+}
+
+mb_status mb_perplexity_run(mb_comm *comm, mb_lm *lm, mb_shard *shard, int64_t max_length, int64_t tile_tokens, bool only_masked,
+                            mb_perplexity_row *rows)
+{
+    mb_status status = MB_OK;
+    mb_tile_plan plan = {0};
+    tile_sums sums = {0};
+    tile_sum *all = NULL;
+    int64_t *offsets = NULL;
+    const int64_t limit = mb_tile_limit(max_length, lm, NULL);
+    status = mb_tile_plan_create(shard, limit, tile_tokens, &plan);
+    if (status == MB_OK) status = run_tiles(comm, lm, shard, &plan, limit, only_masked, &sums);
+    if (status == MB_OK && (offsets = mb_calloc((size_t)mb_comm_size(comm) + 1, sizeof *offsets)) == NULL) status = MB_ENOMEM;
+    MB_TRY(mb_comm_agree(comm, status));
+    MB_TRY(mb_comm_allgatherv(comm, sums.data, (size_t)sums.count * sizeof *sums.data, (void **)&all, offsets));
+    MB_TRY(fill_rows(shard, all, offsets[mb_comm_size(comm)] / (int64_t)sizeof *all, rows));
+done:
+    mb_tile_plan_reset(&plan);
+    mb_free(sums.data);
+    mb_free(all);
+    mb_free(offsets);
+    return status;
+}

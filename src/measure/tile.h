@@ -1,0 +1,52 @@
+/* tile: records computed together in one forward pass, formed by the data alone.
+ *
+ * Layer: measure.  Uses: store (shard), model (lm).
+ */
+#ifndef MB_TILE_H
+#define MB_TILE_H
+
+#include "model/lm.h"
+#include "store/shard.h"
+
+/* Tokens of a record that a pass of these limits sees: at most limit (> 0). */
+int64_t mb_tile_length(const mb_shard *shard, int64_t record, int64_t limit);
+/* The limit of records: asked (0: none), but never more than the positions of the models (NULL: none). Warns when it cuts what was asked for. */
+int64_t mb_tile_limit(int64_t asked, const mb_lm *opt_a, const mb_lm *opt_b);
+
+/* Runs of consecutive records of at most tile_tokens tokens; a longer record is a tile of its own. */
+typedef struct mb_tile_plan {
+    int64_t count;
+    int64_t *first; /* [count + 1] record of each tile; first[count] = records */
+    int64_t tokens; /* of all records, as cut */
+    int64_t cut;    /* records longer than limit */
+    double context; /* mean number of tokens a token attends to */
+} mb_tile_plan;
+mb_status mb_tile_plan_create(const mb_shard *shard, int64_t limit, int64_t tile_tokens, mb_tile_plan *out_plan);
+void mb_tile_plan_reset(mb_tile_plan *plan);
+
+/* A packed batch with its memory, reused from tile to tile. Start zeroed. */
+typedef struct mb_tile {
+    int32_t *ids, *positions, *offsets; /* rows; segments + 1 */
+    int32_t *head_row, *targets;        /* heads */
+    int64_t tokens, segments, heads;
+    int64_t capacity;
+    int64_t *row_first, *head_first;    /* [records + 1], of mb_tile_read */
+    int64_t records, record_capacity;
+} mb_tile;
+void mb_tile_destroy(mb_tile *tile);
+void mb_tile_reset(mb_tile *tile);
+/* Append a segment of n > 0 tokens; its rows are the last n. */
+mb_status mb_tile_add(mb_tile *tile, const uint32_t *tokens, int64_t n);
+/* The loss of `target` after row `row` (rising over the calls, as many as there are rows at most). */
+void mb_tile_add_target(mb_tile *tile, int64_t row, uint32_t target);
+mb_lm_batch mb_tile_batch(const mb_tile *tile);
+
+typedef enum mb_tile_targets {
+    MB_TILE_NO_TARGETS,
+    MB_TILE_ALL_TARGETS,   /* every token of a record but its first */
+    MB_TILE_MASKED_TARGETS /* those of them in the loss mask; all where the shard has none */
+} mb_tile_targets;
+/* Records [first, end) of the shard instead of what the tile held. */
+mb_status mb_tile_read(mb_tile *tile, mb_shard *shard, int64_t first, int64_t end, int64_t limit, mb_tile_targets targets);
+
+#endif

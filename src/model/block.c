@@ -1,0 +1,149 @@
+/* block: finding a decoder layer's parameters, and small helpers of its halves.
+ *
+ * 1. parameters
+ * 2. what the backward pass has to compute
+ * 3. tensors in the arena
+ */
+#include "model/block.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { PLACE_Q, PLACE_K, PLACE_V, PLACE_O, PLACE_ROUTER, PLACE_GATE, PLACE_UP, PLACE_DOWN, PLACES = 16 };
+
+/* ---- 1. parameters ---- */
+
+static mb_param *block_param(mb_params *params, int64_t index, const char *name)
+{
+    char text[160];
+    snprintf(text, sizeof text, "model.layers.%lld.%s", (long long)index, name);
+    return mb_params_find(params, text);
+}
+
+static void block_project(mb_projection *projection, mb_params *params, int64_t index, const char *name,
+                          int place)
+{
+    char text[160];
+    snprintf(text, sizeof text, "model.layers.%lld.%s", (long long)index, name);
+    mb_projection_find(projection, params, text, (uint32_t)(index * PLACES + place));
+}
+
+static mb_status block_find_experts(mb_block *block, mb_params *params, const mb_arch *arch, int64_t index)
+{
+    mb_status status = MB_OK;
+    char text[160];
+    const uint32_t sub = (uint32_t)(index * PLACES);
+    const int64_t n = arch->experts;
+    snprintf(text, sizeof text, "model.layers.%lld.mlp.experts", (long long)index);
+    block_project(&block->router, params, index, "mlp.gate", PLACE_ROUTER);
+    MB_TRY(mb_projection_group_find(&block->experts_gate, params, text, "gate_proj", n, sub + PLACE_GATE));
+    MB_TRY(mb_projection_group_find(&block->experts_up, params, text, "up_proj", n, sub + PLACE_UP));
+    MB_TRY(mb_projection_group_find(&block->experts_down, params, text, "down_proj", n, sub + PLACE_DOWN));
+done:
+    return status;
+}
+
+/* ---- 2. what the backward pass has to compute ---- */
+
+static bool block_trains(const mb_param *opt_param)
+{
+    return opt_param != NULL && opt_param->trained;
+}
+
+static void block_plan(mb_block *b, int64_t index, int64_t lowest)
+{
+    b->needs_any = lowest <= index;
+    b->needs_input = lowest < index;
+    b->needs_qkv = b->needs_input || block_trains(b->input_norm) || block_trains(b->q_norm) ||
+                   block_trains(b->k_norm) || mb_projection_is_trained(&b->q) ||
+                   mb_projection_is_trained(&b->k) || mb_projection_is_trained(&b->v);
+    b->needs_attention = b->needs_qkv || mb_projection_is_trained(&b->o);
+    b->needs_ffn_input = b->needs_attention || block_trains(b->post_norm);
+    if (b->is_moe) {
+        b->needs_router = b->needs_ffn_input || mb_projection_is_trained(&b->router);
+        b->needs_experts = b->needs_ffn_input || mb_projection_group_is_trained(&b->experts_gate) ||
+                           mb_projection_group_is_trained(&b->experts_up) ||
+                           mb_projection_group_is_trained(&b->experts_down);
+    } else {
+        b->needs_experts = b->needs_ffn_input || mb_projection_is_trained(&b->gate) ||
+                           mb_projection_is_trained(&b->up) || mb_projection_is_trained(&b->down);
+    }
+}
+
+mb_status mb_block_find(mb_block *block, const mb_arch *arch, mb_params *params, int64_t index)
+{
+    mb_status status = MB_OK;
+    block->input_norm = block_param(params, index, "input_layernorm.weight");
+    block->post_norm = block_param(params, index, "post_attention_layernorm.weight");
+    block->q_norm = block_param(params, index, "self_attn.q_norm.weight");
+    block->k_norm = block_param(params, index, "self_attn.k_norm.weight");
+    block_project(&block->q, params, index, "self_attn.q_proj", PLACE_Q);
+    block_project(&block->k, params, index, "self_attn.k_proj", PLACE_K);
+    block_project(&block->v, params, index, "self_attn.v_proj", PLACE_V);
+    block_project(&block->o, params, index, "self_attn.o_proj", PLACE_O);
+    block->is_moe = arch->experts > 0;
+    if (block->is_moe) {
+        MB_TRY(block_find_experts(block, params, arch, index));
+    } else {
+        block_project(&block->gate, params, index, "mlp.gate_proj", PLACE_GATE);
+        block_project(&block->up, params, index, "mlp.up_proj", PLACE_UP);
+        block_project(&block->down, params, index, "mlp.down_proj", PLACE_DOWN);
+    }
+    block_plan(block, index, mb_params_lowest_trained(params));
+done:
+    return status;
+}
+
+void mb_block_reset(mb_block *block)
+{
+    mb_projection_group_reset(&block->experts_gate);
+    mb_projection_group_reset(&block->experts_up);
+    mb_projection_group_reset(&block->experts_down);
+}
+
+/* ---- 3. tensors in the arena ---- */
+
+mb_status mb_block_new3(const mb_block_context *context, int64_t n0, int64_t n1, int64_t n2, mb_tensor *out)
+{
+    mb_status status = MB_OK;
+    float *data;
+    MB_ARENA_ARRAY(context->p.arena, data, n0 * n1 * n2);
+    *out = mb_tensor_view3(MB_F32, data, n0, n1, n2);
+done:
+    return status;
+}
+
+mb_status mb_block_new2(const mb_block_context *context, int64_t n0, int64_t n1, mb_tensor *out)
+{
+    mb_status status = MB_OK;
+    float *data;
+    MB_ARENA_ARRAY(context->p.arena, data, n0 * n1);
+    *out = mb_tensor_view2(MB_F32, data, n0, n1);
+done:
+    return status;
+}
+
+mb_status mb_block_new1(const mb_block_context *context, int64_t n0, mb_tensor *out)
+{
+    mb_status status = MB_OK;
+    float *data;
+    MB_ARENA_ARRAY(context->p.arena, data, n0);
+    *out = mb_tensor_view1(MB_F32, data, n0);
+done:
+    return status;
+}
+
+mb_status mb_block_keep(const mb_block_context *context, const mb_tensor *x, mb_tensor *out)
+{
+    mb_status status = MB_OK;
+    MB_TRY(mb_block_new2(context, x->shape[0], mb_tensor_count(x) / x->shape[0], out));
+    memcpy(out->data, x->data, mb_tensor_bytes(x));
+done:
+    return status;
+}
+
+mb_tensor *mb_block_gradient(mb_param *param)
+{
+    return param->trained ? &param->gradient : NULL;
+}

@@ -1,0 +1,323 @@
+/* lm: open, create, destroy, and what a model says about itself.
+ *
+ * 1. folders: HF, delta chains
+ * 2. what trains
+ * 3. building the model around its parameters
+ * 4. open, create, destroy
+ * 5. accessors
+ */
+#include "model/lm.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/files.h"
+#include "model/lm_state.h"
+#include "store/contenthash.h"
+
+#define LM_CHAIN_MAX 16
+
+/* ---- 1. folders ---- */
+
+typedef struct lm_chain { /* delta folders from the opened one down, then the base */
+    char *deltas[LM_CHAIN_MAX];
+    int count;
+    char *base;
+} lm_chain;
+
+static void lm_chain_reset(lm_chain *chain)
+{
+    for (int i = 0; i < chain->count; i++) mb_free(chain->deltas[i]);
+    mb_free(chain->base);
+    *chain = (lm_chain){0};
+}
+
+/* The base a delta names; its hash must be what the delta was made on. */
+static mb_status lm_delta_base(const char *folder, const char *delta, char **out_base)
+{
+    mb_status status = MB_OK;
+    json_t *json = NULL;
+    char *base = NULL, hash[MB_HASH_TEXT];
+    const char *path, *expected;
+    MB_TRY(mb_json_read(delta, &json));
+    MB_TRY(mb_json_get_string(json, "base", delta, &path));
+    MB_TRY(mb_json_get_string(json, "base_hash", delta, &expected));
+    base = path[0] == '/' ? mb_strdup(path) : mb_files_join(folder, path);
+    if (base == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", delta);
+    if (!mb_files_is_folder(base))
+        MB_RAISE(MB_ENOTFOUND, "%s: base model folder %s not found; correct \"base\"", delta, base);
+    MB_TRY(mb_contenthash_path(base, hash));
+    if (strcmp(hash, expected) != 0)
+        MB_RAISE(MB_EDATA,
+                 "%s: base model %s has hash %s, but the delta was made on %s; it belongs to another model",
+                 delta, base, hash, expected);
+    *out_base = base;
+    base = NULL;
+done:
+    mb_free(base);
+    json_decref(json);
+    return status;
+}
+
+static mb_status lm_chain_read(const char *path, lm_chain *chain)
+{
+    mb_status status = MB_OK;
+    char *delta = NULL, *folder = mb_strdup(path), *next = NULL;
+    if (folder == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", path);
+    if (!mb_files_is_folder(path)) MB_RAISE(MB_ENOTFOUND, "%s: model folder not found", path);
+    for (;;) {
+        delta = mb_files_join(folder, "delta.json");
+        if (delta == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", path);
+        if (!mb_files_is_file(delta)) break;
+        if (chain->count == LM_CHAIN_MAX)
+            MB_RAISE(MB_EDATA, "%s: more than %d deltas on one another; write a full model", path,
+                     LM_CHAIN_MAX);
+        MB_TRY(lm_delta_base(folder, delta, &next));
+        chain->deltas[chain->count++] = folder;
+        folder = next;
+        next = NULL;
+        MB_FREE(delta);
+    }
+    chain->base = folder;
+    folder = NULL;
+done:
+    mb_free(next);
+    mb_free(folder);
+    mb_free(delta);
+    return status;
+}
+
+static mb_status lm_read_arch(const lm_chain *chain, mb_arch *arch)
+{
+    for (int i = 0; i < chain->count; i++) {
+        char *path = mb_files_join(chain->deltas[i], "config.json");
+        if (path == NULL) return MB_ENOMEM;
+        bool has = mb_files_is_file(path);
+        mb_free(path);
+        if (has) return mb_arch_read(chain->deltas[i], arch);
+    }
+    return mb_arch_read(chain->base, arch);
+}
+
+/* ---- 2. what trains ---- */
+
+mb_status mb_lm_patterns(const char *train, bool has_lora, const mb_arch *arch, const char **out_patterns)
+{
+    mb_status status = MB_OK;
+    const bool none = strcmp(train, "none") == 0, router = strcmp(train, "router") == 0;
+    if (router && arch->experts == 0)
+        MB_RAISE(MB_EUSAGE, "train = router: the model is dense, it has no routers; upcycle it first "
+                            "(moe-convert upcycle)");
+    if (has_lora && !none && !router && strcmp(train, "all") != 0 && strcmp(train, "lora") != 0)
+        MB_RAISE(MB_EUSAGE, "train = %s: with an adapter only the adapter trains; say all or none", train);
+    *out_patterns = none ? "none" : has_lora ? "lora" : router ? "*.mlp.gate.weight" : train;
+done:
+    return status;
+}
+
+static mb_status lm_declare_trash(mb_arch *arch, double ratio)
+{
+    mb_status status = MB_OK;
+    if (ratio == 0) goto done;
+    if (!(ratio > 0 && ratio < 1)) MB_RAISE(MB_ERANGE, "trash_expert_ratio %g must be within (0, 1)", ratio);
+    if (arch->experts == 0)
+        MB_RAISE(MB_EUSAGE, "trash_expert_ratio: the model is dense, it has no experts; upcycle it first "
+                            "(moe-convert upcycle)");
+    if (arch->trash > 0)
+        MB_RAISE(MB_EUSAGE, "trash_expert_ratio: the model has %lld trash experts of its own; leave it 0",
+                 (long long)arch->trash);
+    arch->declared_trash = llround(ratio * (double)arch->experts);
+    if (arch->declared_trash < 1) arch->declared_trash = 1;
+    if (arch->declared_trash >= arch->experts)
+        MB_RAISE(MB_ERANGE, "trash_expert_ratio %g leaves no good expert of %lld", ratio,
+                 (long long)arch->experts);
+done:
+    return status;
+}
+
+/* ---- 3. building ---- */
+
+/* Angles as transformers computes them: frequencies and products in single precision. */
+static mb_status lm_make_rope(mb_lm *lm)
+{
+    mb_status status = MB_OK;
+    const int64_t positions = lm->arch.max_positions, d = lm->arch.head_width, half = d / 2;
+    MB_TRY(
+        mb_buffer_create(mb_ops_allocator(lm->ops), (size_t)(positions * d) * sizeof(float), &lm->rope_data));
+    float *table = lm->rope_data->data;
+    for (int64_t i = 0; i < half; i++) {
+        const float exponent = (float)(2 * i) / (float)d;
+        const float frequency = 1.0f / powf((float)lm->arch.rope_theta, exponent);
+        for (int64_t p = 0; p < positions; p++) {
+            const float angle = (float)p * frequency;
+            table[p * d + i] = cosf(angle);
+            table[p * d + half + i] = sinf(angle);
+        }
+    }
+    lm->rope = mb_tensor_view2(MB_F32, table, positions, d);
+done:
+    return status;
+}
+
+static mb_status lm_build(mb_lm *lm)
+{
+    mb_status status = MB_OK;
+    lm->embedding = mb_params_find(lm->params, "model.embed_tokens.weight");
+    lm->final_norm = mb_params_find(lm->params, "model.norm.weight");
+    lm->head = lm->arch.tied_head ? lm->embedding : mb_params_find(lm->params, "lm_head.weight");
+    MB_NEW_ARRAY(lm->blocks, lm->arch.layers);
+    for (int64_t i = 0; i < lm->arch.layers; i++)
+        MB_TRY(mb_block_find(&lm->blocks[i], &lm->arch, lm->params, i));
+    MB_TRY(lm_make_rope(lm));
+done:
+    return status;
+}
+
+/* ---- 4. open, create, destroy ---- */
+
+static mb_status lm_attach(mb_lm *lm, const mb_lm_options *options)
+{
+    mb_status status = MB_OK;
+    mb_lora_options lora = {0};
+    if (options->opt_lora != NULL && options->opt_adapter != NULL)
+        MB_RAISE(MB_EUSAGE, "a new adapter (lora) and a loaded one (%s) exclude each other",
+                 options->opt_adapter);
+    if (options->opt_lora != NULL)
+        MB_TRY(mb_lora_attach(&lm->lora, options->opt_lora, &lm->arch, lm->params));
+    if (options->opt_adapter != NULL) {
+        MB_TRY(mb_lora_read_options(options->opt_adapter, &lora));
+        MB_TRY(mb_lora_attach(&lm->lora, &lora, &lm->arch, lm->params));
+        lm->adapter = mb_strdup(options->opt_adapter);
+        if (lm->adapter == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", options->opt_adapter);
+    }
+done:
+    mb_free((char *)lora.targets);
+    return status;
+}
+
+static mb_status lm_fill(mb_lm *lm, const mb_lm_options *options, const lm_chain *chain)
+{
+    mb_status status = MB_OK;
+    MB_TRY(mb_params_read(lm->params, chain->base));
+    for (int i = chain->count - 1; i >= 0; i--) MB_TRY(mb_params_read_delta(lm->params, chain->deltas[i]));
+    if (options->opt_adapter != NULL) MB_TRY(mb_lora_read(options->opt_adapter, &lm->lora, lm->params));
+    if (options->opt_lora != NULL) MB_TRY(mb_lora_randomise(&lm->lora, lm->params));
+    lm->path = mb_strdup(options->path);
+    lm->base = mb_strdup(chain->base);
+    if (lm->path == NULL || lm->base == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", options->path);
+done:
+    return status;
+}
+
+mb_status mb_lm_open(mb_ops *ops, const mb_lm_options *options, mb_lm **out_lm)
+{
+    mb_status status = MB_OK;
+    mb_lm *lm = NULL;
+    lm_chain chain = {0};
+    const char *patterns = "none";
+    MB_NEW(lm);
+    lm->ops = ops;
+    MB_TRY(lm_chain_read(options->path, &chain));
+    MB_TRY(lm_read_arch(&chain, &lm->arch));
+    MB_TRY(lm_declare_trash(&lm->arch, options->trash_expert_ratio));
+    MB_TRY(mb_params_create(&lm->arch, ops, &lm->params));
+    MB_TRY(lm_attach(lm, options));
+    MB_TRY(mb_lm_patterns(options->train != NULL ? options->train : "none", lm->lora.is_on, &lm->arch,
+                          &patterns));
+    MB_TRY(mb_params_seal(lm->params, patterns));
+    MB_TRY(lm_fill(lm, options, &chain));
+    MB_TRY(lm_build(lm));
+    *out_lm = lm;
+    lm = NULL;
+done:
+    lm_chain_reset(&chain);
+    mb_lm_destroy(&lm);
+    return status;
+}
+
+mb_status mb_lm_create(mb_ops *ops, const mb_arch *arch, const char *train, uint64_t seed, mb_lm **out_lm)
+{
+    mb_status status = MB_OK;
+    mb_lm *lm = NULL;
+    const char *patterns = "none";
+    MB_NEW(lm);
+    lm->ops = ops;
+    MB_TRY(mb_arch_copy(arch, &lm->arch));
+    MB_TRY(mb_params_create(&lm->arch, ops, &lm->params));
+    MB_TRY(mb_lm_patterns(train, false, &lm->arch, &patterns));
+    MB_TRY(mb_params_seal(lm->params, patterns));
+    MB_TRY(mb_params_randomise(lm->params, seed, lm->arch.initializer_range));
+    MB_TRY(lm_build(lm));
+    *out_lm = lm;
+    lm = NULL;
+done:
+    mb_lm_destroy(&lm);
+    return status;
+}
+
+void mb_lm_destroy(mb_lm **lm)
+{
+    mb_lm *m = *lm;
+    if (m == NULL) return;
+    for (int64_t i = 0; m->blocks != NULL && i < m->arch.layers; i++) mb_block_reset(&m->blocks[i]);
+    mb_free(m->blocks);
+    mb_buffer_destroy(&m->rope_data);
+    mb_lora_reset(&m->lora);
+    mb_params_destroy(&m->params);
+    mb_arch_reset(&m->arch);
+    mb_free(m->path);
+    mb_free(m->base);
+    mb_free(m->adapter);
+    mb_free(m);
+    *lm = NULL;
+}
+
+/* ---- 5. accessors ---- */
+
+const mb_arch *mb_lm_arch(const mb_lm *lm)
+{
+    return &lm->arch;
+}
+mb_params *mb_lm_params(mb_lm *lm)
+{
+    return lm->params;
+}
+mb_lora *mb_lm_lora(mb_lm *lm)
+{
+    return &lm->lora;
+}
+mb_ops *mb_lm_ops(mb_lm *lm)
+{
+    return lm->ops;
+}
+int64_t mb_lm_routers(const mb_lm *lm)
+{
+    return lm->arch.experts > 0 ? lm->arch.layers : 0;
+}
+void mb_lm_set_trash_bias(mb_lm *lm, double bias)
+{
+    lm->arch.trash_logit_bias = bias;
+}
+const char *mb_lm_base(const mb_lm *lm)
+{
+    return lm->base;
+}
+
+/* A folder is hashed when first asked for: a big model takes a while. */
+const char *mb_lm_hash(mb_lm *lm)
+{
+    char model[MB_HASH_TEXT], adapter[MB_HASH_TEXT];
+    if (lm->hash[0] != 0 || lm->path == NULL) return lm->hash;
+    if (mb_contenthash_path(lm->path, model) != MB_OK) return lm->hash;
+    memcpy(lm->hash, model, sizeof model);
+    if (lm->adapter == NULL) return lm->hash;
+    if (mb_contenthash_path(lm->adapter, adapter) != MB_OK) {
+        lm->hash[0] = 0;
+        return lm->hash;
+    }
+    char both[2 * MB_HASH_TEXT];
+    snprintf(both, sizeof both, "%s%s", model, adapter);
+    mb_hash_bytes(both, strlen(both), lm->hash);
+    return lm->hash;
+}

@@ -1,0 +1,134 @@
+/* lm_backward: the backward half of a pass.
+ *
+ * 1. head and final norm
+ * 2. blocks, down to the lowest that trains
+ */
+#include <string.h>
+
+#include "model/lm_state.h"
+
+/* ---- 1. head and final norm ---- */
+
+/* Gradient of the normed head rows: kept from the forward, or made now from the weights of the losses. */
+static mb_status backward_head_rows(mb_lm_pass *pass, const float *opt_weight, mb_tensor *out_dh)
+{
+    mb_status status = MB_OK;
+    mb_lm *lm = pass->lm;
+    const mb_block_context *c = &pass->context;
+    mb_tensor loss;
+    if (opt_weight == NULL) {
+        *out_dh = pass->head_dh;
+        goto done;
+    }
+    MB_TRY(mb_block_new2(c, pass->batch.head_rows, lm->arch.width, out_dh));
+    MB_TRY(mb_block_new1(c, pass->batch.head_rows, &loss));
+    MB_TRY(mb_ops_head_loss(lm->ops, &pass->head_h, &lm->head->weight, pass->batch.targets, &loss, NULL,
+                            opt_weight, out_dh, mb_block_gradient(lm->head)));
+done:
+    return status;
+}
+
+static mb_status backward_head(mb_lm_pass *pass, const float *opt_weight, mb_tensor *dx)
+{
+    mb_status status = MB_OK;
+    mb_lm *lm = pass->lm;
+    const mb_arena_mark mark = mb_arena_mark_get(pass->arena);
+    const bool below = mb_params_lowest_trained(lm->params) < lm->arch.layers;
+    mb_tensor dh, dhead;
+    if (pass->batch.head_rows == 0) goto done;
+    MB_TRY(backward_head_rows(pass, opt_weight, &dh));
+    if (dh.dims == 0 || (!below && !lm->final_norm->trained)) goto done;
+    MB_TRY(mb_block_new2(&pass->context, pass->batch.head_rows, lm->arch.width, &dhead));
+    MB_TRY(mb_ops_rms_norm_backward(lm->ops, &dh, &pass->head_x, &lm->final_norm->value, &pass->head_rstd,
+                                    false, &dhead, mb_block_gradient(lm->final_norm)));
+    if (below) MB_TRY(mb_ops_embedding_backward(lm->ops, pass->batch.head_row, &dhead, dx));
+done:
+    mb_arena_release(pass->arena, mark);
+    return status;
+}
+
+static mb_status backward_hidden(mb_lm_pass *pass, const float *d_hidden, mb_tensor *dx)
+{
+    mb_lm *lm = pass->lm;
+    const mb_tensor dh = mb_tensor_view2(MB_F32, (void *)d_hidden, pass->batch.tokens, lm->arch.width);
+    return mb_ops_rms_norm_backward(lm->ops, &dh, &pass->x, &lm->final_norm->value, &pass->x_rstd, true, dx,
+                                    mb_block_gradient(lm->final_norm));
+}
+
+/* ---- 2. blocks ---- */
+
+static mb_status backward_block(mb_lm_pass *pass, int64_t index, const float *opt_d_router_logits,
+                                mb_tensor *dx)
+{
+    mb_status status = MB_OK;
+    mb_lm *lm = pass->lm;
+    mb_block *block = &lm->blocks[index];
+    const mb_block_saved *saved = &pass->saved[index];
+    MB_TRY(mb_params_acquire(lm->params, index));
+    status = block->is_moe ? mb_experts_backward(&pass->context, block, saved, opt_d_router_logits, dx)
+                           : mb_ffn_backward(&pass->context, block, saved, dx);
+    if (status == MB_OK && block->needs_attention)
+        status = mb_attention_block_backward(&pass->context, block, saved, dx);
+    mb_params_release(lm->params, index);
+done:
+    return status;
+}
+
+static mb_status backward_check(const mb_lm_pass *pass, const float *opt_d_hidden)
+{
+    mb_status status = MB_OK;
+    mb_params *params = pass->lm->params;
+    if (!pass->is_ready) MB_RAISE(MB_EUSAGE, "backward: there was no forward with gradient in this pass");
+    if (opt_d_hidden != NULL && !pass->want.hidden)
+        MB_RAISE(MB_EUSAGE, "backward: a gradient of the hidden state, which the forward was not asked for");
+    for (int64_t i = 0; i < mb_params_count(params); i++) {
+        const mb_param *param = mb_params_at(params, i);
+        if (!param->trained) continue;
+        if (param->gradient.data == NULL)
+            MB_RAISE(MB_EUSAGE, "backward: no gradient is bound (mb_params_bind_gradient)");
+        break;
+    }
+done:
+    return status;
+}
+
+static mb_status backward_ends(mb_lm_pass *pass, const float *opt_weight, const float *opt_d_hidden,
+                               mb_tensor *dx)
+{
+    mb_status status = MB_OK;
+    mb_lm *lm = pass->lm;
+    MB_TRY(mb_params_acquire(lm->params, lm->arch.layers));
+    if (lm->arch.tied_head) MB_TRY(mb_params_acquire(lm->params, MB_PARAMS_EMBEDDING));
+    status = backward_head(pass, opt_weight, dx);
+    if (status == MB_OK && opt_d_hidden != NULL) status = backward_hidden(pass, opt_d_hidden, dx);
+    if (lm->arch.tied_head) mb_params_release(lm->params, MB_PARAMS_EMBEDDING);
+    mb_params_release(lm->params, lm->arch.layers);
+done:
+    return status;
+}
+
+mb_status mb_lm_backward(mb_lm_pass *pass, const float *opt_d_token_loss, float *const *opt_d_router_logits,
+                         const float *opt_d_hidden)
+{
+    mb_status status = MB_OK;
+    mb_lm *lm = pass->lm;
+    const mb_arena_mark mark = mb_arena_mark_get(pass->arena);
+    const int64_t lowest = mb_params_lowest_trained(lm->params), layers = lm->arch.layers;
+    mb_tensor dx;
+    MB_TRY(backward_check(pass, opt_d_hidden));
+    if (lowest > layers) goto done;
+    MB_TRY(mb_block_new2(&pass->context, pass->batch.tokens, lm->arch.width, &dx));
+    memset(dx.data, 0, mb_tensor_bytes(&dx));
+    MB_TRY(backward_ends(pass, opt_d_token_loss, opt_d_hidden, &dx));
+    for (int64_t i = layers - 1; i >= 0 && i >= lowest; i--) {
+        const float *outside = opt_d_router_logits != NULL ? opt_d_router_logits[i] : NULL;
+        MB_TRY(backward_block(pass, i, lm->blocks[i].is_moe ? outside : NULL, &dx));
+    }
+    if (!lm->embedding->trained) goto done;
+    MB_TRY(mb_params_acquire(lm->params, MB_PARAMS_EMBEDDING));
+    status = mb_ops_embedding_backward(lm->ops, pass->batch.ids, &dx, &lm->embedding->gradient);
+    mb_params_release(lm->params, MB_PARAMS_EMBEDDING);
+done:
+    mb_arena_release(pass->arena, mark);
+    return status;
+}

@@ -1,0 +1,47 @@
+/* lm_state: what a language model and its passes are made of; seen by the lm files only.
+ *
+ * Layer: model.  Uses: lm, block.
+ */
+#ifndef MB_LM_STATE_H
+#define MB_LM_STATE_H
+
+#include "base/hash.h"
+#include "model/block.h"
+#include "model/lm.h"
+
+struct mb_lm {
+    mb_ops *ops;
+    mb_arch arch;
+    mb_params *params;
+    mb_lora lora;
+    mb_block *blocks; /* [L] */
+    mb_buffer *rope_data;
+    mb_tensor rope; /* [Pmax, Dh]: cos in the first half, sin in the second */
+    mb_param *embedding, *final_norm, *head;
+    char *path;    /* the folder that was opened, NULL for a created model */
+    char *base;    /* the HF folder under it: the same but for a delta */
+    char *adapter; /* PEFT folder that was loaded, or NULL */
+    char hash[MB_HASH_TEXT];
+};
+
+struct mb_lm_pass {
+    mb_lm *lm;
+    mb_arena *arena;
+    mb_block_saved *saved; /* [L] */
+    float **router_logits; /* [L] */
+    int32_t **router_ids;  /* [L] */
+    mb_block_context context;
+    mb_lm_batch batch;
+    mb_lm_want want;
+    bool is_ready;       /* a forward with gradient is there */
+    mb_tensor x, x_rstd; /* final residual stream [T, D] and its norm's rstd (when hidden was asked) */
+    mb_tensor head_x, head_rstd, head_h; /* rows that get a loss: [Nh, D], [Nh], [Nh, D] after the norm */
+    mb_tensor head_dh; /* [Nh, D] when the head's gradient was fused into the forward; dims 0 otherwise */
+};
+
+/* What `train` of the options means as patterns of params.h. */
+mb_status mb_lm_patterns(const char *train, bool has_lora, const mb_arch *arch, const char **out_patterns);
+/* Copy tokenizer and generation files that are there. */
+mb_status mb_lm_copy_companions(const char *source, const char *target);
+
+#endif

@@ -1,0 +1,362 @@
+/* ops: creation of a backend, and the public functions: check, then the backend's entry.
+ *
+ * 1. weights
+ * 2. creation
+ * 3. dense products
+ * 4. element-wise and norms
+ * 5. embedding, head, attention
+ * 6. routing
+ * 7. optimiser
+ */
+#include <omp.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ops/ops_check.h"
+#include "ops/ops_table.h"
+
+/* ---- 1. weights ---------------------------------------------------------------------------------------------------- */
+
+void mb_weight_init(mb_weight *weight, mb_tensor tensor)
+{
+    *weight = (mb_weight){.tensor = tensor, .version = 1};
+}
+
+void mb_weight_changed(mb_weight *weight)
+{
+    weight->version++;
+}
+
+void mb_weight_reset(mb_weight *weight)
+{
+    if (weight->packed != NULL) weight->packed_free(weight->packed);
+    weight->packed = NULL;
+    weight->packed_free = NULL;
+}
+
+/* ---- 2. creation --------------------------------------------------------------------------------------------------- */
+
+static int default_threads(void)
+{
+    if (getenv("OMP_NUM_THREADS") != NULL) return omp_get_max_threads();
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+    return 1;
+}
+
+mb_status mb_ops_create(const char *backend, int threads, mb_ops **out_ops)
+{
+    mb_status status = MB_OK;
+    mb_ops *ops = NULL;
+    MB_NEW(ops);
+    ops->threads = threads > 0 ? threads : default_threads();
+    ops->allocator = mb_allocator_host();
+    MB_TRY(mb_arena_create((size_t)1 << 20, &ops->scratch));
+    mb_ops_ref_fill(ops);
+    bool is_auto = strcmp(backend, "auto") == 0;
+    if (strcmp(backend, "cpu") == 0 || (is_auto && mb_ops_cpu_is_built())) {
+        MB_TRY(mb_ops_cpu_fill(ops));
+    } else if (strcmp(backend, "cuda") == 0) {
+        MB_RAISE(MB_EUNSUPPORTED, "backend \"cuda\": this build has no CUDA; use backend = \"cpu\" or \"auto\"");
+    } else if (strcmp(backend, "ref") != 0 && !is_auto) {
+        MB_RAISE(MB_EUNSUPPORTED, "backend \"%s\" is not known; use auto, cpu or ref", backend);
+    }
+    *out_ops = ops;
+    ops = NULL;
+done:
+    mb_ops_destroy(&ops);
+    return status;
+}
+
+void mb_ops_destroy(mb_ops **ops)
+{
+    if (*ops == NULL) return;
+    if ((*ops)->backend_destroy != NULL) (*ops)->backend_destroy((*ops)->backend);
+    mb_arena_destroy(&(*ops)->scratch);
+    MB_FREE(*ops);
+}
+
+const char *mb_ops_name(const mb_ops *ops) { return ops->name; }
+const char *mb_ops_describe(const mb_ops *ops) { return ops->describe; }
+bool mb_ops_is_row_stable(const mb_ops *ops) { return ops->row_stable; }
+int mb_ops_threads(const mb_ops *ops) { return ops->threads; }
+const mb_allocator *mb_ops_allocator(const mb_ops *ops) { return ops->allocator; }
+mb_arena *mb_ops_scratch(mb_ops *ops) { return ops->scratch; }
+
+/* End of an entry: scratch as it was when the op began. */
+static mb_status finish(mb_ops *ops, mb_arena_mark mark, mb_status status, const char *op)
+{
+    mb_arena_release(ops->scratch, mark);
+    return status == MB_OK ? MB_OK : mb_status_trace(status, op, __FILE__, 0);
+}
+
+/* ---- 3. dense products --------------------------------------------------------------------------------------------- */
+
+mb_status mb_ops_linear(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias, bool accumulate,
+                        mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_linear(x, w, opt_bias, y);
+    if (status == MB_OK) status = ops->table.linear(ops, x, w, opt_bias, accumulate, y);
+    return finish(ops, mark, status, "linear");
+}
+
+mb_status mb_ops_linear_dx(mb_ops *ops, const mb_tensor *dy, mb_weight *w, bool accumulate, mb_tensor *dx)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_linear(dx, w, NULL, dy);
+    if (status == MB_OK) status = ops->table.linear_dx(ops, dy, w, accumulate, dx);
+    return finish(ops, mark, status, "linear_dx");
+}
+
+mb_status mb_ops_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, mb_tensor *dw, mb_tensor *opt_dbias)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_linear_dw(dy, x, dw, opt_dbias);
+    if (status == MB_OK) status = ops->table.linear_dw(ops, dy, x, dw, opt_dbias);
+    return finish(ops, mark, status, "linear_dw");
+}
+
+mb_status mb_ops_grouped_linear(mb_ops *ops, const mb_tensor *x, const int32_t *offsets, int64_t groups,
+                                mb_weight *const *w, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_grouped(x, offsets, groups, w, y);
+    if (status == MB_OK) status = ops->table.grouped_linear(ops, x, offsets, groups, w, y);
+    return finish(ops, mark, status, "grouped_linear");
+}
+
+mb_status mb_ops_grouped_linear_dx(mb_ops *ops, const mb_tensor *dy, const int32_t *offsets, int64_t groups,
+                                   mb_weight *const *w, bool accumulate, mb_tensor *dx)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_grouped(dx, offsets, groups, w, dy);
+    if (status == MB_OK) status = ops->table.grouped_linear_dx(ops, dy, offsets, groups, w, accumulate, dx);
+    return finish(ops, mark, status, "grouped_linear_dx");
+}
+
+mb_status mb_ops_grouped_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const int32_t *offsets,
+                                   int64_t groups, mb_tensor *dw)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_grouped_dw(dy, x, offsets, groups, dw);
+    if (status == MB_OK) status = ops->table.grouped_linear_dw(ops, dy, x, offsets, groups, dw);
+    return finish(ops, mark, status, "grouped_linear_dw");
+}
+
+/* ---- 4. element-wise and norms ------------------------------------------------------------------------------------- */
+
+mb_status mb_ops_rms_norm(mb_ops *ops, const mb_tensor *x, const mb_tensor *w, float eps, mb_tensor *y,
+                          mb_tensor *out_rstd)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_rms_norm(x, w, y, out_rstd);
+    if (status == MB_OK) status = ops->table.rms_norm(ops, x, w, eps, y, out_rstd);
+    return finish(ops, mark, status, "rms_norm");
+}
+
+mb_status mb_ops_rms_norm_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const mb_tensor *w,
+                                   const mb_tensor *rstd, bool accumulate, mb_tensor *dx, mb_tensor *opt_dw)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_rms_norm_backward(dy, x, w, rstd, dx, opt_dw);
+    if (status == MB_OK) status = ops->table.rms_norm_backward(ops, dy, x, w, rstd, accumulate, dx, opt_dw);
+    return finish(ops, mark, status, "rms_norm_backward");
+}
+
+mb_status mb_ops_swiglu(mb_ops *ops, const mb_tensor *gate, const mb_tensor *up, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_same("swiglu", 3, (const mb_tensor *[]){gate, up, y});
+    if (status == MB_OK) status = ops->table.swiglu(ops, gate, up, y);
+    return finish(ops, mark, status, "swiglu");
+}
+
+mb_status mb_ops_swiglu_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *gate, const mb_tensor *up,
+                                 mb_tensor *dgate, mb_tensor *dup)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_same("swiglu_backward", 5, (const mb_tensor *[]){dy, gate, up, dgate, dup});
+    if (status == MB_OK) status = ops->table.swiglu_backward(ops, dy, gate, up, dgate, dup);
+    return finish(ops, mark, status, "swiglu_backward");
+}
+
+mb_status mb_ops_rope(mb_ops *ops, mb_tensor *x, const int32_t *positions, const mb_tensor *table, bool inverse)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_rope(x, positions, table);
+    if (status == MB_OK) status = ops->table.rope(ops, x, positions, table, inverse);
+    return finish(ops, mark, status, "rope");
+}
+
+mb_status mb_ops_axpy(mb_ops *ops, float scale, const mb_tensor *x, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_same("axpy", 2, (const mb_tensor *[]){x, y});
+    if (status == MB_OK) status = ops->table.axpy(ops, scale, x, y);
+    return finish(ops, mark, status, "axpy");
+}
+
+mb_status mb_ops_scale(mb_ops *ops, float scale, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_same("scale", 1, (const mb_tensor *[]){y});
+    if (status == MB_OK) status = ops->table.scale(ops, scale, y);
+    return finish(ops, mark, status, "scale");
+}
+
+mb_status mb_ops_clamp(mb_ops *ops, float limit, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_same("clamp", 1, (const mb_tensor *[]){y});
+    if (status == MB_OK) status = ops->table.clamp(ops, limit, y);
+    return finish(ops, mark, status, "clamp");
+}
+
+mb_status mb_ops_clamp_backward(mb_ops *ops, float limit, const mb_tensor *y, mb_tensor *dy)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_same("clamp_backward", 2, (const mb_tensor *[]){y, dy});
+    if (status == MB_OK) status = ops->table.clamp_backward(ops, limit, y, dy);
+    return finish(ops, mark, status, "clamp_backward");
+}
+
+mb_status mb_ops_dropout(mb_ops *ops, const mb_tensor *x, float p, uint64_t seed, uint32_t sub,
+                         const int64_t *row_index, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_dropout(x, p, y);
+    if (status == MB_OK) status = ops->table.dropout(ops, x, p, seed, sub, row_index, y);
+    return finish(ops, mark, status, "dropout");
+}
+
+/* ---- 5. embedding, head, attention --------------------------------------------------------------------------------- */
+
+mb_status mb_ops_embedding(mb_ops *ops, const int32_t *tokens, const mb_tensor *table, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_embedding(tokens, table, y);
+    if (status == MB_OK) status = ops->table.embedding(ops, tokens, table, y);
+    return finish(ops, mark, status, "embedding");
+}
+
+mb_status mb_ops_embedding_backward(mb_ops *ops, const int32_t *tokens, const mb_tensor *dy, mb_tensor *dtable)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_embedding(tokens, dtable, dy);
+    if (status == MB_OK) status = ops->table.embedding_backward(ops, tokens, dy, dtable);
+    return finish(ops, mark, status, "embedding_backward");
+}
+
+mb_status mb_ops_head_loss(mb_ops *ops, const mb_tensor *h, mb_weight *w, const int32_t *targets, mb_tensor *out_loss,
+                           int32_t *opt_argmax, const float *opt_row_weight, mb_tensor *opt_dh, mb_tensor *opt_dw)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_head_loss(h, w, targets, out_loss, opt_row_weight, opt_dh, opt_dw);
+    if (status == MB_OK) status = ops->table.head_loss(ops, h, w, targets, out_loss, opt_argmax, opt_row_weight, opt_dh, opt_dw);
+    return finish(ops, mark, status, "head_loss");
+}
+
+mb_status mb_ops_attention(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q, const mb_tensor *k,
+                           const mb_tensor *v, mb_tensor *o, mb_tensor *lse)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_attention(shape, 2, (const mb_tensor *[]){q, o}, 2, (const mb_tensor *[]){k, v}, lse);
+    if (status == MB_OK) status = ops->table.attention(ops, shape, q, k, v, o, lse);
+    return finish(ops, mark, status, "attention");
+}
+
+mb_status mb_ops_attention_backward(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q,
+                                    const mb_tensor *k, const mb_tensor *v, const mb_tensor *o, const mb_tensor *lse,
+                                    const mb_tensor *d_o, mb_tensor *dq, mb_tensor *dk, mb_tensor *dv)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_attention(shape, 4, (const mb_tensor *[]){q, o, d_o, dq}, 4, (const mb_tensor *[]){k, v, dk, dv}, lse);
+    if (status == MB_OK) status = ops->table.attention_backward(ops, shape, q, k, v, o, lse, d_o, dq, dk, dv);
+    return finish(ops, mark, status, "attention_backward");
+}
+
+/* ---- 6. routing ---------------------------------------------------------------------------------------------------- */
+
+mb_status mb_ops_route(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool normalise, mb_tensor *probs,
+                       int32_t *ids, mb_tensor *weights)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_route(logits, picks, probs, weights);
+    if (status == MB_OK) status = ops->table.route(ops, logits, picks, normalise, probs, ids, weights);
+    return finish(ops, mark, status, "route");
+}
+
+mb_status mb_ops_route_backward(mb_ops *ops, const mb_tensor *probs, const int32_t *ids, const mb_tensor *weights,
+                                bool normalise, const mb_tensor *dweights, mb_tensor *dlogits)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_route_backward(probs, ids, weights, dweights, dlogits);
+    if (status == MB_OK) status = ops->table.route_backward(ops, probs, ids, weights, normalise, dweights, dlogits);
+    return finish(ops, mark, status, "route_backward");
+}
+
+mb_status mb_ops_dispatch(mb_ops *ops, const int32_t *ids, int64_t tokens, int64_t picks, int64_t experts,
+                          mb_dispatch *dispatch)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_dispatch(ids, tokens, picks, experts, dispatch);
+    if (status == MB_OK) status = ops->table.dispatch(ops, ids, tokens, picks, experts, dispatch);
+    return finish(ops, mark, status, "dispatch");
+}
+
+mb_status mb_ops_gather(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_rows_of(dispatch, x, y);
+    if (status == MB_OK) status = ops->table.gather(ops, x, dispatch, y);
+    return finish(ops, mark, status, "gather");
+}
+
+mb_status mb_ops_gather_backward(mb_ops *ops, const mb_tensor *dy, const mb_dispatch *dispatch, int64_t picks,
+                                 mb_tensor *dx)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_rows_of(dispatch, dx, dy);
+    if (status == MB_OK) status = ops->table.gather_backward(ops, dy, dispatch, picks, dx);
+    return finish(ops, mark, status, "gather_backward");
+}
+
+mb_status mb_ops_combine(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch, const mb_tensor *weights,
+                         mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_combine(dispatch, weights, y, x, NULL);
+    if (status == MB_OK) status = ops->table.combine(ops, x, dispatch, weights, y);
+    return finish(ops, mark, status, "combine");
+}
+
+mb_status mb_ops_combine_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const mb_dispatch *dispatch,
+                                  const mb_tensor *weights, mb_tensor *dx, mb_tensor *opt_dweights)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_combine(dispatch, weights, dy, dx, opt_dweights);
+    if (status == MB_OK) status = ops->table.combine_backward(ops, dy, x, dispatch, weights, dx, opt_dweights);
+    return finish(ops, mark, status, "combine_backward");
+}
+
+/* ---- 7. optimiser -------------------------------------------------------------------------------------------------- */
+
+mb_status mb_ops_adamw(mb_ops *ops, const mb_adamw *adamw, int64_t n, const float *gradient, float *parameter,
+                       float *moment1, float *moment2)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_adamw(adamw, n);
+    if (status == MB_OK) status = ops->table.adamw(ops, adamw, n, gradient, parameter, moment1, moment2);
+    return finish(ops, mark, status, "adamw");
+}
+
+mb_status mb_ops_sum_squares(mb_ops *ops, const float *x, int64_t n, int64_t block, double *out)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_blocks(n, block);
+    if (status == MB_OK) status = ops->table.sum_squares(ops, x, n, block, out);
+    return finish(ops, mark, status, "sum_squares");
+}

@@ -1,0 +1,309 @@
+/* ops_check: argument rules of the ops.
+ *
+ * 1. helpers
+ * 2. dense products
+ * 3. element-wise and norms
+ * 4. embedding, head, attention
+ * 5. routing
+ * 6. optimiser
+ */
+#include "ops/ops_check.h"
+
+#include "ops/ops_table.h"
+
+/* ---- 1. helpers ---------------------------------------------------------------------------------------------------- */
+
+/* f32, `rows` rows of `width` elements. */
+static mb_status check_matrix(const char *op, const char *what, const mb_tensor *tensor, int64_t rows, int64_t width)
+{
+    char text[64];
+    if (tensor->dims < 1 || tensor->dtype != MB_F32) {
+        return mb_fail(MB_EUNSUPPORTED, "%s: %s is %s; the ops compute on f32 tensors", op, what,
+                       mb_tensor_describe(tensor, text, sizeof text));
+    }
+    if (mb_ops_rows(tensor) != rows || mb_ops_width(tensor) != width) {
+        return mb_fail(MB_ESHAPE, "%s: %s is %s, expected [%lld, %lld]", op, what,
+                       mb_tensor_describe(tensor, text, sizeof text), (long long)rows, (long long)width);
+    }
+    return MB_OK;
+}
+
+static mb_status check_vector(const char *op, const char *what, const mb_tensor *tensor, int64_t n)
+{
+    char text[64];
+    if (tensor->dims < 1 || tensor->dtype != MB_F32 || mb_tensor_count(tensor) != n) {
+        return mb_fail(MB_ESHAPE, "%s: %s is %s, expected [%lld] f32", op, what,
+                       mb_tensor_describe(tensor, text, sizeof text), (long long)n);
+    }
+    return MB_OK;
+}
+
+static mb_status check_ids(const char *op, const char *what, const int32_t *ids, int64_t n, int64_t limit)
+{
+    for (int64_t i = 0; i < n; i++) {
+        if (ids[i] < 0 || ids[i] >= limit) {
+            return mb_fail(MB_ERANGE, "%s: %s %lld is %d, outside 0..%lld", op, what, (long long)i, (int)ids[i],
+                           (long long)limit - 1);
+        }
+    }
+    return MB_OK;
+}
+
+static mb_status check_offsets(const char *op, const int32_t *offsets, int64_t n, int64_t rows)
+{
+    bool is_good = offsets[0] == 0 && offsets[n] <= rows;
+    for (int64_t i = 0; i < n; i++) is_good = is_good && offsets[i] <= offsets[i + 1];
+    if (!is_good) {
+        return mb_fail(MB_ERANGE, "%s: the %lld offsets must rise from 0 to at most %lld", op, (long long)n + 1,
+                       (long long)rows);
+    }
+    return MB_OK;
+}
+
+/* ---- 2. dense products --------------------------------------------------------------------------------------------- */
+
+mb_status mb_ops_check_linear(const mb_tensor *x, const mb_weight *w, const mb_tensor *opt_bias, const mb_tensor *y)
+{
+    mb_status status = MB_OK;
+    int64_t n = mb_ops_rows(&w->tensor), k = mb_ops_width(&w->tensor);
+    MB_TRY(check_matrix("linear", "weight", &w->tensor, n, k));
+    MB_TRY(check_matrix("linear", "the [T,K] side", x, mb_ops_rows(x), k));
+    MB_TRY(check_matrix("linear", "the [T,N] side", y, mb_ops_rows(x), n));
+    if (opt_bias != NULL) MB_TRY(check_vector("linear", "bias", opt_bias, n));
+done:
+    return status;
+}
+
+mb_status mb_ops_check_linear_dw(const mb_tensor *dy, const mb_tensor *x, const mb_tensor *dw,
+                                 const mb_tensor *opt_dbias)
+{
+    mb_status status = MB_OK;
+    MB_TRY(check_matrix("linear_dw", "x", x, mb_ops_rows(x), mb_ops_width(x)));
+    MB_TRY(check_matrix("linear_dw", "dy", dy, mb_ops_rows(x), mb_ops_width(dy)));
+    MB_TRY(check_matrix("linear_dw", "dw", dw, mb_ops_width(dy), mb_ops_width(x)));
+    if (opt_dbias != NULL) MB_TRY(check_vector("linear_dw", "dbias", opt_dbias, mb_ops_width(dy)));
+done:
+    return status;
+}
+
+mb_status mb_ops_check_grouped(const mb_tensor *x, const int32_t *offsets, int64_t groups, mb_weight *const *w,
+                               const mb_tensor *y)
+{
+    mb_status status = MB_OK;
+    MB_TRY(check_matrix("grouped_linear", "the [P,K] side", x, mb_ops_rows(x), mb_ops_width(x)));
+    MB_TRY(check_matrix("grouped_linear", "the [P,N] side", y, mb_ops_rows(x), mb_ops_width(y)));
+    MB_TRY(check_offsets("grouped_linear", offsets, groups, mb_ops_rows(x)));
+    for (int64_t e = 0; e < groups; e++) {
+        MB_TRY(check_matrix("grouped_linear", "weight", &w[e]->tensor, mb_ops_width(y), mb_ops_width(x)));
+    }
+done:
+    return status;
+}
+
+mb_status mb_ops_check_grouped_dw(const mb_tensor *dy, const mb_tensor *x, const int32_t *offsets, int64_t groups,
+                                  const mb_tensor *dw)
+{
+    mb_status status = MB_OK;
+    MB_TRY(check_matrix("grouped_linear_dw", "x", x, mb_ops_rows(x), mb_ops_width(x)));
+    MB_TRY(check_matrix("grouped_linear_dw", "dy", dy, mb_ops_rows(x), mb_ops_width(dy)));
+    MB_TRY(check_offsets("grouped_linear_dw", offsets, groups, mb_ops_rows(x)));
+    for (int64_t e = 0; e < groups; e++) {
+        if (dw[e].dims == 0) continue;
+        MB_TRY(check_matrix("grouped_linear_dw", "dw", &dw[e], mb_ops_width(dy), mb_ops_width(x)));
+    }
+done:
+    return status;
+}
+
+/* ---- 3. element-wise and norms ------------------------------------------------------------------------------------- */
+
+mb_status mb_ops_check_same(const char *op, int n, const mb_tensor *const *tensors)
+{
+    mb_status status = MB_OK;
+    for (int i = 0; i < n; i++) {
+        MB_TRY(check_vector(op, "an argument", tensors[i], mb_tensor_count(tensors[0])));
+    }
+done:
+    return status;
+}
+
+mb_status mb_ops_check_rms_norm(const mb_tensor *x, const mb_tensor *w, const mb_tensor *y, const mb_tensor *rstd)
+{
+    mb_status status = MB_OK;
+    int64_t d = mb_tensor_count(w);
+    int64_t rows = d > 0 ? mb_tensor_count(x) / d : 0;
+    MB_TRY(check_vector("rms_norm", "w", w, d));
+    MB_TRY(check_vector("rms_norm", "x", x, rows * d));
+    MB_TRY(check_vector("rms_norm", "y", y, rows * d));
+    MB_TRY(check_vector("rms_norm", "rstd", rstd, rows));
+done:
+    return status;
+}
+
+mb_status mb_ops_check_rms_norm_backward(const mb_tensor *dy, const mb_tensor *x, const mb_tensor *w,
+                                         const mb_tensor *rstd, const mb_tensor *dx, const mb_tensor *opt_dw)
+{
+    mb_status status = MB_OK;
+    MB_TRY(mb_ops_check_rms_norm(x, w, dy, rstd));
+    MB_TRY(check_vector("rms_norm_backward", "dx", dx, mb_tensor_count(x)));
+    if (opt_dw != NULL) MB_TRY(check_vector("rms_norm_backward", "dw", opt_dw, mb_tensor_count(w)));
+done:
+    return status;
+}
+
+mb_status mb_ops_check_rope(const mb_tensor *x, const int32_t *positions, const mb_tensor *table)
+{
+    mb_status status = MB_OK;
+    if (x->dims != 3 || x->shape[2] % 2 != 0) MB_RAISE(MB_ESHAPE, "rope: x must be [T, H, Dh] with even Dh");
+    MB_TRY(check_matrix("rope", "x", x, x->shape[0], x->shape[1] * x->shape[2]));
+    MB_TRY(check_matrix("rope", "table", table, mb_ops_rows(table), x->shape[2]));
+    MB_TRY(check_ids("rope", "position", positions, x->shape[0], mb_ops_rows(table)));
+done:
+    return status;
+}
+
+mb_status mb_ops_check_dropout(const mb_tensor *x, float p, const mb_tensor *y)
+{
+    mb_status status = MB_OK;
+    MB_TRY(check_matrix("dropout", "x", x, mb_ops_rows(x), mb_ops_width(x)));
+    MB_TRY(check_matrix("dropout", "y", y, mb_ops_rows(x), mb_ops_width(x)));
+    if (!(p >= 0 && p < 1)) MB_RAISE(MB_ERANGE, "dropout: probability %g is not in [0, 1)", (double)p);
+done:
+    return status;
+}
+
+/* ---- 4. embedding, head, attention --------------------------------------------------------------------------------- */
+
+mb_status mb_ops_check_embedding(const int32_t *tokens, const mb_tensor *table, const mb_tensor *rows)
+{
+    mb_status status = MB_OK;
+    MB_TRY(check_matrix("embedding", "table", table, mb_ops_rows(table), mb_ops_width(table)));
+    MB_TRY(check_matrix("embedding", "rows", rows, mb_ops_rows(rows), mb_ops_width(table)));
+    MB_TRY(check_ids("embedding", "token", tokens, mb_ops_rows(rows), mb_ops_rows(table)));
+done:
+    return status;
+}
+
+mb_status mb_ops_check_head_loss(const mb_tensor *h, const mb_weight *w, const int32_t *targets,
+                                 const mb_tensor *loss, const float *opt_row_weight, const mb_tensor *opt_dh,
+                                 const mb_tensor *opt_dw)
+{
+    mb_status status = MB_OK;
+    int64_t n = mb_ops_rows(h), v = mb_ops_rows(&w->tensor), d = mb_ops_width(&w->tensor);
+    MB_TRY(check_matrix("head_loss", "weight", &w->tensor, v, d));
+    MB_TRY(check_matrix("head_loss", "h", h, n, d));
+    MB_TRY(check_vector("head_loss", "loss", loss, n));
+    MB_TRY(check_ids("head_loss", "target", targets, n, v));
+    if (opt_dh != NULL) MB_TRY(check_matrix("head_loss", "dh", opt_dh, n, d));
+    if (opt_dw != NULL) MB_TRY(check_matrix("head_loss", "dw", opt_dw, v, d));
+    if (opt_row_weight == NULL && (opt_dh != NULL || opt_dw != NULL)) {
+        MB_RAISE(MB_ESHAPE, "head_loss: gradients need row weights");
+    }
+done:
+    return status;
+}
+
+mb_status mb_ops_check_attention(const mb_attention_shape *shape, int wides, const mb_tensor *const *wide,
+                                 int narrows, const mb_tensor *const *narrow, const mb_tensor *lse)
+{
+    mb_status status = MB_OK;
+    int64_t t = mb_ops_rows(wide[0]);
+    if (shape->kv_heads < 1 || shape->heads % shape->kv_heads != 0 || shape->window < 0) {
+        MB_RAISE(MB_ESHAPE, "attention: %lld heads are no multiple of %lld key/value heads, or window %lld < 0",
+                 (long long)shape->heads, (long long)shape->kv_heads, (long long)shape->window);
+    }
+    if (!(shape->scale >= 0)) MB_RAISE(MB_ERANGE, "attention: scale %g is negative", (double)shape->scale);
+    MB_TRY(check_offsets("attention", shape->offsets, shape->segments, t));
+    if (shape->offsets[shape->segments] != t) {
+        MB_RAISE(MB_ERANGE, "attention: segments cover %d of %lld rows", (int)shape->offsets[shape->segments],
+                 (long long)t);
+    }
+    for (int i = 0; i < wides; i++) {
+        MB_TRY(check_matrix("attention", "the query side", wide[i], t, shape->heads * shape->head_width));
+    }
+    for (int i = 0; i < narrows; i++) {
+        MB_TRY(check_matrix("attention", "the key side", narrow[i], t, shape->kv_heads * shape->head_width));
+    }
+    MB_TRY(check_vector("attention", "lse", lse, t * shape->heads));
+done:
+    return status;
+}
+
+/* ---- 5. routing ---------------------------------------------------------------------------------------------------- */
+
+mb_status mb_ops_check_route(const mb_tensor *logits, int64_t picks, const mb_tensor *probs, const mb_tensor *weights)
+{
+    mb_status status = MB_OK;
+    int64_t t = mb_ops_rows(logits), e = mb_ops_width(logits);
+    MB_TRY(check_matrix("route", "logits", logits, t, e));
+    MB_TRY(check_matrix("route", "probs", probs, t, e));
+    MB_TRY(check_matrix("route", "weights", weights, t, picks));
+    if (picks < 1 || picks > e) {
+        MB_RAISE(MB_ERANGE, "route: %lld picks of %lld experts", (long long)picks, (long long)e);
+    }
+done:
+    return status;
+}
+
+mb_status mb_ops_check_route_backward(const mb_tensor *probs, const int32_t *ids, const mb_tensor *weights,
+                                      const mb_tensor *dweights, const mb_tensor *dlogits)
+{
+    mb_status status = MB_OK;
+    int64_t t = mb_ops_rows(probs), e = mb_ops_width(probs), picks = mb_ops_width(weights);
+    MB_TRY(mb_ops_check_route(probs, picks, dlogits, weights));
+    MB_TRY(check_matrix("route_backward", "dweights", dweights, t, picks));
+    MB_TRY(check_ids("route_backward", "id", ids, t * picks, e));
+done:
+    return status;
+}
+
+mb_status mb_ops_check_dispatch(const int32_t *ids, int64_t tokens, int64_t picks, int64_t experts,
+                                const mb_dispatch *dispatch)
+{
+    mb_status status = MB_OK;
+    if (tokens < 0 || picks < 1 || experts < 0 || tokens * picks > INT32_MAX) {
+        MB_RAISE(MB_ERANGE, "dispatch: %lld tokens x %lld picks", (long long)tokens, (long long)picks);
+    }
+    if (dispatch->offsets == NULL || dispatch->row_token == NULL || dispatch->slot_row == NULL) {
+        MB_RAISE(MB_ESHAPE, "dispatch: its arrays must be given by the caller");
+    }
+    MB_TRY(check_ids("dispatch", "id", ids, tokens * picks, INT32_MAX));
+done:
+    return status;
+}
+
+mb_status mb_ops_check_rows_of(const mb_dispatch *dispatch, const mb_tensor *tokens, const mb_tensor *rows)
+{
+    mb_status status = MB_OK;
+    MB_TRY(check_matrix("gather", "the [T,D] side", tokens, mb_ops_rows(tokens), mb_ops_width(tokens)));
+    MB_TRY(check_matrix("gather", "the [P,D] side", rows, dispatch->rows, mb_ops_width(tokens)));
+done:
+    return status;
+}
+
+mb_status mb_ops_check_combine(const mb_dispatch *dispatch, const mb_tensor *weights, const mb_tensor *tokens,
+                               const mb_tensor *rows, const mb_tensor *opt_dweights)
+{
+    mb_status status = MB_OK;
+    MB_TRY(mb_ops_check_rows_of(dispatch, tokens, rows));
+    MB_TRY(check_matrix("combine", "weights", weights, mb_ops_rows(tokens), mb_ops_width(weights)));
+    if (opt_dweights != NULL) {
+        MB_TRY(check_matrix("combine", "dweights", opt_dweights, mb_ops_rows(tokens), mb_ops_width(weights)));
+    }
+done:
+    return status;
+}
+
+/* ---- 6. optimiser -------------------------------------------------------------------------------------------------- */
+
+mb_status mb_ops_check_adamw(const mb_adamw *adamw, int64_t n)
+{
+    if (adamw->step < 1 || n < 0) return mb_fail(MB_ERANGE, "adamw: step %lld must be >= 1", (long long)adamw->step);
+    return MB_OK;
+}
+
+mb_status mb_ops_check_blocks(int64_t n, int64_t block)
+{
+    if (n < 0 || block < 1) return mb_fail(MB_ERANGE, "sum_squares: blocks of %lld elements", (long long)block);
+    return MB_OK;
+}

@@ -1,0 +1,99 @@
+/* moe-score: every record of a shard through the router (and, for comparison, the unconverted model) into a score table. */
+#include <string.h>
+
+#include "base/log.h"
+#include "measure/scorer.h"
+#include "stage/model_options.h"
+#include "stage/program.h"
+#include "stage/program_options.h"
+
+static mb_status declare(mb_program *program)
+{
+    mb_status status = MB_OK;
+    int64_t n;
+    mb_score_program *own;
+    const mb_option *table = mb_model_option_table(&n);
+    MB_NEW(own);
+    program->own = own;
+    MB_TRY(mb_program_add_table(program, "model", table, n, &own->model));
+    table = mb_program_options_score(&n);
+    MB_TRY(mb_program_add_table(program, "data", table, n, own));
+    table = mb_scorer_option_table(&n);
+    MB_TRY(mb_program_add_table(program, "scoring", table, n, &own->scorer));
+done:
+    return status;
+}
+
+static bool is_asked(const mb_program *program, const char *name)
+{
+    mb_score_program *own = program->own;
+    char **items = NULL;
+    int64_t n = 0;
+    bool found = false;
+    if (mb_option_list_split(own->scorer.scores, &items, &n) != MB_OK) return false;
+    for (int64_t i = 0; i < n; ++i) found = found || strcmp(items[i], name) == 0;
+    mb_option_list_free(&items, n);
+    return found;
+}
+
+static mb_status open_models(mb_program *program, mb_lm **router, mb_lm **source)
+{
+    mb_score_program *own = program->own;
+    mb_status status = MB_OK;
+    const bool wants_router = is_asked(program, "good_mass") || is_asked(program, "good_logits"), wants_source = is_asked(program, "perplexity") || is_asked(program, "entropy");
+    if (wants_router) {
+        MB_TRY(mb_model_options_open(&own->model, program->ops, "none", NULL, 0, router));
+        const mb_arch *arch = mb_lm_arch(*router);
+        if (arch->trash + arch->declared_trash == 0)
+            MB_RAISE(MB_EUSAGE, "%s has no trash experts; convert it first (moe-convert trash), or set model.trash_expert_ratio", own->model.path);
+    }
+    if (wants_source) {
+        mb_model_options options = {.path = own->source_model != NULL ? own->source_model : own->model.path};
+        MB_TRY(mb_model_options_open(&options, program->ops, "none", NULL, 0, source));
+        if (is_asked(program, "entropy") && mb_lm_routers(*source) == 0) MB_RAISE(MB_EUSAGE, "score entropy needs a source model with routers; %s is dense", options.path);
+    }
+done:
+    return status;
+}
+
+static mb_status run(mb_program *program)
+{
+    mb_score_program *own = program->own;
+    mb_status status = MB_OK;
+    bool is_done = false;
+    mb_lm *router = NULL, *source = NULL;
+    mb_shard *shard = NULL;
+    char *out_path = NULL;
+    mb_scorer_report report;
+    if (own->shard_path == NULL) MB_RAISE(MB_EUSAGE, "dataset.path is missing: the token shard to score");
+    if (!program->is_dry_run)
+        MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter", own->model.adapter, "source_model", own->source_model, "dataset", own->shard_path, NULL));
+    if (is_done) goto done;
+    MB_TRY(mb_program_open_ops(program));
+    status = mb_shard_open(own->shard_path, 0, &shard);
+    if (status == MB_OK) status = open_models(program, &router, &source);
+    MB_TRY(mb_comm_agree(program->comm, status));
+    if (program->is_dry_run) goto done;
+    out_path = mb_program_path(program, "scores.h5");
+    MB_TRY(mb_scorer_run(program->comm, router, source, shard, &own->scorer, out_path, &report));
+    mb_info("%lld records, %lld tokens in %.1f s (%.0f tokens/s)%s", (long long)report.records, (long long)report.tokens, report.seconds,
+            (double)report.tokens / report.seconds, report.skipped_parts > 0 ? "; parts of an earlier run were used" : "");
+    MB_TRY(mb_program_result_int(program, "records", report.records));
+    MB_TRY(mb_program_result_int(program, "tokens", report.tokens));
+    MB_TRY(mb_program_result_real(program, "score_seconds", report.seconds));
+    MB_TRY(mb_program_finish_run(program, "scores.h5", NULL));
+done:
+    mb_free(out_path);
+    mb_lm_destroy(&router);
+    mb_lm_destroy(&source);
+    mb_shard_close(&shard);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    static const mb_program_spec spec = {
+        .name = "moe-score", .purpose = "score every record of a shard by the router's mass on the good experts, and by what it is compared with",
+        .example = "  mpirun -np 4 moe-score model.path=warmup/final score.source_model=models/olmoe dataset.path=shard.h5 output.dir=checkpoints/x/score", .declare = declare, .run = run};
+    return mb_program_main(argc, argv, &spec);
+}

@@ -1,0 +1,82 @@
+/* program_options: the options that belong to one program alone, and the list of every table of every program.
+ *
+ * Layer: stage.  Uses: the option tables of the layers below.
+ *
+ * They stand together so that a study file's defaults can be checked against the keys of all programs, not only of the one that reads it.
+ */
+#ifndef MB_PROGRAM_OPTIONS_H
+#define MB_PROGRAM_OPTIONS_H
+
+#include "choose/select.h"
+#include "learn/trainer.h"
+#include "measure/scorer.h"
+#include "model/convert.h"
+#include "stage/model_options.h"
+#include "store/shard_build.h"
+
+typedef struct mb_shard_program {
+    mb_shard_build_options build;
+    int64_t vocab_size, min_frequency;
+} mb_shard_program;
+const mb_option *mb_program_options_shard(int64_t *out_count);
+
+typedef struct mb_train_program {
+    mb_model_options model;
+    mb_trainer_options trainer;
+    mb_objective_options objective;
+    char *shard_path;  /* dataset.path */
+    char *peft_mode;   /* training.peft_mode */
+    char *train_parts; /* training.trainable */
+    int64_t lora_r;
+    double lora_alpha, lora_dropout;
+    char *lora_targets;
+    bool use_rslora;
+} mb_train_program;
+const mb_option *mb_program_options_train(int64_t *out_count);
+
+typedef struct mb_score_program {
+    mb_model_options model;
+    mb_scorer_options scorer;
+    char *shard_path, *source_model;
+} mb_score_program;
+const mb_option *mb_program_options_score(int64_t *out_count);
+
+typedef struct mb_select_program {
+    mb_shard_build_options build;
+    mb_select_options select;
+    char *scores_path, *score, *score_layers, *labels_path, *a, *b;
+} mb_select_program;
+const mb_option *mb_program_options_select(int64_t *out_count);
+
+typedef struct mb_convert_program {
+    mb_model_options model;
+    mb_convert_trash_options trash;
+    char *trash_init;
+    int64_t seed;
+    bool verify;
+    char *config, *tokenizer, *against;
+} mb_convert_program;
+const mb_option *mb_program_options_convert(int64_t *out_count);
+
+typedef struct mb_eval_program {
+    mb_model_options model;
+    char *shard_path, *tasks, *tokenizer, *softmax_dtype;
+    int64_t fewshot, limit, max_length, tile_tokens;
+    double near_tie;
+    bool log_samples, only_masked;
+} mb_eval_program;
+const mb_option *mb_program_options_eval(int64_t *out_count);
+
+typedef struct mb_inspect_program {
+    mb_objective_options objective;
+    char *model, *adapter, *tokens, *out, *tokenizer, *input, *train, *objective_name;
+    double trash_expert_ratio;
+    bool add_special_tokens, hash;
+} mb_inspect_program;
+const mb_option *mb_program_options_inspect(int64_t *out_count);
+
+#define MB_PROGRAM_OPTIONS_TABLES 16
+/* Every table of every program, for checking and documentation (target NULL). At most `room`; returns how many. */
+int64_t mb_program_options_all(mb_option_table *tables, int64_t room);
+
+#endif

@@ -1,0 +1,223 @@
+/* lease.c: taking and giving back the lease of a run folder.
+ *
+ * The file is written aside and linked to its name: link fails when the name is taken, and shows no
+ * half-written file. A stale one is judged and removed under a lock of the folder, so that of two jobs that
+ * see it none removes the other's fresh one.
+ *
+ * 1. who we are   2. who holds it   3. taking and giving back
+ */
+#include "store/lease.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "base/files.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/memory.h"
+
+struct mb_lease {
+    char *path;
+    mb_str text; /* what we wrote */
+};
+
+/* ---- 1. who we are ---- */
+
+/* Start time of a process in ticks since boot, "" when there is none. */
+static void process_start(long pid, char out[32])
+{
+    char path[64], text[1024];
+    out[0] = 0;
+    snprintf(path, sizeof path, "/proc/%ld/stat", pid);
+    FILE *stream = fopen(path, "re");
+    if (stream == NULL) return;
+    size_t n = fread(text, 1, sizeof text - 1, stream);
+    fclose(stream);
+    text[n] = 0;
+    char *at = strrchr(text, ')'); /* the name before it may hold anything */
+    for (int field = 2; at != NULL && field < 22; field++) at = strchr(at + 1, ' ');
+    if (at != NULL) snprintf(out, 32, "%.*s", (int)strcspn(at + 1, " \n"), at + 1);
+}
+
+static void boot_id(char out[64])
+{
+    out[0] = 0;
+    FILE *stream = fopen("/proc/sys/kernel/random/boot_id", "re");
+    if (stream == NULL) return;
+    if (fgets(out, 64, stream) == NULL) out[0] = 0;
+    out[strcspn(out, "\n")] = 0;
+    fclose(stream);
+}
+
+static const char *environment(const char *name)
+{
+    const char *value = getenv(name);
+    return value != NULL ? value : "";
+}
+
+static mb_status describe_self(mb_str *text)
+{
+    mb_status status = MB_OK;
+    char host[256] = "", start[32], boot[64];
+    gethostname(host, sizeof host - 1);
+    process_start((long)getpid(), start);
+    boot_id(boot);
+    json_t *json = json_pack("{s:s, s:I, s:s, s:s, s:s, s:s}", "host", host, "pid", (json_int_t)getpid(),
+                             "start", start, "boot", boot, "job", environment("SLURM_JOB_ID"), "restart",
+                             environment("SLURM_RESTART_COUNT"));
+    if (json == NULL) MB_RAISE(MB_ENOMEM, "not enough memory for a lease");
+    MB_TRY(mb_json_print(json, 0, false, text));
+done:
+    json_decref(json);
+    return status;
+}
+
+/* ---- 2. who holds it ---- */
+
+typedef struct holder {
+    char host[256], start[32], boot[64], job[64], restart[32];
+    long pid;
+} holder;
+
+static void copy_member(const json_t *json, const char *key, char *out, size_t bytes)
+{
+    const char *text = json_string_value(json_object_get(json, key));
+    snprintf(out, bytes, "%s", text != NULL ? text : "");
+}
+
+/* false when the text is no lease. */
+static bool parse_holder(const mb_str *text, holder *out)
+{
+    json_t *json = NULL;
+    if (mb_json_parse(mb_str_text(text), text->length, "lease", &json) != MB_OK) {
+        mb_status_reset();
+        return false;
+    }
+    copy_member(json, "host", out->host, sizeof out->host);
+    copy_member(json, "start", out->start, sizeof out->start);
+    copy_member(json, "boot", out->boot, sizeof out->boot);
+    copy_member(json, "job", out->job, sizeof out->job);
+    copy_member(json, "restart", out->restart, sizeof out->restart);
+    out->pid = (long)json_integer_value(json_object_get(json, "pid"));
+    json_decref(json);
+    return out->host[0] != 0 && out->pid > 0;
+}
+
+static bool is_stale(const holder *h)
+{
+    char host[256] = "", boot[64], start[32];
+    const char *job = environment("SLURM_JOB_ID");
+    if (h->job[0] != 0 && strcmp(h->job, job) == 0 &&
+        strcmp(h->restart, environment("SLURM_RESTART_COUNT")) != 0)
+        return true;
+    gethostname(host, sizeof host - 1);
+    if (strcmp(h->host, host) != 0) return false;
+    boot_id(boot);
+    if (h->boot[0] != 0 && boot[0] != 0 && strcmp(h->boot, boot) != 0) return true;
+    if (kill((pid_t)h->pid, 0) != 0 && errno == ESRCH) return true;
+    process_start(h->pid, start);
+    return h->start[0] != 0 && start[0] != 0 && strcmp(h->start, start) != 0;
+}
+
+/* ---- 3. taking and giving back ---- */
+
+/* Write the lease under its name if that is free; out_taken says whether. */
+static mb_status try_link(const mb_lease *lease, bool *out_taken)
+{
+    mb_status status = MB_OK;
+    char *aside = mb_str_format("%s.new.%ld", lease->path, (long)getpid());
+    if (aside == NULL) MB_RAISE(MB_ENOMEM, "%s: not enough memory", lease->path);
+    MB_TRY(mb_files_write(aside, mb_str_text(&lease->text), lease->text.length));
+    *out_taken = link(aside, lease->path) == 0;
+    if (!*out_taken && errno != EEXIST)
+        MB_RAISE(MB_EIO, "%s: cannot be made: %s", lease->path, strerror(errno));
+done:
+    if (aside != NULL) unlink(aside);
+    mb_free(aside);
+    return status;
+}
+
+/* Look at the lease that is there: remove it when stale, else say who holds it. Under the folder's lock. */
+static mb_status judge(const mb_lease *lease)
+{
+    mb_status status = MB_OK;
+    mb_str text = MB_STR_EMPTY;
+    holder h = {0};
+    status = mb_files_read(lease->path, 4096, &text);
+    if (status == MB_ENOTFOUND) { /* given back meanwhile */
+        mb_status_reset();
+        status = MB_OK;
+        goto done;
+    }
+    MB_TRY(status);
+    if (!parse_holder(&text, &h))
+        MB_RAISE(MB_EEXIST, "%s: not a lease we can read; remove it if no job works here", lease->path);
+    if (!is_stale(&h))
+        MB_RAISE(MB_EEXIST,
+                 "%s: held by process %ld on %s%s%s; wait for it, or remove this file if it is gone",
+                 lease->path, h.pid, h.host, h.job[0] ? ", Slurm job " : "", h.job);
+    mb_warn("%s: its holder (process %ld on %s) is gone, taken over", lease->path, h.pid, h.host);
+    if (unlink(lease->path) != 0 && errno != ENOENT)
+        MB_RAISE(MB_EIO, "%s: cannot be removed: %s", lease->path, strerror(errno));
+done:
+    mb_str_destroy(&text);
+    return status;
+}
+
+/* Judge with the folder locked, where the file system has locks: a lease is only called stale on its own host
+ * or by its own job, so a lock that holds within one host is enough. */
+static mb_status judge_locked(const mb_lease *lease, const char *folder)
+{
+    mb_status status = MB_OK;
+    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) MB_RAISE(MB_EIO, "%s: cannot be opened: %s", folder, strerror(errno));
+    while (flock(fd, LOCK_EX) != 0 && errno == EINTR) continue;
+    MB_TRY(judge(lease));
+done:
+    if (fd >= 0) close(fd);
+    return status;
+}
+
+mb_status mb_lease_open(const char *folder, mb_lease **out_lease)
+{
+    mb_status status = MB_OK;
+    mb_lease *lease = NULL;
+    bool taken = false;
+    MB_NEW(lease);
+    lease->path = mb_files_join(folder, "lease");
+    if (lease->path == NULL) MB_RAISE(MB_ENOMEM, "%s: not enough memory", folder);
+    MB_TRY(describe_self(&lease->text));
+    for (int attempt = 0; attempt < 5 && !taken; attempt++) {
+        MB_TRY(try_link(lease, &taken));
+        if (!taken) MB_TRY(judge_locked(lease, folder));
+    }
+    if (!taken) MB_RAISE(MB_EEXIST, "%s: other jobs keep taking it; one of them works here", lease->path);
+    *out_lease = lease;
+    lease = NULL;
+done:
+    if (lease != NULL) {
+        mb_free(lease->path);
+        mb_str_destroy(&lease->text);
+        mb_free(lease);
+    }
+    return status;
+}
+
+void mb_lease_close(mb_lease **lease)
+{
+    mb_str text = MB_STR_EMPTY;
+    if (*lease == NULL) return;
+    if (mb_files_read((*lease)->path, 4096, &text) == MB_OK &&
+        mb_str_equal(mb_str_text(&text), mb_str_text(&(*lease)->text)))
+        unlink((*lease)->path);
+    mb_str_destroy(&text);
+    mb_free((*lease)->path);
+    mb_str_destroy(&(*lease)->text);
+    MB_FREE(*lease);
+}

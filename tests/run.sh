@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Run every test and count: unit programs (cmocka), MPI programs, bats files, lint, Python. All speak TAP.
+# The last line is "N passed, N failed, N skipped". The number of tests must equal tests/expected (a test that vanishes is a failure).
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+build=build only='' suites='lint unit mpi stage analysis'
+while [ $# -gt 0 ]; do
+    case $1 in
+    --build) build=$2; shift ;;
+    --only) only=$2; shift ;;
+    --suites) suites=$2; shift ;;
+    *) echo "usage: tests/run.sh [--build DIR] [--only WORD] [--suites '...']" >&2; exit 2 ;;
+    esac
+    shift
+done
+export MB_BUILD=$build MB_BIN=$PWD/$build/bin MB_SHARED_DATA=${MB_SHARED_DATA:-$PWD/../shared/data}
+export MB_PYTHON=${MB_PYTHON:-python3}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+passed=0 failed=0 skipped=0 failures=()
+
+# run_tap NAME TIME COMMAND...: count the TAP lines of a command; it must keep its plan and end well. Failures repeat the command.
+run_tap() {
+    local name=$1 limit=$2 log=$work/log code=0 started=$SECONDS ok not_ok skip plan
+    shift 2
+    case $name in *"$only"*) ;; *) return ;; esac
+    timeout --kill-after=10 "$limit" "$@" < /dev/null > "$log" 2>&1 || code=$?
+    skip=$(grep -ciE '^ok .*# skip' "$log")
+    ok=$(($(grep -c '^ok ' "$log") - skip))
+    not_ok=$(grep -c '^not ok ' "$log")
+    plan=$(sed -n 's/^1\.\.\([0-9]*\).*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
+    [ "$plan" -eq $((ok + not_ok + skip)) ] || { not_ok=$((not_ok + 1)); echo "# $name: planned $plan tests, saw $((ok + not_ok + skip - 1))"; }
+    [ "$code" -eq 0 ] || [ "$not_ok" -gt 0 ] || { not_ok=1; echo "# $name: ended with code $code"; }
+    passed=$((passed + ok)) failed=$((failed + not_ok)) skipped=$((skipped + skip))
+    printf '%-44s %4d passed %3d failed %3d skipped  %3d s\n' "$name" "$ok" "$not_ok" "$skip" $((SECONDS - started))
+    grep -iE '^ok .*# skip' "$log" | sed 's/^ok [0-9]* *-* */    skipped: /' | sort | uniq -c | head -5
+    if [ "$not_ok" -gt 0 ]; then
+        failures+=("$name")
+        grep -vE '^(ok |1\.\.)' "$log" | head -60 | sed 's/^/    /'
+        echo "    again: $*"
+    fi
+}
+
+for suite in $suites; do
+    case $suite in
+    lint) [ -x tests/lint/run.sh ] && run_tap lint 300 tests/lint/run.sh "$build" ;;
+    unit)
+        for test in "$build"/tests/*/test_*; do
+            case $test in */mpi/* | *.d | *.o) continue ;; esac
+            [ -x "$test" ] && run_tap "${test#"$build"/tests/}" 300 "$test"
+        done ;;
+    mpi) command -v mpirun > /dev/null && run_tap mpi 600 tests/mpi/run.sh "$build" ;;
+    stage)
+        for file in tests/stage/*.bats; do
+            [ -f "$file" ] && run_tap "stage/$(basename "$file" .bats)" 900 bats --tap "$file"
+        done ;;
+    analysis) [ -f tests/analysis/run.py ] && run_tap analysis 300 "$MB_PYTHON" tests/analysis/run.py ;;
+    esac
+done
+
+total=$((passed + failed + skipped))
+if [ -z "$only" ] && [ "$suites" = 'lint unit mpi stage analysis' ] && [ -f tests/expected ] && [ "$total" -ne "$(cat tests/expected)" ]; then
+    failed=$((failed + 1))
+    failures+=("number of tests")
+    echo "$total tests ran, tests/expected says $(cat tests/expected): a test was lost, or the number must be raised"
+fi
+[ ${#failures[@]} -eq 0 ] || printf 'failed: %s\n' "${failures[*]}"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

@@ -1,0 +1,54 @@
+# common.bash: what the stage tests share: a folder of tiny models and records made once per file, and short names.
+# shellcheck shell=bash
+
+mb_setup() {
+    cd "$BATS_TEST_DIRNAME/../.." || exit 1
+    bin=${MB_BIN:-$PWD/build/bin}
+    work=$BATS_FILE_TMPDIR
+    export OMP_NUM_THREADS=1 MB_CHECK_LEAKS=1
+}
+
+# ranks N PROGRAM ...: on N ranks.
+ranks() {
+    local n=$1
+    shift
+    if [ "$n" -eq 1 ]; then "$@"; else
+        local root=()
+        [ "$(id -u)" -ne 0 ] || root=(--allow-run-as-root)
+        mpirun "${root[@]}" --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -np "$n" "$@"
+    fi
+}
+need_mpi() { command -v mpirun > /dev/null || skip "mpirun is not installed"; }
+
+hash_of() { "$bin/moe-inspect" file "$1" --hash; }
+
+# Records of several sizes and kinds, cut from this project's own sources; two sources, some damaged.
+make_records() {
+    "${MB_PYTHON:-python3}" - "$work" <<'PYTHON'
+import glob, json, random, sys
+work = sys.argv[1]
+random.seed(1)
+text = "".join(open(name, encoding="utf-8").read() for name in sorted(glob.glob("src/base/*.c") + glob.glob("src/text/*.h")))
+pieces = [text[i:i + 120 + 13 * (i % 29)] for i in range(0, 90000, 300)]
+for name, part in (("a", pieces[0::2]), ("b", pieces[1::2])):
+    with open(f"{work}/{name}.jsonl", "w", encoding="utf-8") as out, open(f"{work}/{name}.labels.jsonl", "w", encoding="utf-8") as labels:
+        for i, piece in enumerate(part):
+            kind = "good"
+            if i % 3 == 0:
+                piece, kind = "".join(random.sample(piece, len(piece))), "chars"
+            out.write(json.dumps({"text": piece, "id": i}) + "\n")
+            labels.write(json.dumps({"source": name, "index": i, "kind": kind}) + "\n")
+PYTHON
+    cat "$work/a.labels.jsonl" "$work/b.labels.jsonl" > "$work/labels.jsonl"
+}
+
+# Tokenizer, shard, a tiny OLMoE, its converted form.
+make_models() {
+    inputs="a=$work/a.jsonl,b=$work/b.jsonl"
+    "$bin/moe-shard" tokenizer dataset.inputs="$inputs" tokenizer.vocab_size=384 output.dir="$work/tok"
+    "$bin/moe-shard" build dataset.inputs="$inputs" dataset.max_length=96 tokenizer.path="$work/tok" output.dir="$work/shard"
+    sed -e 's/"hidden_size": 128/"hidden_size": 32/; s/"intermediate_size": 256/"intermediate_size": 48/; s/"num_hidden_layers": 4/"num_hidden_layers": 2/; s/"vocab_size": 2048/"vocab_size": 384/' \
+        conf/model/demo-selector.json > "$work/config.json"
+    "$bin/moe-convert" init convert.config="$work/config.json" tokenizer.path="$work/tok" output.dir="$work/init"
+    "$bin/moe-convert" trash model.path="$work/init/model" output.dir="$work/convert"
+}

@@ -1,0 +1,116 @@
+# The same bits on any number of ranks, and after a kill.
+
+setup_file() {
+    load common.bash
+    mb_setup
+    make_records > /dev/null
+    make_models > /dev/null 2>&1
+}
+setup() {
+    load common.bash
+    mb_setup
+}
+
+train() { # train NAME RANKS key=value...
+    local name=$1 n=$2
+    shift 2
+    ranks "$n" "$bin/moe-train" model.path="$work/init/model" dataset.path="$work/shard/shard.h5" training.objective=lm training.epochs=1 training.batch_size=4 \
+        training.gradient_accumulation_steps=8 training.learning_rate=3e-3 training.lr_scheduler_type=cosine training.logging_steps=1 output.dir="$work/$name" "$@"
+}
+curve() { grep -o '"loss": *[-0-9.e+]*' "$work/$1/metrics.jsonl"; }
+
+@test "a shard does not depend on the number of ranks" {
+    need_mpi
+    for n in 2 3 4; do
+        ranks $n "$bin/moe-shard" build dataset.inputs="a=$work/a.jsonl,b=$work/b.jsonl" dataset.max_length=96 tokenizer.path="$work/tok" output.dir="$work/shard$n"
+        [ "$(hash_of "$work/shard$n/shard.h5")" = "$(hash_of "$work/shard/shard.h5")" ]
+    done
+}
+
+@test "training gives the same curve and the same weights on 1, 2, 3 and 4 ranks" {
+    need_mpi
+    train full1 1
+    for n in 2 3 4; do
+        train full$n $n
+        cmp "$work/full1/final/model.safetensors" "$work/full$n/final/model.safetensors"
+        [ "$(curve full1)" = "$(curve full$n)" ]
+    done
+    [ "$(curve full1 | wc -l)" -ge 5 ]
+}
+
+@test "router warm-up gives the same weights on 1, 2 and 4 ranks, and changes only the gates" {
+    need_mpi
+    for n in 1 2 4; do
+        ranks $n "$bin/moe-train" model.path="$work/convert/model" dataset.path="$work/shard/shard.h5" dataset.subset_ratio=0.5 training.objective=router_warmup training.batch_size=4 \
+            training.gradient_accumulation_steps=4 training.learning_rate=1e-3 output.dir="$work/warm$n"
+        cmp "$work/warm1/final/model.safetensors" "$work/warm$n/final/model.safetensors"
+    done
+    run "$bin/moe-convert" verify model.path="$work/convert/model" convert.target="$work/warm1/final"
+    echo "$output"
+    [ "$status" -eq 0 ]
+    [[ "$output" == *" 2 changed, 0 added"* ]]
+}
+
+@test "killed in mid-epoch and run again: the weights of the uninterrupted run" {
+    train whole 1 training.epochs=3
+    for moment in 1 2; do
+        train killed 1 training.epochs=3 training.save_steps=2 &
+        pid=$!
+        for _ in $(seq 400); do
+            [ -d "$work/killed/state" ] && [ "$(ls "$work/killed/state" | grep -v tmp | wc -l)" -ge 1 ] && [ "$(wc -l < "$work/killed/metrics.jsonl")" -ge $((4 * moment)) ] && break
+            sleep 0.02
+        done
+        pkill -KILL -P $pid 2> /dev/null || true
+        kill -KILL $pid 2> /dev/null || true
+        wait $pid || true
+    done
+    [ ! -e "$work/killed/done.json" ]
+    train killed 1 training.epochs=3 training.save_steps=2
+    cmp "$work/whole/final/model.safetensors" "$work/killed/final/model.safetensors"
+    [ "$(curve whole)" = "$(curve killed)" ]
+}
+
+@test "stopped by USR2: exit 75, and going on with another number of ranks gives the same weights" {
+    need_mpi
+    train plain 1 training.epochs=3
+    train stopped 1 training.epochs=3 &
+    pid=$!
+    for _ in $(seq 400); do
+        [ -f "$work/stopped/metrics.jsonl" ] && [ "$(wc -l < "$work/stopped/metrics.jsonl")" -ge 3 ] && break
+        sleep 0.02
+    done
+    pkill -USR2 -P $pid moe-train || kill -USR2 $pid
+    code=0
+    wait $pid || code=$?
+    [ "$code" -eq 75 ]
+    train stopped 2 training.epochs=3
+    cmp "$work/plain/final/model.safetensors" "$work/stopped/final/model.safetensors"
+}
+
+@test "scores and selections have the same hashes on 1, 2, 3 and 4 ranks" {
+    need_mpi
+    for n in 1 2 3 4; do
+        ranks $n "$bin/moe-score" model.path="$work/convert/model" score.source_model="$work/init/model" dataset.path="$work/shard/shard.h5" score.tile_tokens=512 \
+            output.dir="$work/score$n"
+        ranks $n "$bin/moe-select" select scores.path="$work/score1/scores.h5" select.selection_percentage=0.2 dataset.inputs="a=$work/a.jsonl,b=$work/b.jsonl" \
+            tokenizer.path="$work/tok" output.dir="$work/select$n"
+        [ "$(hash_of "$work/score$n/scores.h5")" = "$(hash_of "$work/score1/scores.h5")" ]
+        [ "$(hash_of "$work/select$n/selection.h5")" = "$(hash_of "$work/select1/selection.h5")" ]
+        cmp "$work/select$n/selected_data.jsonl" "$work/select1/selected_data.jsonl"
+    done
+    [ "$(wc -l < "$work/select1/selected_data.jsonl")" -eq 60 ]
+}
+
+@test "evaluation is the same on 1 and 3 ranks" {
+    need_mpi
+    for n in 1 3; do
+        ranks $n "$bin/moe-eval" model.path="$work/init/model" dataset.path="$work/shard/shard.h5" eval.tile_tokens=512 output.dir="$work/eval$n"
+    done
+    cmp "$work/eval1/results.json" "$work/eval3/results.json"
+}
+
+@test "a rank that fails alone ends all ranks with its code" {
+    need_mpi
+    run timeout 60 bash -c "$(declare -f ranks); ranks 3 \"\$@\"" - "$bin/moe-train" model.path="$work/missing" dataset.path="$work/shard/shard.h5" output.dir="$work/none"
+    [ "$status" -eq 3 ]
+}

@@ -1,0 +1,155 @@
+/* fixture: a tiny MoE with trash experts, a small shard, and a training run over both. */
+#ifndef MB_LEARN_FIXTURE_H
+#define MB_LEARN_FIXTURE_H
+
+#include "mb_test.h"
+
+#include "base/rng.h"
+#include "base/stop.h"
+#include "learn/trainer.h"
+
+enum { FIX_VOCAB = 64, FIX_RECORDS = 50 };
+
+static inline mb_arch fix_arch(int64_t experts, int64_t trash)
+{
+    return (mb_arch){.family = experts > 0 ? MB_FAMILY_OLMOE : MB_FAMILY_LLAMA,
+                     .width = 32,
+                     .layers = 2,
+                     .heads = 2,
+                     .kv_heads = 2,
+                     .head_width = 16,
+                     .ffn = 32,
+                     .vocab = FIX_VOCAB,
+                     .max_positions = 64,
+                     .rms_eps = 1e-5,
+                     .rope_theta = 10000,
+                     .initializer_range = 0.05,
+                     .qk_norm = experts > 0 ? MB_QK_NORM_FULL : MB_QK_NORM_NONE,
+                     .experts = experts,
+                     .trash = trash,
+                     .picks = experts > 0 ? 2 : 0,
+                     .stored_dtype = MB_F32,
+                     .bos = -1,
+                     .eos = -1,
+                     .pad = -1};
+}
+
+/* Records of 6..24 tokens that count up or down by a step: easy to learn. Every fifth is noise. Masks: the
+ * second half. */
+static inline char *fix_shard(const char *folder, const char *name, int64_t records, bool masked)
+{
+    const char *sources[] = {"even", "odd"}, *files[] = {"a.jsonl", "b.jsonl"};
+    mb_shard_info info = {.tokenizer_hash = "t",
+                          .template_hash = "",
+                          .max_length = 64,
+                          .vocab_size = FIX_VOCAB,
+                          .source_names = sources,
+                          .source_files = files,
+                          .source_count = 2,
+                          .has_loss_mask = masked};
+    mb_shard_writer *writer = NULL;
+    char *path = mb_test_path(folder, name);
+    mb_test_ok(mb_shard_writer_create(path, &info, &writer));
+    for (int64_t i = 0; i < records; i++) {
+        uint32_t tokens[24];
+        uint8_t mask[24] = {0};
+        int64_t n = 6 + (int64_t)mb_rng_below(1, MB_RNG_DATA, 0, (uint64_t)i, 19);
+        for (int64_t t = 0; t < n; t++) {
+            tokens[t] = i % 5 == 4
+                            ? (uint32_t)mb_rng_below(1, MB_RNG_DATA, 1, (uint64_t)(i * 100 + t), FIX_VOCAB)
+                            : (uint32_t)((i * 3 + t) % FIX_VOCAB);
+            mask[t] = t >= n / 2;
+        }
+        mb_shard_record record = {.tokens = tokens,
+                                  .loss_mask = masked ? mask : NULL,
+                                  .count = n,
+                                  .source = (uint16_t)(i % 2),
+                                  .source_index = i / 2,
+                                  .byte_offset = 100 * i,
+                                  .byte_length = 100,
+                                  .text_bytes = 3 * n,
+                                  .record_hash = (uint64_t)i + 1};
+        mb_test_ok(mb_shard_writer_add(writer, &record));
+    }
+    mb_test_ok(mb_shard_writer_close(&writer));
+    return path;
+}
+
+static inline mb_trainer_options fix_trainer_options(void)
+{
+    mb_trainer_options options = {0};
+    mb_option_table table = {.target = &options};
+    table.options = mb_trainer_option_table(&table.count);
+    mb_test_ok(mb_option_defaults(&table));
+    options.learning_rate = 3e-3;
+    options.batch_size = 4;
+    options.gradient_accumulation_steps = 3;
+    options.log_steps = 1;
+    return options;
+}
+
+static inline void fix_trainer_free(mb_trainer_options *options)
+{
+    mb_option_table table = {.target = options};
+    table.options = mb_trainer_option_table(&table.count);
+    mb_option_free(&table);
+}
+
+static inline mb_objective_options fix_objective_options(const char *objective)
+{
+    mb_objective_options options = {0};
+    mb_option_table table = {.target = &options};
+    table.options = mb_objective_option_table(&table.count);
+    mb_test_ok(mb_option_defaults(&table));
+    mb_free(options.objective);
+    options.objective = mb_strdup(objective);
+    return options;
+}
+
+static inline void fix_objective_free(mb_objective_options *options)
+{
+    mb_option_table table = {.target = options};
+    table.options = mb_objective_option_table(&table.count);
+    mb_option_free(&table);
+}
+
+/* A run from a fresh model; out_trained (mb_free) receives the trained tensors at its end. */
+typedef struct fix_run {
+    mb_arch arch;
+    const char *train, *objective, *shard, *folder;
+    mb_objective_options *opt_objective_options;
+    mb_trainer_report report;
+    float *trained;
+    int64_t count;
+} fix_run;
+
+static inline mb_status fix_train(fix_run *run, const mb_trainer_options *options)
+{
+    mb_ops *ops = NULL;
+    mb_lm *lm = NULL;
+    mb_comm *comm = NULL;
+    mb_shard *shard = NULL;
+    mb_objective *objective = NULL;
+    mb_objective_options defaults = fix_objective_options(run->objective);
+    setenv("MB_COMM", "self", 1);
+    mb_test_ok(mb_comm_create(NULL, NULL, &comm));
+    mb_test_ok(mb_ops_create("ref", 1, &ops));
+    mb_test_ok(mb_lm_create(ops, &run->arch, run->train, 7, &lm));
+    mb_test_ok(mb_shard_open(run->shard, 0, &shard));
+    mb_test_ok(mb_objective_create(
+        run->opt_objective_options != NULL ? run->opt_objective_options : &defaults, lm, &objective));
+    mb_status status = mb_trainer_run(comm, lm, objective, shard, options, run->folder, NULL, &run->report);
+    mb_free(run->trained);
+    run->count = mb_params_trained_count(mb_lm_params(lm));
+    run->trained = mb_calloc((size_t)run->count, sizeof(float));
+    memcpy(run->trained, mb_params_trained(mb_lm_params(lm)), (size_t)run->count * sizeof(float));
+    mb_objective_destroy(&objective);
+    mb_shard_close(&shard);
+    mb_lm_destroy(&lm);
+    mb_ops_destroy(&ops);
+    mb_comm_destroy(&comm);
+    fix_objective_free(&defaults);
+    return status;
+}
+
+#endif
