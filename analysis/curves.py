@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Curves of training stages from their metrics.h5.
 
-    python3 analysis/curves.py RUN/pretrain RUN/finetune-selected [--name loss] [--out DIR]
+python3 analysis/curves.py RUN/pretrain RUN/finetune-selected [--name loss] [--out DIR]
 """
+
 import argparse
 import os
 import sys
@@ -12,9 +13,20 @@ import numpy
 from figures import colour, grid, legend_right, plt, save, smooth
 from mbfiles import read_metrics
 
-LABELS = {"loss": "loss (nats per token)", "lm_loss": "LM loss (nats per token)", "balance": "load balance loss", "z_loss": "router z loss",
-          "constraint": "constraint loss", "loss_rank": "loss_rank (nats)", "copy_rank": "copy_rank (nats)", "anchor": "anchor", "mean_ratio": "mean good mass r",
-          "learning_rate": "learning rate", "grad_norm": "gradient norm", "single_records": "records without a pair"}
+LABELS = {
+    "loss": "loss (nats per token)",
+    "lm_loss": "LM loss (nats per token)",
+    "balance": "load balance loss",
+    "z_loss": "router z loss",
+    "constraint": "constraint loss",
+    "loss_rank": "loss_rank (nats)",
+    "copy_rank": "copy_rank (nats)",
+    "anchor": "anchor",
+    "mean_ratio": "mean good mass r",
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
+    "single_records": "records without a pair",
+}
 
 
 def draw_line(axes, metrics, name, label, tint, window=None):
@@ -42,7 +54,14 @@ def plot_stages(stages, name="loss", title=""):
 
 def plot_terms(metrics, title=""):
     """Small panels, one per term of a stage's loss and its learning rate."""
-    names = [n for n in LABELS if metrics is not None and n in metrics and numpy.isfinite(metrics[n]).any() and (n != "single_records" or metrics[n].any())]
+    names = [
+        n
+        for n in LABELS
+        if metrics is not None
+        and n in metrics
+        and numpy.isfinite(metrics[n]).any()
+        and (n != "single_records" or metrics[n].any())
+    ]
     if not names:
         return None
     figure, panels = grid(len(names), height=2.1)
@@ -58,11 +77,20 @@ def main(arguments=None):
     """Draw one curve of several stages."""
     parser = argparse.ArgumentParser(description="Curves of training stages from their metrics.h5.")
     parser.add_argument("stage", nargs="+", help="stage folder")
-    parser.add_argument("--name", default="loss", help="which curve (default loss); 'terms' draws all of the first stage")
+    parser.add_argument(
+        "--name", default="loss", help="which curve (default loss); 'terms' draws all of the first stage"
+    )
     parser.add_argument("--out", default=".", help="folder for the PNG (default: here)")
     options = parser.parse_args(arguments)
-    stages = {os.path.basename(os.path.abspath(p)): read_metrics(os.path.join(p, "metrics.h5")) for p in options.stage}
-    figure = plot_terms(next(iter(stages.values()))) if options.name == "terms" else plot_stages(stages, options.name)
+    stages = {
+        os.path.basename(os.path.abspath(p)): read_metrics(os.path.join(p, "metrics.h5"))
+        for p in options.stage
+    }
+    figure = (
+        plot_terms(next(iter(stages.values())))
+        if options.name == "terms"
+        else plot_stages(stages, options.name)
+    )
     if figure is None:
         print(f"curves.py: no curve {options.name!r} in {', '.join(options.stage)}", file=sys.stderr)
         return 3

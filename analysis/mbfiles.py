@@ -1,21 +1,23 @@
 """Read what the stages leave in a run folder: JSON records, HDF5 result files, labels.
 
-    RUN/<stage>/done.json and the stage's own files; or RUN/seed_<n>/<stage>/... for a study over several seeds.
+    RUN/<stage>/done.json and the stage's own files; RUN/seed_<n>/<stage>/... when over several seeds.
 
-Everything is opened read-only; a file that is not there is noted in `Run.missing` and gives None, so that a report of half a
-run is half a report. h5py and numpy are imported only where a table needs them.
-Contents: 1. JSON  2. HDF5  3. a run  4. labels and selections
+Everything is opened read-only; a file that is not there is noted in `Run.missing` and gives None, so that
+a report of half a run is half a report. h5py and numpy are imported only where a table needs them.
+Contents: 1. JSON 2. HDF5 3. a run 4. labels and selections
 """
+
 import glob
 import json
 import os
 import re
 
+# ---- 1. JSON -----------------------------------------------------------------------------------------------
 
-# ---- 1. JSON ------------------------------------------------------------------------------------------------------
 
 def read_json(path):
-    """The object in a JSON file; None when the file is missing. A broken file is a ValueError that names it."""
+    """The object in a JSON file; None when the file is missing. A broken file is a ValueError that names
+    it."""
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
@@ -36,11 +38,13 @@ def read_lines(path):
                     raise ValueError(f"{path}, line {number}: not whole JSON ({error})") from error
 
 
-# ---- 2. HDF5 --------------------------------------------------------------------------------------------------------
+# ---- 2. HDF5 -----------------------------------------------------------------------------------------------
+
 
 def open_h5(path, wanted=None):
     """An open h5py.File (use it with `with`); `wanted` is the format the file must name, None for any."""
     import h5py
+
     file = h5py.File(path, "r")
     found = text_of(file.attrs.get("format", ""))
     if wanted is not None and found and found != wanted:
@@ -59,13 +63,21 @@ def text_of(value):
 
 
 def read_metrics(path):
-    """{name: array} of a metrics.h5, with "step"; nested names keep their slash ("r_mean/0"). None when missing."""
+    """{name: array} of a metrics.h5, with "step"; nested names keep their slash ("r_mean/0"). None when
+    missing."""
     if not os.path.exists(path):
         return None
     import h5py
+
     columns = {}
     with open_h5(path, "moebatch-metrics") as file:
-        file.visititems(lambda name, item: columns.__setitem__(name, item[...]) if isinstance(item, h5py.Dataset) and item.ndim == 1 else None)
+        file.visititems(
+            lambda name, item: (
+                columns.__setitem__(name, item[...])
+                if isinstance(item, h5py.Dataset) and item.ndim == 1
+                else None
+            )
+        )
     return columns if "step" in columns else None
 
 
@@ -82,21 +94,29 @@ def is_higher_better(file, name):
 
 
 def read_scores(path):
-    """A score table: {"scores": {name: values, higher is better}, "source": names per record, "source_index": ..., "layers": {name: [N, L]}}."""
+    """A score table: {"scores": {name: values, higher is better}, "source": names per record, "source_index":
+    ..., "layers": {name: [N, L]}}."""
     if not os.path.exists(path):
         return None
     import numpy
+
     with open_h5(path, "moebatch-scores") as file:
         names = [text_of(name) for name in file["source_names"][...]]
-        table = {"source": numpy.array(names, dtype=object)[file["source"][...].astype(int)], "source_index": file["source_index"][...], "source_names": names,
-                 "scores": {}, "layers": {name: item[...] for name, item in file.get("layers", {}).items()}}
+        table = {
+            "source": numpy.array(names, dtype=object)[file["source"][...].astype(int)],
+            "source_index": file["source_index"][...],
+            "source_names": names,
+            "scores": {},
+            "layers": {name: item[...] for name, item in file.get("layers", {}).items()},
+        }
         for name, item in file["scores"].items():
             values = item[...].astype(float)
             table["scores"][name] = values if is_higher_better(file, name) else -values
     return table
 
 
-# ---- 3. a run ---------------------------------------------------------------------------------------------------------
+# ---- 3. a run ----------------------------------------------------------------------------------------------
+
 
 class Run:
     """One run folder: its stages and their files."""
@@ -132,21 +152,28 @@ class Run:
 
     def stages(self, prefix=""):
         """Names of the stages that start so, in name order."""
-        found = sorted(os.path.basename(p.rstrip("/")) for p in glob.glob(self.path(glob.escape(prefix) + "*") + "/"))
+        found = sorted(
+            os.path.basename(p.rstrip("/")) for p in glob.glob(self.path(glob.escape(prefix) + "*") + "/")
+        )
         return [name for name in found if name != "report"]
 
     def parts(self, prefix):
         """What follows the prefix: parts("eval-") is ["all", "base", "random", "selected"]."""
-        return [name[len(prefix):] for name in self.stages(prefix)]
+        return [name[len(prefix) :] for name in self.stages(prefix)]
 
 
 def open_runs(folder):
     """The runs under a folder: [Run] of the folder itself, or one per seed_<n>."""
-    seeds = [(int(m.group(1)), p) for p in glob.glob(os.path.join(glob.escape(folder), "seed_*")) if (m := re.fullmatch(r"seed_(\d+)", os.path.basename(p)))]
+    seeds = [
+        (int(m.group(1)), p)
+        for p in glob.glob(os.path.join(glob.escape(folder), "seed_*"))
+        if (m := re.fullmatch(r"seed_(\d+)", os.path.basename(p)))
+    ]
     return [Run(path, seed) for seed, path in sorted(seeds)] or [Run(folder)]
 
 
-# ---- 4. labels and selections -----------------------------------------------------------------------------------------
+# ---- 4. labels and selections ------------------------------------------------------------------------------
+
 
 def read_labels(path):
     """{(source, index): kind} of a labels.jsonl."""
@@ -160,7 +187,8 @@ def read_labels(path):
 
 
 def find_value(tree, *names):
-    """The first text stored in nested objects under one of these keys ("labels.path" stands for {"labels": {"path": ...}} too)."""
+    """The first text stored in nested objects under one of these keys ("labels.path" stands for {"labels":
+    {"path": ...}} too)."""
     if isinstance(tree, dict):
         for name in names:
             head, _, rest = name.partition(".")

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Scores of records: distributions of good and bad ones, AUC per kind of damage, AUC against cost.
 
-    python3 analysis/scores.py RUN/score/scores.h5 [--labels labels.jsonl] [--auc RUN/auc/auc.json] [--out DIR]
+python3 analysis/scores.py RUN/score/scores.h5 [--labels labels.jsonl] [--auc RUN/auc/auc.json] [--out DIR]
 """
+
 import argparse
 import sys
 
@@ -15,7 +16,9 @@ from tables import by_auc
 
 def kinds_of(table, labels):
     """Kind of every record of a score table; "" where it has no label."""
-    return numpy.array([labels.get((s, int(i)), "") for s, i in zip(table["source"], table["source_index"])], dtype=object)
+    return numpy.array(
+        [labels.get((s, int(i)), "") for s, i in zip(table["source"], table["source_index"])], dtype=object
+    )
 
 
 def damage_kinds(auc):
@@ -28,22 +31,46 @@ def number(value, form="{:.3f}"):
     return "-" if value is None or value != value else form.format(value)
 
 
-# ---- histograms --------------------------------------------------------------------------------------------------
+# ---- histograms --------------------------------------------------------------------------------------------
+
 
 def scale_of(values):
-    """Range of a histogram: 0.5 to 99.5 % of the values, so that a far one does not press the rest together."""
+    """Range of a histogram: 0.5 to 99.5 % of the values, so that a far one does not press the rest
+    together."""
     low, high = numpy.percentile(values, [0.5, 99.5])
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
 def draw_histogram(axes, values, kinds):
     """Good against bad records, or all records when nothing is known."""
-    groups = [("good", values[kinds == "good"], GOOD), ("bad", values[(kinds != "good") & (kinds != "")], BAD)] if kinds is not None else [("all", values, GOOD)]
+    groups = (
+        [("good", values[kinds == "good"], GOOD), ("bad", values[(kinds != "good") & (kinds != "")], BAD)]
+        if kinds is not None
+        else [("all", values, GOOD)]
+    )
     low, high = scale_of(values)
     for label, part, tint in groups:
         if len(part):
-            axes.hist(numpy.clip(part, low, high), bins=40, range=(low, high), density=True, histtype="stepfilled", alpha=0.25, color=tint, linewidth=0)
-            axes.hist(numpy.clip(part, low, high), bins=40, range=(low, high), density=True, histtype="step", color=tint, linewidth=1.0, label=label)
+            axes.hist(
+                numpy.clip(part, low, high),
+                bins=40,
+                range=(low, high),
+                density=True,
+                histtype="stepfilled",
+                alpha=0.25,
+                color=tint,
+                linewidth=0,
+            )
+            axes.hist(
+                numpy.clip(part, low, high),
+                bins=40,
+                range=(low, high),
+                density=True,
+                histtype="step",
+                color=tint,
+                linewidth=1.0,
+                label=label,
+            )
 
 
 def plot_histograms(table, kinds=None):
@@ -70,10 +97,23 @@ def plot_histograms(table, kinds=None):
 
 def plot_by_kind(table, kinds, name):
     """One score by kind of damage: boxes from 25 to 75 %, whiskers from 5 to 95 %."""
-    order = sorted((k for k in set(kinds) if k), key=lambda k: (k != "good", numpy.median(table["scores"][name][kinds == k])))
+    order = sorted(
+        (k for k in set(kinds) if k),
+        key=lambda k: (k != "good", numpy.median(table["scores"][name][kinds == k])),
+    )
     figure, axes = plt.subplots(figsize=(6.4, 0.7 + 0.34 * len(order)))
-    boxes = axes.boxplot([table["scores"][name][kinds == k] for k in order], vert=False, whis=(5, 95), showfliers=False, patch_artist=True, widths=0.6,
-                         medianprops={"color": "black", "linewidth": 1.0}, boxprops={"linewidth": 0.7}, whiskerprops={"linewidth": 0.7}, capprops={"linewidth": 0.7})
+    boxes = axes.boxplot(
+        [table["scores"][name][kinds == k] for k in order],
+        vert=False,
+        whis=(5, 95),
+        showfliers=False,
+        patch_artist=True,
+        widths=0.6,
+        medianprops={"color": "black", "linewidth": 1.0},
+        boxprops={"linewidth": 0.7},
+        whiskerprops={"linewidth": 0.7},
+        capprops={"linewidth": 0.7},
+    )
     for kind, box in zip(order, boxes["boxes"]):
         box.set(facecolor=GOOD if kind == "good" else BAD, alpha=0.55)
     axes.set_yticks(range(1, len(order) + 1))
@@ -83,17 +123,32 @@ def plot_by_kind(table, kinds, name):
     return figure
 
 
-# ---- AUC ------------------------------------------------------------------------------------------------------------
+# ---- AUC ---------------------------------------------------------------------------------------------------
+
 
 def plot_auc(auc):
     """Scores down, kinds across; 0.5 is chance."""
     kinds = ["all"] + damage_kinds(auc)
     names = by_auc(auc)
-    values = numpy.array([[auc["scores"][n].get(k) if auc["scores"][n].get(k) is not None else numpy.nan for k in kinds] for n in names], dtype=float)
+    values = numpy.array(
+        [
+            [auc["scores"][n].get(k) if auc["scores"][n].get(k) is not None else numpy.nan for k in kinds]
+            for n in names
+        ],
+        dtype=float,
+    )
     figure, axes = plt.subplots(figsize=(1.9 + 0.68 * len(kinds), 0.9 + 0.33 * len(names)))
     mesh = axes.imshow(values, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in numpy.ndenumerate(values):
-        axes.text(column, row, number(value, "{:.2f}"), ha="center", va="center", fontsize=9, color="white" if abs(value - 0.5) > 0.28 else "black")
+        axes.text(
+            column,
+            row,
+            number(value, "{:.2f}"),
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white" if abs(value - 0.5) > 0.28 else "black",
+        )
     axes.set_xticks(range(len(kinds)))
     axes.set_xticklabels(kinds, rotation=30, ha="right")
     axes.set_yticks(range(len(names)))
@@ -107,12 +162,24 @@ def plot_auc(auc):
 
 def plot_layers(auc):
     """AUC of each layer taken alone; None when no score has layers."""
-    layered = {name: [numpy.nan if v is None else v for v in entry["layers"]] for name, entry in auc["scores"].items() if entry.get("layers")}
+    layered = {
+        name: [numpy.nan if v is None else v for v in entry["layers"]]
+        for name, entry in auc["scores"].items()
+        if entry.get("layers")
+    }
     if not layered:
         return None
     figure, axes = plt.subplots(figsize=(6.0, 3.0))
     for i, (name, values) in enumerate(sorted(layered.items())):
-        axes.plot(range(len(values)), values, marker="o", markersize=3.5, color=colour(name, i), linestyle=DASHES[i % 4], label=name)
+        axes.plot(
+            range(len(values)),
+            values,
+            marker="o",
+            markersize=3.5,
+            color=colour(name, i),
+            linestyle=DASHES[i % 4],
+            label=name,
+        )
     axes.axhline(0.5, color="black", linewidth=0.6, linestyle=":")
     axes.set(xlabel="MoE layer taken alone", ylabel="AUC, all kinds", title="AUC by layer (dotted: chance)")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -130,7 +197,11 @@ def spread_labels(points, lowest=0.0, gap=0.035):
 
 def plot_cost(auc):
     """AUC against FLOPs per token, the price of a score; scores that need no model stand at the left."""
-    entries = {n: (e.get("flops_per_token") or 0, e["all"]) for n, e in auc["scores"].items() if e.get("all") is not None}
+    entries = {
+        n: (e.get("flops_per_token") or 0, e["all"])
+        for n, e in auc["scores"].items()
+        if e.get("all") is not None
+    }
     paid = [cost for cost, _ in entries.values() if cost > 0]
     if not paid:
         return None
@@ -144,11 +215,29 @@ def plot_cost(auc):
         for name, value in members.items():
             cost = entries[name][0] or free
             axes.plot(cost, value, "o", markersize=5, color=COLOURS[0] if entries[name][0] else COLOURS[7])
-            axes.annotate(name, (cost, value), xytext=(cost * 1.12, heights[name]), textcoords="data", fontsize=9, va="center",
-                          arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "#8C8C8C", "shrinkA": 0, "shrinkB": 2})
+            axes.annotate(
+                name,
+                (cost, value),
+                xytext=(cost * 1.12, heights[name]),
+                textcoords="data",
+                fontsize=9,
+                va="center",
+                arrowprops={
+                    "arrowstyle": "-",
+                    "linewidth": 0.4,
+                    "color": "#8C8C8C",
+                    "shrinkA": 0,
+                    "shrinkB": 2,
+                },
+            )
     axes.axhline(0.5, color="black", linewidth=0.6, linestyle=":")
-    axes.set(xscale="log", xlabel="FLOPs per token (grey, at the left: no model needed)", ylabel="AUC, all kinds", title="What a score costs and what it tells",
-             xlim=(free / 1.5, max(paid) * 4))
+    axes.set(
+        xscale="log",
+        xlabel="FLOPs per token (grey, at the left: no model needed)",
+        ylabel="AUC, all kinds",
+        title="What a score costs and what it tells",
+        xlim=(free / 1.5, max(paid) * 4),
+    )
     return figure
 
 

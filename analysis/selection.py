@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """What was selected: share of every source, quality by rank, what the result was worth.
 
-    python3 analysis/selection.py RUN [--labels labels.jsonl] [--out DIR]
+python3 analysis/selection.py RUN [--labels labels.jsonl] [--out DIR]
 """
+
 import argparse
 import sys
 
@@ -15,7 +16,8 @@ from tables import mean_of
 
 
 def rank_in_source(values, source):
-    """Order of all records when every source gives the same share: best first by the rank inside the source."""
+    """Order of all records when every source gives the same share: best first by the rank inside the
+    source."""
     place = numpy.full(len(values), numpy.inf)
     for name in numpy.unique(source.astype(str)):
         members = numpy.flatnonzero((source == name) & numpy.isfinite(values))
@@ -28,7 +30,11 @@ def rank_in_source(values, source):
 def good_share_curve(is_good, order, points=200):
     """(share kept, share of good records among those kept), from 1 % of the labelled records on."""
     total = numpy.cumsum(is_good[order])
-    kept = numpy.unique(numpy.linspace(max(1, len(order) // 100), len(order), points).astype(int)) if len(order) else numpy.array([], int)
+    kept = (
+        numpy.unique(numpy.linspace(max(1, len(order) // 100), len(order), points).astype(int))
+        if len(order)
+        else numpy.array([], int)
+    )
     return kept / max(1, len(order)), total[kept - 1] / kept
 
 
@@ -46,9 +52,21 @@ def plot_quality(table, kinds):
         axes.plot(100 * x, 100 * y, color=colour(name, i), linestyle=DASHES[i // 2 % 4], label=name)
     share = is_good.mean() if len(is_good) else 0
     x = numpy.linspace(0.01, 1, 200)
-    axes.plot(100 * x, 100 * numpy.minimum(1, share / x), color="black", linewidth=0.7, linestyle=":", label="oracle")
-    axes.set(xlabel="records kept, best first inside each source (%)", ylabel="good among those kept (%)", title="Quality by rank", xlim=(0, 100),
-             ylim=(max(0, 100 * share - 25), 103))
+    axes.plot(
+        100 * x,
+        100 * numpy.minimum(1, share / x),
+        color="black",
+        linewidth=0.7,
+        linestyle=":",
+        label="oracle",
+    )
+    axes.set(
+        xlabel="records kept, best first inside each source (%)",
+        ylabel="good among those kept (%)",
+        title="Quality by rank",
+        xlim=(0, 100),
+        ylim=(max(0, 100 * share - 25), 103),
+    )
     legend_right(axes)
     return figure
 
@@ -64,8 +82,15 @@ def plot_sources(selections):
     markers = "oDs^vPX*"
     for i, (label, summary) in enumerate(selections.items()):
         height = rows + (i - (len(selections) - 1) / 2) * 0.5 / max(1, len(selections))
-        axes.plot([100 * summary["sources"].get(n, {}).get("share", 0) for n in names], height, markers[i % len(markers)], markersize=5.5, color=colour(label, i),
-                  linestyle="none", label=label)
+        axes.plot(
+            [100 * summary["sources"].get(n, {}).get("share", 0) for n in names],
+            height,
+            markers[i % len(markers)],
+            markersize=5.5,
+            color=colour(label, i),
+            linestyle="none",
+            label=label,
+        )
     axes.set_yticks(rows)
     axes.set_yticklabels(names)
     axes.invert_yaxis()
@@ -79,7 +104,8 @@ def plot_sources(selections):
 def plot_results(values, unit="held-out perplexity per token (lower is better)"):
     """One row per target: a dot per seed, a bar at the mean; values is {target: [value per seed]}."""
     means = {n: mean_of(v) for n, v in values.items() if mean_of(v) is not None}
-    # The untrained model may be far worse than all others: then it is named, not drawn, so that their distances can be seen.
+    # The untrained model may be far worse than all others: then it is named, not drawn, so that their
+    # distances can be seen.
     others = [mean for name, mean in means.items() if name != "base"]
     is_far = bool(others) and means.get("base", 0) > max(others) + 3 * (max(others) - min(others))
     order = [n for n in means if not (n == "base" and is_far)]
@@ -91,14 +117,26 @@ def plot_results(values, unit="held-out perplexity per token (lower is better)")
         mean = means[name]
         axes.plot(found, [row] * len(found), "o", markersize=5, color=colour(name, row), alpha=0.75)
         axes.plot([mean, mean], [row - 0.28, row + 0.28], color=colour(name, row), linewidth=1.4)
-        axes.annotate(f"{mean:.4g}", (mean, row - 0.3), xytext=(0, 1), textcoords="offset points", ha="center", va="bottom", fontsize=9)
+        axes.annotate(
+            f"{mean:.4g}",
+            (mean, row - 0.3),
+            xytext=(0, 1),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=9,
+        )
     axes.set_yticks(range(len(order)))
     axes.set_yticklabels(order)
     axes.set_ylim(len(order) - 0.5, -0.75)
     axes.margins(x=0.12)
     seeds = max(len(v) for v in values.values())
-    notes = ([f"dots: {seeds} seeds, line: mean"] if seeds > 1 else []) + ([f"untrained base: {means['base']:.4g}"] if is_far else [])
-    axes.set(xlabel=unit, title="Target after the same training" + (f" ({'; '.join(notes)})" if notes else ""))
+    notes = ([f"dots: {seeds} seeds, line: mean"] if seeds > 1 else []) + (
+        [f"untrained base: {means['base']:.4g}"] if is_far else []
+    )
+    axes.set(
+        xlabel=unit, title="Target after the same training" + (f" ({'; '.join(notes)})" if notes else "")
+    )
     return figure
 
 
@@ -116,14 +154,23 @@ def main(arguments=None):
     parser.add_argument("--out", default=".", help="folder for the PNG files (default: here)")
     options = parser.parse_args(arguments)
     run = Run(options.run)
-    selections, labels, table = read_selections(run), find_labels(run, options.labels), read_scores(run.path("score", "scores.h5"))
+    selections, labels, table = (
+        read_selections(run),
+        find_labels(run, options.labels),
+        read_scores(run.path("score", "scores.h5")),
+    )
     if not selections and table is None:
-        print(f"selection.py: {options.run} holds neither select-<name>/summary.json nor score/scores.h5", file=sys.stderr)
+        print(
+            f"selection.py: {options.run} holds neither select-<name>/summary.json nor score/scores.h5",
+            file=sys.stderr,
+        )
         return 3
     if selections:
         print(save(plot_sources(selections), options.out, "selection-sources"))
     if table is not None and labels:
-        print(save(plot_quality(table, kinds_of(table, read_labels(labels))), options.out, "selection-quality"))
+        print(
+            save(plot_quality(table, kinds_of(table, read_labels(labels))), options.out, "selection-quality")
+        )
     return 0
 
 

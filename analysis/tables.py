@@ -1,4 +1,5 @@
 """Tables as text for the terminal, HTML for the report and CSV for other programs (standard library only)."""
+
 import csv
 import html
 import math
@@ -52,7 +53,10 @@ def as_text(header, rows):
     table = [header] + rows
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     right = [all(is_number(row[i]) for row in rows) and bool(rows) for i in range(len(header))]
-    lines = ["  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right)).rstrip() for row in table]
+    lines = [
+        "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right)).rstrip()
+        for row in table
+    ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths)] + lines[1:])
 
 
@@ -60,7 +64,15 @@ def as_html(header, rows):
     """An HTML table; every text is escaped."""
     right = [all(is_number(row[i]) for row in rows) for i in range(len(header))]
     head = "".join(f"<th{' class=n' if r else ''}>{html.escape(cell)}</th>" for cell, r in zip(header, right))
-    body = "\n".join("<tr>" + "".join(f"<td{' class=n' if r else ''}>{html.escape(cell).replace('+-', '&plusmn;')}</td>" for cell, r in zip(row, right)) + "</tr>" for row in rows)
+    body = "\n".join(
+        "<tr>"
+        + "".join(
+            f"<td{' class=n' if r else ''}>{html.escape(cell).replace('+-', '&plusmn;')}</td>"
+            for cell, r in zip(row, right)
+        )
+        + "</tr>"
+        for row in rows
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
 

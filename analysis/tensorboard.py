@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""metrics.h5 of training stages as TensorBoard event files, or CSV. Needs h5py and numpy, no TensorBoard package.
+"""metrics.h5 of training stages as TensorBoard event files, or CSV; needs no TensorBoard package.
 
     python3 analysis/tensorboard.py RUN [--out RUN/tensorboard]     then: tensorboard --logdir RUN/tensorboard
     python3 analysis/tensorboard.py RUN --csv
 
-An event file is a row of records (TFRecord: length, masked CRC-32C of it, data, masked CRC-32C of that), each holding one Event
-of tensorflow/core/util/event.proto; scalars need six of its fields, which are written here by hand. Every stage becomes one
-TensorBoard run. Contents: 1. records  2. protocol buffers  3. stages
+An event file is a row of records (TFRecord: length, masked CRC-32C of it, data, masked CRC-32C of that), each
+holding one Event of tensorflow/core/util/event.proto; scalars need six of its fields, which are written here
+by hand. Every stage becomes one TensorBoard run. Contents: 1. records  2. protocol buffers  3. stages
 """
+
 import argparse
 import csv
 import math
@@ -17,8 +18,8 @@ import sys
 
 from mbfiles import open_runs, read_metrics
 
+# ---- 1. records --------------------------------------------------------------------------------------------
 
-# ---- 1. records --------------------------------------------------------------------------------------------------
 
 def crc_table():
     """Table of CRC-32C (Castagnoli), reflected polynomial 0x82F63B78."""
@@ -48,7 +49,8 @@ def record(data):
     return length + struct.pack("<I", masked_crc(length)) + data + struct.pack("<I", masked_crc(data))
 
 
-# ---- 2. protocol buffers ---------------------------------------------------------------------------------------------
+# ---- 2. protocol buffers -----------------------------------------------------------------------------------
+
 
 def varint(value):
     """A whole number in groups of seven bits."""
@@ -70,18 +72,27 @@ def version_event(wall_time):
 
 
 def scalar_event(wall_time, step, values):
-    """Event{wall_time = 1, step = 2, summary = 5{value = 1{tag = 1, simple_value = 2}}} of several scalars."""
-    summary = b"".join(field(1, field(1, tag.encode()) + varint(2 << 3 | 5) + struct.pack("<f", value)) for tag, value in values)
-    return varint(1 << 3 | 1) + struct.pack("<d", wall_time) + varint(2 << 3) + varint(step) + field(5, summary)
+    """Event{wall_time = 1, step = 2, summary = 5{value = 1{tag = 1, simple_value = 2}}} of several
+    scalars."""
+    summary = b"".join(
+        field(1, field(1, tag.encode()) + varint(2 << 3 | 5) + struct.pack("<f", value))
+        for tag, value in values
+    )
+    return (
+        varint(1 << 3 | 1) + struct.pack("<d", wall_time) + varint(2 << 3) + varint(step) + field(5, summary)
+    )
 
 
-# ---- 3. stages -----------------------------------------------------------------------------------------------------------
+# ---- 3. stages ---------------------------------------------------------------------------------------------
+
 
 def rows_of(metrics):
     """(step, [(name, value)]) of every line, without what is not a number."""
     names = sorted(name for name in metrics if name != "step")
     for i, step in enumerate(metrics["step"]):
-        yield int(step), [(name, float(metrics[name][i])) for name in names if not math.isnan(metrics[name][i])]
+        yield int(step), [
+            (name, float(metrics[name][i])) for name in names if not math.isnan(metrics[name][i])
+        ]
 
 
 def write_events(path, metrics, wall_time):
@@ -122,7 +133,9 @@ def export_run(run, out, as_csv):
 
 def main(arguments=None):
     """Returns the exit code: 0 done, 3 when the run has no metrics."""
-    parser = argparse.ArgumentParser(description="metrics.h5 of training stages as TensorBoard event files, or CSV.")
+    parser = argparse.ArgumentParser(
+        description="metrics.h5 of training stages as TensorBoard event files, or CSV."
+    )
     parser.add_argument("run", help="run folder, with stages or seed_<n> folders inside")
     parser.add_argument("--out", help="folder to write to (default: RUN/tensorboard)")
     parser.add_argument("--csv", action="store_true", help="write CSV files")

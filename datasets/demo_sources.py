@@ -1,9 +1,11 @@
 """Clean text records from files that Debian and Ubuntu packages install (standard library only).
 
-A source is a name, the packages that bring it, and a function that returns candidate records in a fixed order. Candidates
-are whole paragraphs, entries or functions; nothing here depends on the seed of the demo, so the pool of text is the same for
-every seed. Contents: 1. shared helpers  2. WordNet  3. Python library  4. fortunes  5. Perl manuals  6. manual pages
+A source is a name, the packages that bring it, and a function that returns candidate records in a fixed
+order. Candidates are whole paragraphs, entries or functions; nothing here depends on the seed of the demo,
+so the pool of text is the same for every seed. Contents: 1. shared helpers 2. WordNet 3. Python library 4.
+fortunes 5. Perl manuals 6. manual pages
 """
+
 import ast
 import glob
 import gzip
@@ -17,7 +19,8 @@ import textwrap
 SHORTEST, LONGEST = 150, 900  # bytes of a record
 
 
-# ---- 1. shared helpers ------------------------------------------------------------------------------------------
+# ---- 1. shared helpers -------------------------------------------------------------------------------------
+
 
 def size(text):
     """Bytes of a text as it will stand in the file."""
@@ -73,19 +76,24 @@ def usable(records, letters=0.6):
     return [r for r in records if SHORTEST <= size(r) <= LONGEST and is_plain(r, letters)]
 
 
-# ---- 2. WordNet: one entry per synset ------------------------------------------------------------------------------
+# ---- 2. WordNet: one entry per synset ----------------------------------------------------------------------
 
-LEXICAL_FILES = ("all pert all Tops act animal artifact attribute body cognition communication event feeling food group location "
-                 "motive object person phenomenon plant possession process quantity relation shape state substance time body change "
-                 "cognition communication competition consumption contact creation emotion motion perception possession social "
-                 "stative weather ppl").split()
+LEXICAL_FILES = (
+    "all pert all Tops act animal artifact attribute body cognition communication event feeling food group "
+    "location motive object person phenomenon plant possession process quantity relation shape state "
+    "substance time body change cognition communication competition consumption contact creation emotion "
+    "motion perception possession social "
+    "stative weather ppl"
+).split()
 
 
 def wordnet_entry(line, part):
     """'dog, domestic dog (noun, animal): gloss' from a line of data.noun."""
     fields, gloss = line.rstrip().split(" | ", 1)
     fields = fields.split(" ")
-    words = [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in fields[4:4 + 2 * int(fields[3], 16):2]]
+    words = [
+        re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+    ]
     return f"{', '.join(words)} ({part}, {LEXICAL_FILES[int(fields[1])]}): {gloss.strip()}"
 
 
@@ -95,25 +103,43 @@ def wordnet(root="/usr/share/wordnet"):
     for part in ("noun", "verb", "adj", "adv"):
         path = os.path.join(root, "data." + part)
         if os.path.exists(path):
-            entries += [wordnet_entry(line, part) for line in read_text(path).splitlines() if line[:1].isdigit()]
+            entries += [
+                wordnet_entry(line, part) for line in read_text(path).splitlines() if line[:1].isdigit()
+            ]
     return usable(entries)
 
 
-# ---- 3. Python: functions, methods and class heads -------------------------------------------------------------------
+# ---- 3. Python: functions, methods and class heads ---------------------------------------------------------
 
-PYTHON_SKIPPED = ("test", "tests", "idle_test", "encodings", "pydoc_data", "dist-packages", "site-packages", "__phello__", "ensurepip")
+PYTHON_SKIPPED = (
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "dist-packages",
+    "site-packages",
+    "__phello__",
+    "ensurepip",
+)
 
 
 def python_folders():
     """The folders that may hold the standard library: the system's, else this interpreter's own."""
-    folders = sorted(glob.glob("/usr/lib/python3.*[0-9]"), key=lambda p: int(p.rsplit(".", 1)[1]), reverse=True)
-    return [f for f in folders if os.path.exists(os.path.join(f, "argparse.py"))] or [sysconfig.get_paths()["stdlib"]]
+    folders = sorted(
+        glob.glob("/usr/lib/python3.*[0-9]"), key=lambda p: int(p.rsplit(".", 1)[1]), reverse=True
+    )
+    return [f for f in folders if os.path.exists(os.path.join(f, "argparse.py"))] or [
+        sysconfig.get_paths()["stdlib"]
+    ]
 
 
 def python_files(folder):
     """All modules of the library in name order, without tests and tables."""
     for base, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if f not in PYTHON_SKIPPED and not f.startswith(("config-", "__pycache__")))
+        folders[:] = sorted(
+            f for f in folders if f not in PYTHON_SKIPPED and not f.startswith(("config-", "__pycache__"))
+        )
         for name in sorted(names):
             if name.endswith(".py") and not name.startswith("_sysconfigdata"):
                 yield os.path.join(base, name)
@@ -125,7 +151,11 @@ def code_spans(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield min([node.lineno] + [d.lineno for d in node.decorator_list]), node.end_lineno
         elif isinstance(node, ast.ClassDef):
-            inner = [n.lineno for n in node.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+            inner = [
+                n.lineno
+                for n in node.body
+                if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            ]
             yield node.lineno, min(inner + [node.end_lineno + 1]) - 1
 
 
@@ -153,25 +183,44 @@ def python(folder=None):
             continue
         lines = text.split("\n")
         for first, last in sorted(code_spans(tree)):
-            records.append(cut_code(textwrap.dedent("\n".join(lines[first - 1:last])), rng))
+            records.append(cut_code(textwrap.dedent("\n".join(lines[first - 1 : last])), rng))
     return usable(records, letters=0.5)
 
 
-# ---- 4. fortunes --------------------------------------------------------------------------------------------------------
+# ---- 4. fortunes -------------------------------------------------------------------------------------------
+
 
 def fortunes(root="/usr/share/games/fortunes"):
     """Quotations and anecdotes of the fortune cookie files; drawings and translations are left out."""
     records = []
     for path in sorted(glob.glob(os.path.join(root, "*"))):
         name = os.path.basename(path)
-        if os.path.isfile(path) and not os.path.islink(path) and "." not in name and name not in ("ascii-art", "translate-me"):
-            records += [re.sub(r".\b", "", r) if "\b" in r else r.expandtabs(4) for r in re.split(r"\n%\n", read_text(path))]
+        if (
+            os.path.isfile(path)
+            and not os.path.islink(path)
+            and "." not in name
+            and name not in ("ascii-art", "translate-me")
+        ):
+            records += [
+                re.sub(r".\b", "", r) if "\b" in r else r.expandtabs(4)
+                for r in re.split(r"\n%\n", read_text(path))
+            ]
     return usable(records)
 
 
-# ---- 5. Perl manuals: POD to text ------------------------------------------------------------------------------------------
+# ---- 5. Perl manuals: POD to text --------------------------------------------------------------------------
 
-POD_NAMES = {"lt": "<", "gt": ">", "verbar": "|", "sol": "/", "eacute": "é", "auml": "ä", "ouml": "ö", "uuml": "ü", "szlig": "ß"}
+POD_NAMES = {
+    "lt": "<",
+    "gt": ">",
+    "verbar": "|",
+    "sol": "/",
+    "eacute": "é",
+    "auml": "ä",
+    "ouml": "ö",
+    "uuml": "ü",
+    "szlig": "ß",
+}
 # While codes are taken apart, a literal < or > is held by a character that no manual contains.
 POD_HELD = str.maketrans({"<": "\ue000", ">": "\ue001"})
 POD_RELEASED = str.maketrans({"\ue000": "<", "\ue001": ">"})
@@ -180,7 +229,11 @@ POD_RELEASED = str.maketrans({"\ue000": "<", "\ue001": ">"})
 def pod_link(match):
     """The visible part of an L<> link."""
     text, bar, target = match.group(1).partition("|")
-    return (text if bar else target or text).replace('"', "").lstrip("/") if bar else text.replace('"', "").strip("/").replace("/", " in ")
+    return (
+        (text if bar else target or text).replace('"', "").lstrip("/")
+        if bar
+        else text.replace('"', "").strip("/").replace("/", " in ")
+    )
 
 
 def pod_inline(text):
@@ -223,26 +276,81 @@ def perl(root="/usr/share/perl"):
     return usable(records, letters=0.55)
 
 
-# ---- 6. manual pages: troff to text -------------------------------------------------------------------------------------------
+# ---- 6. manual pages: troff to text ------------------------------------------------------------------------
 
-TROFF_CHARACTERS = {"aq": "'", "cq": "'", "oq": "'", "dq": '"', "lq": '"', "rq": '"', "em": "--", "en": "-", "bu": "*", "ti": "~", "ha": "^", "mu": "x",
-                    "<=": "<=", ">=": ">=", "!=": "!=", "+-": "+-", "->": "->", "co": "(C)", "ga": "`", "at": "@", "sh": "#", "rs": "\\", "lB": "[", "rB": "]",
-                    "la": "<", "ra": ">", "ba": "|", "mi": "-", "pl": "+", "eq": "=", "**": "*", "sl": "/", "de": "degrees", "mc": "u", ":u": "ü", "'e": "é"}
+TROFF_CHARACTERS = {
+    "aq": "'",
+    "cq": "'",
+    "oq": "'",
+    "dq": '"',
+    "lq": '"',
+    "rq": '"',
+    "em": "--",
+    "en": "-",
+    "bu": "*",
+    "ti": "~",
+    "ha": "^",
+    "mu": "x",
+    "<=": "<=",
+    ">=": ">=",
+    "!=": "!=",
+    "+-": "+-",
+    "->": "->",
+    "co": "(C)",
+    "ga": "`",
+    "at": "@",
+    "sh": "#",
+    "rs": "\\",
+    "lB": "[",
+    "rB": "]",
+    "la": "<",
+    "ra": ">",
+    "ba": "|",
+    "mi": "-",
+    "pl": "+",
+    "eq": "=",
+    "**": "*",
+    "sl": "/",
+    "de": "degrees",
+    "mc": "u",
+    ":u": "ü",
+    "'e": "é",
+}
 TROFF_BREAKS = {"PP", "P", "LP", "TP", "IP", "HP", "sp", "br", "TQ", "RS", "RE", "UE", "ME"}
 
 
 def troff_inline(text):
     """Escapes of a line to plain characters."""
     text = re.sub(r'\\".*$', "", text)
-    text = re.sub(r"\\f(\[[^\]]*\]|\(..|.)|\\s[-+]?\d+|\\[&%:/,|^c)]|\\v'[^']*'|\\h'[^']*'|\\m\[[^\]]*\]", "", text)
-    text = re.sub(r"\\(?:\((..)|\[([^\]]*)\]|\*\((..))", lambda m: TROFF_CHARACTERS.get(m.group(1) or m.group(2) or m.group(3), ""), text)
-    return text.replace("\\-", "-").replace("\\ ", " ").replace("\\~", " ").replace("\\0", " ").replace("\\'", "'").replace("\\`", "`").replace("\\.", ".").replace("\\e", "\\")
+    text = re.sub(
+        r"\\f(\[[^\]]*\]|\(..|.)|\\s[-+]?\d+|\\[&%:/,|^c)]|\\v'[^']*'|\\h'[^']*'|\\m\[[^\]]*\]", "", text
+    )
+    text = re.sub(
+        r"\\(?:\((..)|\[([^\]]*)\]|\*\((..))",
+        lambda m: TROFF_CHARACTERS.get(m.group(1) or m.group(2) or m.group(3), ""),
+        text,
+    )
+    return (
+        text.replace("\\-", "-")
+        .replace("\\ ", " ")
+        .replace("\\~", " ")
+        .replace("\\0", " ")
+        .replace("\\'", "'")
+        .replace("\\`", "`")
+        .replace("\\.", ".")
+        .replace("\\e", "\\")
+    )
 
 
 def troff_words(rest):
     """Arguments of a macro: quoted ones may hold spaces."""
-    return [a if a is not None and q else b for q, a, b in ((m.group(0).startswith('"'), m.group(1), m.group(2))
-                                                            for m in re.finditer(r'"([^"]*)"|((?:\\ |\S)+)', rest))]
+    return [
+        a if a is not None and q else b
+        for q, a, b in (
+            (m.group(0).startswith('"'), m.group(1), m.group(2))
+            for m in re.finditer(r'"([^"]*)"|((?:\\ |\S)+)', rest)
+        )
+    ]
 
 
 def troff_macro(name, rest):
@@ -284,12 +392,17 @@ def man_paragraphs(text):
 
 
 def man_files(root):
-    """Pages of the packages manpages and manpages-dev, so that other installed packages do not change the text."""
+    """Pages of the packages manpages and manpages-dev, so that other installed packages do not change the
+    text."""
     paths = set()
     for package in ("manpages", "manpages-dev"):
         listing = f"/var/lib/dpkg/info/{package}.list"
         if root == "/usr/share/man" and os.path.exists(listing):
-            paths.update(line for line in read_text(listing).splitlines() if line.startswith(root + "/man") and line.endswith(".gz"))
+            paths.update(
+                line
+                for line in read_text(listing).splitlines()
+                if line.startswith(root + "/man") and line.endswith(".gz")
+            )
     paths = paths or set(glob.glob(os.path.join(root, "man[2-8]", "*")))
     return sorted(p for p in paths if os.path.isfile(p) and not os.path.islink(p))
 
@@ -314,6 +427,9 @@ SOURCES = {
 if __name__ == "__main__":  # what is there on this machine
     for source, (function, package, place) in SOURCES.items():
         records = function()
-        print(f"{source:10s} {len(records):7d} records {sum(map(size, records)):10d} bytes   {place} ({package})")
-        for record in random.Random(0).sample(records, min(int(sys.argv[1]) if len(sys.argv) > 1 else 0, len(records))):
+        total = sum(map(size, records))
+        print(f"{source:10s} {len(records):7d} records {total:10d} bytes   {place} ({package})")
+        for record in random.Random(0).sample(
+            records, min(int(sys.argv[1]) if len(sys.argv) > 1 else 0, len(records))
+        ):
             print("-" * 60 + "\n" + record)

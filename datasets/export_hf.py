@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Parquet, Arrow and Hugging Face data sets to JSONL, for a login node (moe-shard reads JSONL, JSON and CSV by itself).
+"""Parquet, Arrow and Hugging Face data sets to JSONL, for a login node (moe-shard reads JSONL, JSON and CSV).
 
     python3 datasets/export_hf.py cais/mmlu --config all --split test --out sets/mmlu/test.jsonl
-    python3 datasets/export_hf.py downloads/dolly --out sets/dolly.jsonl --fields instruction,context=input,response=output
+    python3 datasets/export_hf.py downloads/dolly --out dolly.jsonl --fields instruction,response=output
 
-INPUT is a name on the hub, a folder or pattern of *.parquet / *.arrow / *.json(l) / *.csv files, or a folder written by
-save_to_disk. Records are streamed: memory stays small whatever the size. The output is put in place when whole; a name
-ending in .gz is compressed. Needs `pip install datasets` (which brings pyarrow) on the node where it runs, nowhere else.
-Exit codes: 0 done, 1 failed, 2 bad usage, 3 bad input.
+INPUT is a name on the hub, a folder or pattern of *.parquet / *.arrow / *.json(l) / *.csv files, or a folder
+written by save_to_disk. Records are streamed: memory stays small whatever the size. The output is put in
+place when whole; a name ending in .gz is compressed. Needs `pip install datasets` (which brings pyarrow) on
+the node where it runs, nowhere else. Exit codes: 0 done, 1 failed, 2 bad usage, 3 bad input.
 """
+
 import argparse
 import datetime
 import glob
@@ -25,42 +26,64 @@ class ExportError(Exception):
 
 
 def load_library():
-    """The `datasets` package of Hugging Face: this folder has the same name, so it must not be on the path while importing."""
+    """The `datasets` package of Hugging Face: this folder has the same name, so it must not be on the path
+    while importing."""
     here = os.path.dirname(os.path.abspath(__file__))
     hidden = {here, os.path.dirname(here)}
     kept, sys.path = sys.path, [p for p in sys.path if os.path.abspath(p or os.getcwd()) not in hidden]
     try:
         import datasets
+
         return datasets
     except ImportError as error:
-        raise ExportError(f"Python package `datasets` is missing here ({error}): pip install datasets, on a login node") from error
+        raise ExportError(
+            f"Python package `datasets` is missing here ({error}): pip install datasets, on a login node"
+        ) from error
     finally:
         sys.path = kept
 
 
 def local_files(place):
     """Data files of a folder or pattern, all of one form; none when `place` is no local path."""
-    paths = sorted(glob.glob(os.path.join(place, "**", "*"), recursive=True)) if os.path.isdir(place) else sorted(glob.glob(place))
-    paths = [p for p in paths if os.path.splitext(p)[1] in FORMS and os.path.basename(p) not in ("dataset_info.json", "dataset_dict.json", "state.json")]
+    paths = (
+        sorted(glob.glob(os.path.join(place, "**", "*"), recursive=True))
+        if os.path.isdir(place)
+        else sorted(glob.glob(place))
+    )
+    paths = [
+        p
+        for p in paths
+        if os.path.splitext(p)[1] in FORMS
+        and os.path.basename(p) not in ("dataset_info.json", "dataset_dict.json", "state.json")
+    ]
     forms = {FORMS[os.path.splitext(p)[1]] for p in paths}
     if len(forms) > 1:
-        raise ExportError(f"{place} holds files of several forms ({', '.join(sorted(forms))}): give a pattern, like '{place}/*.parquet'")
+        raise ExportError(
+            f"{place}: files of several forms ({', '.join(sorted(forms))}): give a pattern, '{place}/*.csv'"
+        )
     return paths, forms.pop() if forms else None
 
 
 def open_rows(options):
     """An iterable over the records."""
     datasets = load_library()
-    saved = os.path.isdir(options.input) and (os.path.exists(os.path.join(options.input, "state.json")) or os.path.exists(os.path.join(options.input, "dataset_dict.json")))
+    saved = os.path.isdir(options.input) and (
+        os.path.exists(os.path.join(options.input, "state.json"))
+        or os.path.exists(os.path.join(options.input, "dataset_dict.json"))
+    )
     if saved:
         found = datasets.load_from_disk(options.input)
         return found[options.split] if isinstance(found, dict) else found
     paths, form = local_files(options.input)
     if paths:
-        return datasets.load_dataset(form, data_files={options.split: paths}, split=options.split, streaming=True)
+        return datasets.load_dataset(
+            form, data_files={options.split: paths}, split=options.split, streaming=True
+        )
     if os.path.exists(options.input):
         raise ExportError(f"{options.input}: no {', '.join(sorted(FORMS))} files in it")
-    return datasets.load_dataset(options.input, options.config, split=options.split, revision=options.revision, streaming=True)
+    return datasets.load_dataset(
+        options.input, options.config, split=options.split, revision=options.revision, streaming=True
+    )
 
 
 def parse_fields(text):
@@ -77,7 +100,9 @@ def plain(value):
         return value.decode("utf-8")
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise ExportError(f"a value of type {type(value).__name__} has no JSON form: leave its field out with --fields")
+    raise ExportError(
+        f"a value of type {type(value).__name__} has no JSON form: leave its field out with --fields"
+    )
 
 
 def shape(row, fields):
@@ -102,7 +127,9 @@ def export(options):
         for row in rows:
             if options.limit and count == options.limit:
                 break
-            file.write(json.dumps(shape(row, fields), ensure_ascii=False, default=plain, allow_nan=False) + "\n")
+            file.write(
+                json.dumps(shape(row, fields), ensure_ascii=False, default=plain, allow_nan=False) + "\n"
+            )
             count += 1
             if count % 100000 == 0:
                 print(f"  {count} records", file=sys.stderr, flush=True)
@@ -120,7 +147,9 @@ def parse(arguments):
     parser.add_argument("--out", required=True, help="file to write, *.jsonl or *.jsonl.gz")
     parser.add_argument("--config", help="configuration of a set on the hub (MMLU: all, ARC: ARC-Easy)")
     parser.add_argument("--split", default="train", help="default train")
-    parser.add_argument("--revision", help="commit or tag of a set on the hub; give it for results that can be repeated")
+    parser.add_argument(
+        "--revision", help="commit or tag of a set on the hub; give it for results that can be repeated"
+    )
     parser.add_argument("--fields", help="field,field=new_name,...: only these, in this order (default: all)")
     parser.add_argument("--limit", type=int, default=0, help="at most so many records (default: all)")
     return parser.parse_args(arguments)

@@ -50,7 +50,7 @@ for score in $(mb_get select.select.score good_mass) random; do
 done
 best=$(mb_get select.select.score good_mass)
 labels=$(mb_get study.labels "")
-[ -z "$labels" ] || mb_stage auc moe-select auc - scores.path="$mb_out/score/scores.h5" labels.path="$labels" dataset.inputs="$inputs"
+[ -z "$labels" ] || mb_stage auc moe-select auc - scores.path="$mb_out/score/scores.h5" labels.path="$labels"
 
 # Target: given, or made on the spot with the selector's tokenizer.
 if [ -z "$target" ]; then

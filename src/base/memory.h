@@ -47,8 +47,8 @@ int64_t mb_memory_live_blocks(void);
 int64_t mb_memory_live_bytes(void);
 int64_t mb_memory_peak_bytes(void);
 
-/* An arena: many blocks, freed together by a reset. Grows by chunks; after a reset it keeps one chunk as large as the
- * sum, so a steady step allocates nothing. Not thread safe. */
+/* An arena: many blocks, freed together by a reset. Grows by chunks; after a reset it keeps one chunk with room for the
+ * most ever in use, so a steady step allocates nothing. Not thread safe. */
 typedef struct mb_arena mb_arena;
 mb_status mb_arena_create(size_t first_bytes, mb_arena **out_arena);
 void mb_arena_destroy(mb_arena **arena);

@@ -1,7 +1,7 @@
 /* exact_sum.c: a long fixed-point number.
  *
- * Word w counts units of 2^(32 w - 1074). A double is an integer of 53 bits times 2^(e - 1074), e >= 0, so it touches at most three
- * words.
+ * Word w counts units of 2^(32 w - 1074). A double is an integer of 53 bits times 2^(e - 1074), e >= 0, so it
+ * touches at most three words.
  */
 #include "choose/exact_sum.h"
 

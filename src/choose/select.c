@@ -1,8 +1,9 @@
 /* select.c: the exact global best share.
  *
- * Every usable row gets a key of three words, larger is better: the ordered bits of its score, the complement of its hash, the
- * complement of (source, number). Each rank sorts its rows by group and key, with a running sum of records or tokens. The cut of a
- * group is the largest key whose rows from there up are too many; its bits are found from the highest down, for all groups at once.
+ * Every usable row gets a key of three words, larger is better: the ordered bits of its score, the complement
+ * of its hash, the complement of (source, number). Each rank sorts its rows by group and key, with a running
+ * sum of records or tokens. The cut of a group is the largest key whose rows from there up are too many; its
+ * bits are found from the highest down, for all groups at once.
  *
  * 1. options   2. keys   3. temperature   4. counting   5. the cut   6. gathering
  */
@@ -23,20 +24,24 @@
 const mb_option *mb_select_option_table(int64_t *out_count)
 {
     static const mb_option options[] = {
-        MB_OPTION_REAL(mb_select_options, selection_percentage, "select.selection_percentage", "0.05", 0, 1, "share",
-                       "share of the records to keep (0.05: five percent)",
+        MB_OPTION_REAL(mb_select_options, selection_percentage, "select.selection_percentage", "0.05", 0, 1,
+                       "share", "share of the records to keep (0.05: five percent)",
                        "data_selection.selection_percentage|selection_percentage"),
         MB_OPTION_INT(mb_select_options, selection_count, "select.selection_count", "0", 0, 1e15, "records",
                       "number of records to keep; 0: by selection_percentage", NULL),
         MB_OPTION_INT(mb_select_options, token_budget, "select.token_budget", "0", 0, 1e18, "tokens",
-                      "keep the longest best-first run of records that fits into so many tokens; 0: none", NULL),
+                      "keep the longest best-first run of records that fits into so many tokens; 0: none",
+                      NULL),
         MB_OPTION_TEXT(mb_select_options, quota, "select.quota", "proportional", NULL,
-                       "how sources share the selection: proportional (the best of each), equal, none, or name=share,name=share",
+                       "how sources share the selection: proportional (the best of each), equal, none, or "
+                       "name=share,name=share",
                        "data_selection.quota"),
         MB_OPTION_REAL(mb_select_options, temperature, "select.temperature", "0", 0, 1e6, "",
-                       "0: the best; above: drawn without replacement, evenly as it grows (Gumbel noise on standardised scores)",
+                       "0: the best; above: drawn without replacement, evenly as it grows (Gumbel noise on "
+                       "standardised scores)",
                        NULL),
-        MB_OPTION_INT(mb_select_options, seed, "select.seed", "42", 0, 9e18, "", "seed of the draws with temperature", NULL),
+        MB_OPTION_INT(mb_select_options, seed, "select.seed", "42", 0, 9e18, "",
+                      "seed of the draws with temperature", NULL),
     };
     *out_count = sizeof options / sizeof *options;
     return options;
@@ -82,7 +87,8 @@ static int compare_best_first(const void *a, const void *b)
 /* ---- 3. temperature ---- */
 
 /* Mean over all ranks of the finite values of (value - centre)^power. */
-static mb_status global_mean(mb_comm *comm, const double *values, int64_t n, double centre, int power, double *out)
+static mb_status global_mean(mb_comm *comm, const double *values, int64_t n, double centre, int power,
+                             double *out)
 {
     mb_status status = MB_OK;
     mb_exact_sum sum = {{0}};
@@ -101,7 +107,8 @@ done:
 }
 
 /* Overwrites values by standardised value / temperature + noise. */
-static mb_status heat(mb_comm *comm, const mb_select_rows *rows, const mb_select_options *options, double *values)
+static mb_status heat(mb_comm *comm, const mb_select_rows *rows, const mb_select_options *options,
+                      double *values)
 {
     mb_status status = MB_OK;
     double mean, variance;
@@ -121,7 +128,7 @@ done:
 
 typedef struct select_state {
     mb_select_quota quota;
-    select_row *rows;     /* [count] usable ones, by group, best first */
+    select_row *rows; /* [count] usable ones, by group, best first */
     int64_t count;
     int64_t *group_first; /* [groups + 1] */
     int64_t wanted, invalid;
@@ -134,15 +141,19 @@ static void state_reset(select_state *state)
     mb_free(state->group_first);
 }
 
-static mb_status check_rows(const mb_select_rows *rows, int64_t source_count, const mb_select_options *options)
+static mb_status check_rows(const mb_select_rows *rows, int64_t source_count,
+                            const mb_select_options *options)
 {
     if (options->selection_count > 0 && options->token_budget > 0) {
-        return mb_fail(MB_EUSAGE, "select.selection_count and select.token_budget are both given; take one of them");
+        return mb_fail(MB_EUSAGE,
+                       "select.selection_count and select.token_budget are both given; take one of them");
     }
     for (int64_t i = 0; i < rows->count; i++) {
         if (rows->source[i] < source_count && rows->tokens[i] >= 0) continue;
-        return mb_fail(MB_EDATA, "record %lld: source %d of %lld, %lld tokens; the score table is damaged, score again",
-                       (long long)(rows->first + i), rows->source[i], (long long)source_count, (long long)rows->tokens[i]);
+        return mb_fail(MB_EDATA,
+                       "record %lld: source %d of %lld, %lld tokens; the score table is damaged, score again",
+                       (long long)(rows->first + i), rows->source[i], (long long)source_count,
+                       (long long)rows->tokens[i]);
     }
     return MB_OK;
 }
@@ -163,11 +174,12 @@ static mb_status fill(select_state *state, const mb_select_rows *rows, const dou
         group->records++;
         group->tokens += rows->tokens[i];
         uint64_t place = (uint64_t)rows->source[i] << 48 | (uint64_t)(rows->first + i);
-        state->rows[state->count++] = (select_row){.key = {ordered_bits(values[i]), ~rows->record_hash[i], ~place},
-                                                   .number = rows->first + i,
-                                                   .group = g,
-                                                   .sum = by_tokens ? rows->tokens[i] : 1,
-                                                   .score = rows->score[i]};
+        state->rows[state->count++] =
+            (select_row){.key = {ordered_bits(values[i]), ~rows->record_hash[i], ~place},
+                         .number = rows->first + i,
+                         .group = g,
+                         .sum = by_tokens ? rows->tokens[i] : 1,
+                         .score = rows->score[i]};
     }
     qsort(state->rows, (size_t)state->count, sizeof *state->rows, compare_rows);
     for (int64_t i = 1; i < state->count; i++) {
@@ -201,7 +213,8 @@ done:
     return status;
 }
 
-static mb_status check_targets(const mb_select_quota *quota, const mb_select_options *options, int64_t whole, int64_t total)
+static mb_status check_targets(const mb_select_quota *quota, const mb_select_options *options, int64_t whole,
+                               int64_t total)
 {
     int64_t usable = 0, invalid = 0, tokens = 0;
     for (int64_t g = 0; g < quota->count; g++) {
@@ -211,31 +224,38 @@ static mb_status check_targets(const mb_select_quota *quota, const mb_select_opt
     }
     if (options->token_budget > 0) {
         if (tokens < whole) {
-            mb_warn("the token budget of %lld is more than the %lld tokens there are: everything is taken", (long long)whole,
-                    (long long)tokens);
+            mb_warn("the token budget of %lld is more than the %lld tokens there are: everything is taken",
+                    (long long)whole, (long long)tokens);
         }
         return MB_OK;
     }
     if (whole == 0) {
-        return mb_fail(MB_ERANGE, "the selection is empty: a share of %g of %lld records; give a larger "
-                       "select.selection_percentage, or select.selection_count", options->selection_percentage,
-                       (long long)total);
+        return mb_fail(MB_ERANGE,
+                       "the selection is empty: a share of %g of %lld records; give a larger "
+                       "select.selection_percentage, or select.selection_count",
+                       options->selection_percentage, (long long)total);
     }
     if (whole > usable) {
-        return mb_fail(MB_ERANGE, "%lld records are asked for, there are %lld with a score and %lld without one (NaN); ask for "
-                       "fewer", (long long)whole, (long long)usable, (long long)invalid);
+        return mb_fail(
+            MB_ERANGE,
+            "%lld records are asked for, there are %lld with a score and %lld without one (NaN); ask for "
+            "fewer",
+            (long long)whole, (long long)usable, (long long)invalid);
     }
     for (int64_t g = 0; g < quota->count; g++) {
         const mb_select_group *group = &quota->groups[g];
         if (group->target <= group->records) continue;
-        return mb_fail(MB_ERANGE, "the quota wants %lld records of source %s, which has %lld with a score and %lld without one "
-                       "(NaN); ask for fewer, or set select.quota to proportional or to a list with a smaller share",
-                       (long long)group->target, group->name, (long long)group->records, (long long)group->invalid);
+        return mb_fail(
+            MB_ERANGE,
+            "the quota wants %lld records of source %s, which has %lld with a score and %lld without one "
+            "(NaN); ask for fewer, or set select.quota to proportional or to a list with a smaller share",
+            (long long)group->target, group->name, (long long)group->records, (long long)group->invalid);
     }
     return MB_OK;
 }
 
-static mb_status plan_targets(mb_comm *comm, const mb_select_options *options, int64_t total, mb_select_quota *quota)
+static mb_status plan_targets(mb_comm *comm, const mb_select_options *options, int64_t total,
+                              mb_select_quota *quota)
 {
     mb_status status = MB_OK;
     bool by_tokens = options->token_budget > 0;
@@ -257,8 +277,10 @@ static int64_t count_from(const select_state *state, int64_t g, const uint64_t k
     int64_t first = state->group_first[g], low = first, high = state->group_first[g + 1];
     while (low < high) {
         int64_t middle = low + (high - low) / 2;
-        if (compare_key(state->rows[middle].key, key) >= 0) low = middle + 1;
-        else high = middle;
+        if (compare_key(state->rows[middle].key, key) >= 0)
+            low = middle + 1;
+        else
+            high = middle;
     }
     *out_sum = low > first ? state->rows[low - 1].sum : 0;
     return low - first;
@@ -267,7 +289,7 @@ static int64_t count_from(const select_state *state, int64_t g, const uint64_t k
 typedef struct select_cut {
     uint64_t above[3]; /* rows from here up are too many */
     bool is_done;
-    int64_t taken;     /* this rank's rows of the group, once done */
+    int64_t taken; /* this rank's rows of the group, once done */
 } select_cut;
 
 /* One bit (191: the highest) of all cuts that are not done. sums: work array. */
@@ -306,7 +328,8 @@ static mb_status find_cuts(mb_comm *comm, const select_state *state, bool by_tok
     for (int64_t g = 0; g < groups; g++) {
         const mb_select_group *group = &state->quota.groups[g];
         cuts[g].is_done = group->target == 0 || group->target >= (by_tokens ? group->tokens : group->records);
-        if (cuts[g].is_done && group->target > 0) cuts[g].taken = state->group_first[g + 1] - state->group_first[g];
+        if (cuts[g].is_done && group->target > 0)
+            cuts[g].taken = state->group_first[g + 1] - state->group_first[g];
         open += !cuts[g].is_done;
     }
     for (int bit = 191; bit >= 0 && open > 0; bit--) {
@@ -328,8 +351,8 @@ done:
 
 /* ---- 6. gathering ---- */
 
-static mb_status gather(mb_comm *comm, const select_state *state, const select_cut *cuts, int64_t **out_record, double **out_score,
-                        int64_t *out_count)
+static mb_status gather(mb_comm *comm, const select_state *state, const select_cut *cuts,
+                        int64_t **out_record, double **out_score, int64_t *out_count)
 {
     mb_status status = MB_OK;
     int64_t count = 0, *offsets = NULL, *record = NULL;
@@ -344,7 +367,10 @@ static mb_status gather(mb_comm *comm, const select_state *state, const select_c
     }
     MB_TRY(mb_comm_allgatherv(comm, mine, (size_t)count * sizeof *mine, (void **)&all, offsets));
     count = offsets[mb_comm_size(comm)] / (int64_t)sizeof *mine;
-    if (count == 0) MB_RAISE(MB_ERANGE, "the selection is empty: the best record of no source fits into its part of the token budget");
+    if (count == 0)
+        MB_RAISE(
+            MB_ERANGE,
+            "the selection is empty: the best record of no source fits into its part of the token budget");
     qsort(all, (size_t)count, sizeof *all, compare_best_first);
     MB_NEW_ARRAY(record, count);
     MB_NEW_ARRAY(score, count);
@@ -366,8 +392,9 @@ done:
     return status;
 }
 
-mb_status mb_select_run(mb_comm *comm, const mb_select_rows *rows, int64_t total, const char *const *source_names,
-                        int64_t source_count, const mb_select_options *options, int64_t **out_record, double **out_score,
+mb_status mb_select_run(mb_comm *comm, const mb_select_rows *rows, int64_t total,
+                        const char *const *source_names, int64_t source_count,
+                        const mb_select_options *options, int64_t **out_record, double **out_score,
                         int64_t *out_count)
 {
     mb_status status = MB_OK;
@@ -377,10 +404,11 @@ mb_status mb_select_run(mb_comm *comm, const mb_select_rows *rows, int64_t total
     bool by_tokens = options->token_budget > 0;
     status = check_rows(rows, source_count, options);
     if (status == MB_OK) {
-        status = mb_select_quota_create(options->quota != NULL ? options->quota : "proportional", source_names, source_count,
-                                        &state.quota);
+        status = mb_select_quota_create(options->quota != NULL ? options->quota : "proportional",
+                                        source_names, source_count, &state.quota);
     }
-    if (status == MB_OK && (values = mb_calloc((size_t)rows->count + 1, sizeof *values)) == NULL) status = MB_ENOMEM;
+    if (status == MB_OK && (values = mb_calloc((size_t)rows->count + 1, sizeof *values)) == NULL)
+        status = MB_ENOMEM;
     MB_TRY(mb_comm_agree(comm, status));
     memcpy(values, rows->score, (size_t)rows->count * sizeof *values);
     if (options->temperature > 0) MB_TRY(heat(comm, rows, options, values));

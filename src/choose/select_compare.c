@@ -1,7 +1,7 @@
 /* select_compare.c: two selections against each other, rank correlations, area under the ROC curve.
  *
- * All by sorting: average ranks from runs of equal values; discordant pairs as the swaps of a merge sort (Knight 1966); the AUC as
- * the Mann-Whitney count, exact in integers.
+ * All by sorting: average ranks from runs of equal values; discordant pairs as the swaps of a merge sort
+ * (Knight 1966); the AUC as the Mann-Whitney count, exact in integers.
  *
  * 1. ranks and Spearman   2. Kendall   3. two selections   4. AUC
  */
@@ -42,12 +42,14 @@ static double value_of(const compare_item *item, bool of_b)
     return of_b ? item->b : item->a;
 }
 
-/* rank[index] = twice the average rank (so that it is an integer) minus n + 1, which is the mean: centred. Items sorted. */
+/* rank[index] = twice the average rank (so that it is an integer) minus n + 1, which is the mean: centred.
+ * Items sorted. */
 static void centred_ranks(const compare_item *items, int64_t n, bool of_b, double *rank)
 {
     for (int64_t first = 0, end; first < n; first = end) {
         for (end = first + 1; end < n && value_of(&items[end], of_b) == value_of(&items[first], of_b);) end++;
-        for (int64_t i = first; i < end; i++) rank[items[i].index] = (double)(first + 1 + end) - (double)(n + 1);
+        for (int64_t i = first; i < end; i++)
+            rank[items[i].index] = (double)(first + 1 + end) - (double)(n + 1);
     }
 }
 
@@ -109,7 +111,8 @@ static double kendall(compare_item *items, compare_item *work, int64_t n)
     return all > tied_a && all > tied_b ? difference / (sqrt(all - tied_a) * sqrt(all - tied_b)) : NAN;
 }
 
-mb_status mb_select_correlate(const double *a, const double *b, int64_t n, double *out_spearman, double *out_kendall)
+mb_status mb_select_correlate(const double *a, const double *b, int64_t n, double *out_spearman,
+                              double *out_kendall)
 {
     mb_status status = MB_OK;
     compare_item *items = NULL, *work = NULL;
@@ -174,8 +177,10 @@ mb_status mb_select_compare(const int64_t *a, const double *opt_a_score, int64_t
     MB_NEW_ARRAY(y, a_count + 1);
     for (int64_t i = 0, j = 0; i < a_count && j < b_count;) {
         if (left[i].key != right[j].key) {
-            if (left[i].key < right[j].key) i++;
-            else j++;
+            if (left[i].key < right[j].key)
+                i++;
+            else
+                j++;
             continue;
         }
         result.both++;
@@ -218,7 +223,8 @@ double mb_select_auc(const double *good, int64_t good_count, const double *bad, 
 {
     compare_item *items = mb_calloc((size_t)(good_count + bad_count) + 1, sizeof *items);
     if (items == NULL) return NAN;
-    int64_t goods = take_values(good, good_count, 1, items), bads = take_values(bad, bad_count, 0, items + goods);
+    int64_t goods = take_values(good, good_count, 1, items),
+            bads = take_values(bad, bad_count, 0, items + goods);
     int64_t n = goods + bads, twice = 0, below = 0;
     qsort(items, (size_t)n, sizeof *items, order_by_a);
     for (int64_t first = 0, end; first < n; first = end) {

@@ -76,12 +76,14 @@ static mb_status read_share(mb_select_quota *quota, char *word, bool *seen)
     double share;
     char *equals = strrchr(word, '=');
     if (equals == NULL) {
-        MB_RAISE(MB_EUSAGE, "select.quota: '%s' is neither proportional, equal, none nor a list name=share,...", word);
+        MB_RAISE(MB_EUSAGE,
+                 "select.quota: '%s' is neither proportional, equal, none nor a list name=share,...", word);
     }
     *equals = 0;
     MB_TRY(mb_str_parse_real(equals + 1, &share));
     if (!(share >= 0 && share <= 1e6)) {
-        MB_RAISE(MB_EUSAGE, "select.quota: the share of %s is %s; shares are from 0 to 1e6", word, equals + 1);
+        MB_RAISE(MB_EUSAGE, "select.quota: the share of %s is %s; shares are from 0 to 1e6", word,
+                 equals + 1);
     }
     int64_t g = find_group(quota, word);
     if (g < 0) {

@@ -32,7 +32,8 @@ void mb_select_quota_reset(mb_select_quota *quota);
 /* Targets that sum up to `whole` (records; tokens when by_tokens), once the counts are known. */
 mb_status mb_select_quota_split(mb_select_quota *quota, int64_t whole, bool by_tokens);
 
-/* out[i] = whole * weight[i] / sum, by largest remainder (ties: the first); they sum up to whole, all 0 when every weight is 0. */
+/* out[i] = whole * weight[i] / sum, by largest remainder (ties: the first); they sum up to whole, all 0 when
+ * every weight is 0. */
 mb_status mb_select_quota_apportion(int64_t whole, const uint64_t *weight, int64_t n, int64_t *out);
 
 #endif

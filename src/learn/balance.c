@@ -45,7 +45,7 @@ static void sum_probs(const mb_routing *routing, int64_t router, int64_t rows, i
 {
     int64_t blocks = count_blocks(rows);
     const float *logits = routing->logits[router];
-#pragma omp parallel for schedule(static) if (blocks > 1)
+#pragma omp parallel for schedule(static) num_threads(routing->threads) if (blocks > 1)
     for (int64_t b = 0; b < blocks; b++) {
         double probs[MB_ROUTING_MAX_EXPERTS], *mine = partial + b * n;
         memset(mine, 0, (size_t)n * sizeof *mine);
@@ -82,7 +82,7 @@ static void add_gradient(const mb_routing *routing, int64_t router, int64_t rows
                          float *gradient)
 {
     const float *logits = routing->logits[router];
-#pragma omp parallel for schedule(static) if (rows > MB_ROUTING_BLOCK)
+#pragma omp parallel for schedule(static) num_threads(routing->threads) if (rows > MB_ROUTING_BLOCK)
     for (int64_t t = 0; t < rows; t++) {
         double probs[MB_ROUTING_MAX_EXPERTS], mean = 0;
         softmax_row(logits + t * routing->experts, n, probs);
@@ -152,7 +152,7 @@ mb_status mb_balance_z(const mb_routing *routing, int64_t rows, double scale, mb
     for (int64_t l = 0; l < routing->routers; l++) {
         const float *logits = routing->logits[l];
         float *gradient = opt_gradient == NULL ? NULL : opt_gradient[l];
-#pragma omp parallel for schedule(static) if (blocks > 1)
+#pragma omp parallel for schedule(static) num_threads(routing->threads) if (blocks > 1)
         for (int64_t b = 0; b < blocks; b++) {
             double probs[MB_ROUTING_MAX_EXPERTS];
             partial[b] = 0;

@@ -54,7 +54,8 @@ static double side_lse(const float *logits, int64_t n, const bool *upper, bool s
 static void compute_s(const mb_routing *routing, bool over_picks, double *s)
 {
     int64_t rows = routing->rows, n = routing->experts;
-#pragma omp parallel for schedule(static) if (rows * routing->routers > MB_ROUTING_BLOCK)
+#pragma omp parallel for schedule(static)                                                                    \
+    num_threads(routing->threads) if (rows * routing->routers > MB_ROUTING_BLOCK)
     for (int64_t i = 0; i < rows * routing->routers; i++) {
         int64_t l = i / rows, t = i % rows;
         bool upper[MB_ROUTING_MAX_EXPERTS];
@@ -260,7 +261,8 @@ static void add_gradient(const mb_routing *routing, bool over_picks, const doubl
                          double scale, float *const *gradient)
 {
     int64_t rows = routing->rows, n = routing->experts;
-#pragma omp parallel for schedule(static) if (rows * routing->routers > MB_ROUTING_BLOCK)
+#pragma omp parallel for schedule(static)                                                                    \
+    num_threads(routing->threads) if (rows * routing->routers > MB_ROUTING_BLOCK)
     for (int64_t i = 0; i < rows * routing->routers; i++) {
         if (slope[i] == 0 || (over_picks && fabs(s[i]) >= RATIO_EDGE)) continue;
         int64_t l = i / rows, t = i % rows;

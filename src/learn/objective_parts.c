@@ -48,6 +48,7 @@ mb_status mb_objective_parts_create(const mb_objective_options *options, mb_lm *
     parts->good = mb_arch_good(arch);
     parts->picks = arch->picks;
     parts->vocab = arch->vocab;
+    parts->threads = mb_ops_threads(mb_lm_ops(lm));
     parts->aux_coef = parts->routers > 0 ? options->router_aux_loss_coef : 0;
     parts->z_coef = parts->routers > 0 ? options->router_z_loss_coef : 0;
     parts->constraint_weight = options->constraint_loss_weight;
@@ -165,7 +166,8 @@ mb_status mb_objective_parts_routing(const mb_objective_parts *parts, const mb_l
                                 .good = parts->good,
                                 .picks = parts->picks,
                                 .logits = output->router_logits,
-                                .ids = output->router_ids};
+                                .ids = output->router_ids,
+                                .threads = parts->threads};
     *out_gradient = arrays;
 done:
     return status;

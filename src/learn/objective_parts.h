@@ -14,6 +14,7 @@
 typedef struct mb_objective_parts {
     mb_objective base;
     int64_t routers, experts, good, picks, vocab; /* of the trained model; experts = E' */
+    int threads;
     bool use_mask;
     double aux_coef, z_coef, constraint_weight;
     mb_balance_rule balance;

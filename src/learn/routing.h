@@ -22,6 +22,7 @@ typedef struct mb_routing {
     int64_t picks;        /* K */
     float *const *logits; /* [routers] of [T, E'], without the trash bias */
     int32_t *const *ids;  /* [routers] of [T, K] */
+    int threads;          /* to use, >= 1; values and gradients do not depend on it */
 } mb_routing;
 
 #endif

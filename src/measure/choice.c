@@ -1,7 +1,8 @@
 /* choice.c: requests -> inputs -> tiles -> log-likelihoods -> picks.
  *
- * Most inputs belong to one request: their losses come fused with the head. An input of several requests (one-token continuations: " A", " B" ...), and every input with bf16
- * log-probabilities, needs whole rows of logits; such inputs stand in tiles of their own, with a bounded number of rows.
+ * Most inputs belong to one request: their losses come fused with the head. An input of several requests
+ * (one-token continuations: " A", " B" ...), and every input with bf16 log-probabilities, needs whole rows of
+ * logits; such inputs stand in tiles of their own, with a bounded number of rows.
  *
  * 1. requests and inputs   2. tiles   3. one tile   4. picks   5. run
  */
@@ -23,11 +24,11 @@
 typedef struct choice_request {
     uint32_t *continuation; /* [count] owned */
     int64_t count;
-    int64_t input, next;    /* next request of the same input, -1 none */
+    int64_t input, next; /* next request of the same input, -1 none */
 } choice_request;
 
 typedef struct choice_input {
-    uint32_t *tokens; /* [count] owned */
+    uint32_t *tokens;     /* [count] owned */
     int64_t count, heads; /* heads: the last rows that some request asks about */
     int64_t first, last;  /* requests */
     bool needs_logits;
@@ -40,16 +41,17 @@ typedef struct choice_work {
     mb_dtype softmax_dtype;
     choice_request *requests; /* [request_count] by question, then choice */
     int64_t request_count;
-    choice_input *inputs;     /* [input_count] longest first, those that need logits at the end */
+    choice_input *inputs; /* [input_count] longest first, those that need logits at the end */
     int64_t input_count;
-    int64_t *tile_first;      /* [tile_count + 1] inputs */
+    int64_t *tile_first; /* [tile_count + 1] inputs */
     int64_t tile_count;
     char request_hash[MB_HASH_TEXT];
 } choice_work;
 
 static void work_reset(choice_work *work)
 {
-    for (int64_t i = 0; work->requests != NULL && i < work->request_count; i++) mb_free(work->requests[i].continuation);
+    for (int64_t i = 0; work->requests != NULL && i < work->request_count; i++)
+        mb_free(work->requests[i].continuation);
     for (int64_t i = 0; work->inputs != NULL && i < work->input_count; i++) mb_free(work->inputs[i].tokens);
     mb_free(work->requests);
     mb_free(work->inputs);
@@ -57,7 +59,8 @@ static void work_reset(choice_work *work)
 }
 
 /* Context and continuation, cut from the left to max_length + 1, without the last token. */
-static mb_status make_input(const choice_work *work, const mb_ids *context, const mb_ids *continuation, choice_input *out)
+static mb_status make_input(const choice_work *work, const mb_ids *context, const mb_ids *continuation,
+                            choice_input *out)
 {
     mb_status status = MB_OK;
     int64_t all = context->count + continuation->count, count = all - 1;
@@ -65,7 +68,8 @@ static mb_status make_input(const choice_work *work, const mb_ids *context, cons
     int64_t skip = all - 1 - count, from_context = context->count - skip;
     if (from_context < 0) from_context = 0;
     MB_NEW_ARRAY(out->tokens, count + 1);
-    memcpy(out->tokens, context->data + context->count - from_context, (size_t)from_context * sizeof *out->tokens);
+    memcpy(out->tokens, context->data + context->count - from_context,
+           (size_t)from_context * sizeof *out->tokens);
     memcpy(out->tokens + from_context, continuation->data + continuation->count - 1 - (count - from_context),
            (size_t)(count - from_context) * sizeof *out->tokens);
     out->count = count;
@@ -74,12 +78,14 @@ done:
     return status;
 }
 
-/* The input joins an equal one of the same question (inputs from `from` on), or the list. Takes over its tokens. */
+/* The input joins an equal one of the same question (inputs from `from` on), or the list. Takes over its
+ * tokens. */
 static void add_input(choice_work *work, int64_t from, int64_t request, choice_input *input)
 {
     for (int64_t i = from; i < work->input_count; i++) {
         choice_input *other = &work->inputs[i];
-        if (other->count != input->count || memcmp(other->tokens, input->tokens, (size_t)input->count * sizeof *input->tokens) != 0) {
+        if (other->count != input->count ||
+            memcmp(other->tokens, input->tokens, (size_t)input->count * sizeof *input->tokens) != 0) {
             continue;
         }
         work->requests[other->last].next = request;
@@ -111,22 +117,27 @@ static void hash_ids(mb_hash *hash, const mb_ids *ids)
     mb_hash_add(hash, ids->data, (size_t)ids->count * sizeof *ids->data);
 }
 
-static mb_status add_request(choice_work *work, choice_encoder *encoder, int64_t question, int64_t choice, int64_t from)
+static mb_status add_request(choice_work *work, choice_encoder *encoder, int64_t question, int64_t choice,
+                             int64_t from)
 {
     mb_status status = MB_OK;
     choice_input input = {0};
     choice_request *request = &work->requests[work->request_count];
     mb_ids *context = &encoder->context, *continuation = &encoder->continuation;
-    MB_TRY(mb_task_request(work->task, encoder->tokenizer, encoder->scratch, question, choice, context, continuation));
+    MB_TRY(mb_task_request(work->task, encoder->tokenizer, encoder->scratch, question, choice, context,
+                           continuation));
     if (continuation->count > work->max_length) {
-        MB_RAISE(MB_EDATA, "%s: question %lld: choice %lld has %lld tokens, the model takes %lld; raise eval.max_length or leave it out",
+        MB_RAISE(MB_EDATA,
+                 "%s: question %lld: choice %lld has %lld tokens, the model takes %lld; raise "
+                 "eval.max_length or leave it out",
                  work->task->path, (long long)work->task->questions[question].doc_id, (long long)choice + 1,
                  (long long)continuation->count, (long long)work->max_length);
     }
     hash_ids(encoder->hash, context);
     hash_ids(encoder->hash, continuation);
     MB_NEW_ARRAY(request->continuation, continuation->count);
-    memcpy(request->continuation, continuation->data, (size_t)continuation->count * sizeof *continuation->data);
+    memcpy(request->continuation, continuation->data,
+           (size_t)continuation->count * sizeof *continuation->data);
     request->count = continuation->count;
     request->next = -1;
     work->request_count++;
@@ -149,7 +160,8 @@ static mb_status make_requests(choice_work *work, const mb_tokenizer *tokenizer)
     MB_TRY(mb_tokenizer_scratch_create(tokenizer, &encoder.scratch));
     for (int64_t q = 0; q < work->task->count; q++) {
         int64_t from = work->input_count;
-        for (int64_t c = 0; c < work->task->questions[q].choice_count; c++) MB_TRY(add_request(work, &encoder, q, c, from));
+        for (int64_t c = 0; c < work->task->questions[q].choice_count; c++)
+            MB_TRY(add_request(work, &encoder, q, c, from));
     }
     mb_hash_get(encoder.hash, work->request_hash);
 done:
@@ -180,7 +192,8 @@ static mb_status make_tiles(choice_work *work, int64_t tile_tokens, int64_t voca
     for (int64_t i = 0; i < work->input_count; i++) {
         const choice_input *input = &work->inputs[i];
         bool is_other = i > 0 && input->needs_logits != work->inputs[i - 1].needs_logits;
-        bool is_full = tokens + input->count > tile_tokens || (input->needs_logits && heads + input->heads > most_heads);
+        bool is_full =
+            tokens + input->count > tile_tokens || (input->needs_logits && heads + input->heads > most_heads);
         if (i == 0 || is_other || is_full) {
             work->tile_first[work->tile_count++] = i;
             tokens = heads = 0;
@@ -230,7 +243,8 @@ static double row_loglik(const float *row, int64_t vocab, uint32_t target, bool 
     return is_bf16 ? (double)round_bf16(value) : value;
 }
 
-static choice_answer answer_by_logits(const choice_work *work, int64_t request, const float *logits, int64_t heads, int64_t vocab)
+static choice_answer answer_by_logits(const choice_work *work, int64_t request, const float *logits,
+                                      int64_t heads, int64_t vocab)
 {
     const choice_request *asked = &work->requests[request];
     const bool is_bf16 = work->softmax_dtype == MB_BF16;
@@ -248,7 +262,8 @@ static choice_answer answer_by_logits(const choice_work *work, int64_t request, 
     return answer;
 }
 
-static choice_answer answer_by_loss(const choice_work *work, int64_t request, const float *loss, const int32_t *argmax)
+static choice_answer answer_by_loss(const choice_work *work, int64_t request, const float *loss,
+                                    const int32_t *argmax)
 {
     const choice_request *asked = &work->requests[request];
     choice_answer answer = {.request = request, .is_greedy = true};
@@ -276,8 +291,8 @@ done:
     return status;
 }
 
-static mb_status run_tile(const choice_work *work, mb_lm_pass *pass, int64_t vocab, int64_t first, int64_t end, mb_tile *tile,
-                          choice_answers *answers)
+static mb_status run_tile(const choice_work *work, mb_lm_pass *pass, int64_t vocab, int64_t first,
+                          int64_t end, mb_tile *tile, choice_answers *answers)
 {
     mb_status status = MB_OK;
     const bool by_logits = work->inputs[first].needs_logits;
@@ -290,8 +305,9 @@ static mb_status run_tile(const choice_work *work, mb_lm_pass *pass, int64_t voc
     for (int64_t i = first; i < end; i++) {
         const choice_input *input = &work->inputs[i];
         for (int64_t r = input->first; r >= 0; r = work->requests[r].next) {
-            answers->data[answers->count++] = by_logits ? answer_by_logits(work, r, out.logits + head * vocab, input->heads, vocab)
-                                                        : answer_by_loss(work, r, out.token_loss + head, out.argmax + head);
+            answers->data[answers->count++] =
+                by_logits ? answer_by_logits(work, r, out.logits + head * vocab, input->heads, vocab)
+                          : answer_by_loss(work, r, out.token_loss + head, out.argmax + head);
         }
         head += input->heads;
     }
@@ -313,7 +329,8 @@ static mb_status run_tiles(mb_lm *lm, const choice_work *work, mb_comm_queue *qu
         if (mb_stop_is_set()) MB_RAISE(MB_ESTOPPED, "stopped in task %s; run again", work->task->name);
         MB_TRY(mb_comm_queue_next(queue, &unit));
         if (unit < 0) break;
-        MB_TRY(run_tile(work, pass, mb_lm_arch(lm)->vocab, work->tile_first[unit], work->tile_first[unit + 1], &tile, answers));
+        MB_TRY(run_tile(work, pass, mb_lm_arch(lm)->vocab, work->tile_first[unit], work->tile_first[unit + 1],
+                        &tile, answers));
         mb_progress_step(&progress, unit + 1, NULL);
     }
     mb_progress_end(&progress, work->tile_count, NULL);
@@ -387,7 +404,8 @@ static void summarise(const mb_task *task, mb_choice_result *result)
     share_right(right_bytes, result->count, &result->acc_bytes, &result->acc_bytes_stderr);
 }
 
-static mb_status fill_result(const choice_work *work, const choice_answer *by_request, double near_tie, mb_choice_result *result)
+static mb_status fill_result(const choice_work *work, const choice_answer *by_request, double near_tie,
+                             mb_choice_result *result)
 {
     mb_status status = MB_OK;
     const mb_task *task = work->task;
@@ -405,7 +423,9 @@ static mb_status fill_result(const choice_work *work, const choice_answer *by_re
             question->loglik[c] = by_request[request].loglik;
             question->is_greedy[c] = by_request[request].is_greedy;
             if (isfinite(question->loglik[c])) continue;
-            MB_RAISE(MB_ENUMERIC, "%s: question %lld: the log-likelihood of choice %lld is not a number; check the model's weights",
+            MB_RAISE(MB_ENUMERIC,
+                     "%s: question %lld: the log-likelihood of choice %lld is not a number; check the "
+                     "model's weights",
                      task->path, (long long)task->questions[q].doc_id, (long long)c + 1);
         }
         pick(task, q, near_tie, question);
@@ -417,7 +437,8 @@ done:
 
 /* ---- 5. run ---- */
 
-static mb_status prepare(choice_work *work, const mb_lm *lm, const mb_tokenizer *tokenizer, int64_t tile_tokens)
+static mb_status prepare(choice_work *work, const mb_lm *lm, const mb_tokenizer *tokenizer,
+                         int64_t tile_tokens)
 {
     mb_status status = MB_OK;
     if (work->softmax_dtype != MB_F32 && work->softmax_dtype != MB_BF16) {
@@ -430,7 +451,8 @@ done:
 }
 
 /* Everybody's answers, by request. */
-static mb_status gather(mb_comm *comm, const choice_work *work, const choice_answers *mine, choice_answer **out_by_request)
+static mb_status gather(mb_comm *comm, const choice_work *work, const choice_answers *mine,
+                        choice_answer **out_by_request)
 {
     mb_status status = MB_OK;
     choice_answer *all = NULL, *by_request = NULL;
@@ -447,11 +469,13 @@ done:
     return status;
 }
 
-mb_status mb_choice_run(mb_comm *comm, mb_lm *lm, const mb_task *task, const mb_tokenizer *tokenizer, int64_t max_length,
-                        int64_t tile_tokens, mb_dtype softmax_dtype, double near_tie, mb_choice_result *out_result)
+mb_status mb_choice_run(mb_comm *comm, mb_lm *lm, const mb_task *task, const mb_tokenizer *tokenizer,
+                        int64_t max_length, int64_t tile_tokens, mb_dtype softmax_dtype, double near_tie,
+                        mb_choice_result *out_result)
 {
     mb_status status = MB_OK;
-    choice_work work = {.task = task, .max_length = mb_tile_limit(max_length, lm, NULL), .softmax_dtype = softmax_dtype};
+    choice_work work = {
+        .task = task, .max_length = mb_tile_limit(max_length, lm, NULL), .softmax_dtype = softmax_dtype};
     choice_answers answers = {0};
     choice_answer *by_request = NULL;
     mb_comm_queue *queue = NULL;

@@ -78,7 +78,8 @@ done:
 enum { METRICS = 3 };
 
 /* Metrics over the questions of a group (NULL: all). Returns how many metrics the task has. */
-static int count_right(const mb_task *task, const mb_choice_result *result, const char *opt_group, json_share shares[METRICS])
+static int count_right(const mb_task *task, const mb_choice_result *result, const char *opt_group,
+                       json_share shares[METRICS])
 {
     int n = 0, acc = n++, norm = task->has_acc_norm ? n++ : -1, bytes = task->has_acc_bytes ? n++ : -1;
     memset(shares, 0, METRICS * sizeof *shares);
@@ -97,19 +98,20 @@ static int count_right(const mb_task *task, const mb_choice_result *result, cons
     return n;
 }
 
-static mb_status add_config(const mb_task *task, const char *name, const json_share *shares, int metrics, double version,
-                            json_t *results)
+static mb_status add_config(const mb_task *task, const char *name, const json_share *shares, int metrics,
+                            double version, json_t *results)
 {
     mb_status status = MB_OK;
     json_t *list = json_array(), *higher = json_object(), *config;
     for (int m = 0; m < metrics; m++) {
-        json_array_append_new(list, json_pack("{s:s, s:s, s:b}", "metric", shares[m].metric, "aggregation", "mean",
-                                              "higher_is_better", 1));
+        json_array_append_new(list, json_pack("{s:s, s:s, s:b}", "metric", shares[m].metric, "aggregation",
+                                              "mean", "higher_is_better", 1));
         MB_TRY(mb_json_set(higher, shares[m].metric, json_true()));
     }
-    config = json_pack("{s:s, s:s, s:s, s:I, s:s, s:O, s:{s:f}}", "task", name, "dataset_path", task->path, "output_type",
-                       "multiple_choice", "num_fewshot", (json_int_t)task->fewshot, "target_delimiter", task->delimiter,
-                       "metric_list", list, "metadata", "version", version);
+    config =
+        json_pack("{s:s, s:s, s:s, s:I, s:s, s:O, s:{s:f}}", "task", name, "dataset_path", task->path,
+                  "output_type", "multiple_choice", "num_fewshot", (json_int_t)task->fewshot,
+                  "target_delimiter", task->delimiter, "metric_list", list, "metadata", "version", version);
     MB_TRY(set_in(results, "configs", name, config));
     MB_TRY(set_in(results, "higher_is_better", name, json_incref(higher)));
 done:
@@ -118,8 +120,8 @@ done:
     return status;
 }
 
-static mb_status add_task(const mb_task *task, const mb_choice_result *result, const char *opt_group, const char *name,
-                          const char *alias, double version, json_t *results)
+static mb_status add_task(const mb_task *task, const mb_choice_result *result, const char *opt_group,
+                          const char *name, const char *alias, double version, json_t *results)
 {
     mb_status status = MB_OK;
     json_share shares[METRICS];
@@ -127,7 +129,8 @@ static mb_status add_task(const mb_task *task, const mb_choice_result *result, c
     json_int_t n = (json_int_t)shares[0].n;
     json_t *row = json_pack("{s:s, s:s, s:I}", "name", name, "alias", alias, "sample_len", n);
     if (row == NULL) MB_RAISE(MB_EDATA, "task %s: its name is not UTF-8", task->path);
-    for (int m = 0; m < metrics; m++) MB_TRY(set_metric(row, shares[m].metric, share_mean(&shares[m]), share_stderr(&shares[m])));
+    for (int m = 0; m < metrics; m++)
+        MB_TRY(set_metric(row, shares[m].metric, share_mean(&shares[m]), share_stderr(&shares[m])));
     MB_TRY(set_in(results, "results", name, json_incref(row)));
     MB_TRY(add_config(task, name, shares, metrics, version, results));
     MB_TRY(set_in(results, "versions", name, json_real(version)));
@@ -161,7 +164,8 @@ static mb_status find_subjects(const mb_task *task, json_subjects *out)
     }
     qsort(out->names, (size_t)n, sizeof *out->names, order_names);
     for (int64_t i = 0; i < n; i++) {
-        if (out->count == 0 || strcmp(out->names[out->count - 1], out->names[i]) != 0) out->names[out->count++] = out->names[i];
+        if (out->count == 0 || strcmp(out->names[out->count - 1], out->names[i]) != 0)
+            out->names[out->count++] = out->names[i];
     }
 done:
     return status;
@@ -173,7 +177,8 @@ static bool is_in(const char *subject, const char *opt_category)
     return opt_category == NULL || (category != NULL && strcmp(category, opt_category) == 0);
 }
 
-/* Mean weighted by documents and pooled stderr over the subjects of a category (NULL: all). members: list of their task names. Nothing when there are none. */
+/* Mean weighted by documents and pooled stderr over the subjects of a category (NULL: all). members: list of
+ * their task names. Nothing when there are none. */
 static mb_status add_group(const mb_task *task, const mb_choice_result *result, const json_subjects *subjects,
                            const char *opt_category, const char *name, json_t *members, json_t *results)
 {
@@ -192,7 +197,8 @@ static mb_status add_group(const mb_task *task, const mb_choice_result *result, 
         pooled += (size - 1) * error * error * size;
     }
     pooled = n > groups ? sqrt(pooled / (double)(n - groups) / (double)n) : NAN;
-    row = json_pack("{s:s, s:s, s:I}", "name", name, "alias", opt_category != NULL ? opt_category : task->name, "sample_len", (json_int_t)n);
+    row = json_pack("{s:s, s:s, s:I}", "name", name, "alias",
+                    opt_category != NULL ? opt_category : task->name, "sample_len", (json_int_t)n);
     if (row == NULL) MB_RAISE(MB_EDATA, "task %s: its name is not UTF-8", task->path);
     MB_TRY(set_metric(row, "acc", (double)right / (double)n, pooled));
     MB_TRY(mb_json_set(row, "sample_count", json_pack("{s:I}", "acc,none", (json_int_t)n)));
@@ -207,13 +213,15 @@ done:
     return status;
 }
 
-static mb_status add_category(const mb_task *task, const mb_choice_result *result, const json_subjects *subjects,
-                              const char *category, json_t *categories, json_t *results)
+static mb_status add_category(const mb_task *task, const mb_choice_result *result,
+                              const json_subjects *subjects, const char *category, json_t *categories,
+                              json_t *results)
 {
     mb_status status = MB_OK;
     json_t *members = json_array();
     char *name = mb_str_format("%s_%s", task->name, category);
-    if (name == NULL || members == NULL) MB_RAISE(MB_ENOMEM, "not enough memory for the results of %s", task->name);
+    if (name == NULL || members == NULL)
+        MB_RAISE(MB_ENOMEM, "not enough memory for the results of %s", task->name);
     for (int64_t i = 0; i < subjects->count; i++) {
         if (!is_in(subjects->names[i], category)) continue;
         json_array_append_new(members, json_sprintf("%s_%s", task->name, subjects->names[i]));
@@ -227,7 +235,8 @@ done:
     return status;
 }
 
-static mb_status add_grouped(const mb_task *task, const mb_choice_result *result, const json_subjects *subjects, json_t *results)
+static mb_status add_grouped(const mb_task *task, const mb_choice_result *result,
+                             const json_subjects *subjects, json_t *results)
 {
     mb_status status = MB_OK;
     json_t *members = json_array();
@@ -255,7 +264,8 @@ done:
 mb_status mb_choice_add_json(const mb_task *task, const mb_choice_result *result, json_t *results)
 {
     mb_status status = MB_OK;
-    static const char *const parts[] = {"results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples"};
+    static const char *const parts[] = {"results",  "groups", "group_subtasks",   "configs",
+                                        "versions", "n-shot", "higher_is_better", "n-samples"};
     json_subjects subjects = {0};
     json_t *ties = json_array(), *object;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) MB_TRY(member(results, parts[i], &object));
@@ -267,7 +277,8 @@ mb_status mb_choice_add_json(const mb_task *task, const mb_choice_result *result
         MB_TRY(set_in(results, "group_subtasks", task->name, json_array()));
     }
     for (int64_t q = 0; q < result->count; q++) {
-        if (result->questions[q].is_near_tie) json_array_append_new(ties, json_integer(task->questions[q].doc_id));
+        if (result->questions[q].is_near_tie)
+            json_array_append_new(ties, json_integer(task->questions[q].doc_id));
     }
     MB_TRY(set_in(results, "near_ties", task->name, json_incref(ties)));
     MB_TRY(set_in(results, "request_hash", task->name, json_string(result->request_hash)));
@@ -301,8 +312,10 @@ static mb_status add_doc(const mb_task_question *asked, json_t *sample)
     mb_status status = MB_OK;
     mb_str text = MB_STR_EMPTY;
     json_t *choices = json_array(), *doc = NULL;
-    for (int64_t c = 0; c < asked->choice_count; c++) json_array_append_new(choices, json_string(asked->choices[c]));
-    doc = json_pack("{s:s, s:O, s:I}", "query", asked->context, "choices", choices, "gold", (json_int_t)asked->gold);
+    for (int64_t c = 0; c < asked->choice_count; c++)
+        json_array_append_new(choices, json_string(asked->choices[c]));
+    doc = json_pack("{s:s, s:O, s:I}", "query", asked->context, "choices", choices, "gold",
+                    (json_int_t)asked->gold);
     if (doc == NULL) MB_RAISE(MB_EDATA, "question %lld is not UTF-8", (long long)asked->doc_id);
     if (asked->group != NULL) MB_TRY(mb_json_set(doc, "group", json_string(asked->group)));
     MB_TRY(mb_json_print(doc, 2, false, &text));
@@ -315,7 +328,8 @@ done:
     return status;
 }
 
-static mb_status add_responses(const mb_task *task, const mb_task_question *asked, const mb_choice_question *question, json_t *sample)
+static mb_status add_responses(const mb_task *task, const mb_task_question *asked,
+                               const mb_choice_question *question, json_t *sample)
 {
     mb_status status = MB_OK;
     json_t *arguments = json_object(), *resps = json_array(), *filtered = json_array();
@@ -324,8 +338,9 @@ static mb_status add_responses(const mb_task *task, const mb_task_question *aske
         const char *greedy = question->is_greedy[c] ? "True" : "False";
         print_real(question->loglik[c], number);
         snprintf(key, sizeof key, "gen_args_%lld", (long long)c);
-        MB_TRY(mb_json_set(arguments, key, json_pack("{s:s, s:o}", "arg_0", asked->context, "arg_1",
-                                                     json_sprintf("%s%s", task->delimiter, asked->choices[c]))));
+        MB_TRY(mb_json_set(arguments, key,
+                           json_pack("{s:s, s:o}", "arg_0", asked->context, "arg_1",
+                                     json_sprintf("%s%s", task->delimiter, asked->choices[c]))));
         json_array_append_new(resps, json_pack("[[ss]]", number, greedy));
         json_array_append_new(filtered, json_pack("[ss]", number, greedy));
     }
@@ -339,7 +354,8 @@ done:
     return status;
 }
 
-static mb_status add_metrics(const mb_task *task, const mb_task_question *asked, const mb_choice_question *question, json_t *sample)
+static mb_status add_metrics(const mb_task *task, const mb_task_question *asked,
+                             const mb_choice_question *question, json_t *sample)
 {
     mb_status status = MB_OK;
     json_t *names = json_array();
@@ -349,8 +365,10 @@ static mb_status add_metrics(const mb_task *task, const mb_task_question *asked,
     MB_TRY(mb_json_set(sample, "filter", json_string("none")));
     MB_TRY(mb_json_set(sample, "metrics", json_incref(names)));
     MB_TRY(mb_json_set(sample, "acc", json_real(question->picked == asked->gold)));
-    if (task->has_acc_norm) MB_TRY(mb_json_set(sample, "acc_norm", json_real(question->picked_norm == asked->gold)));
-    if (task->has_acc_bytes) MB_TRY(mb_json_set(sample, "acc_bytes", json_real(question->picked_bytes == asked->gold)));
+    if (task->has_acc_norm)
+        MB_TRY(mb_json_set(sample, "acc_norm", json_real(question->picked_norm == asked->gold)));
+    if (task->has_acc_bytes)
+        MB_TRY(mb_json_set(sample, "acc_bytes", json_real(question->picked_bytes == asked->gold)));
 done:
     json_decref(names);
     return status;
@@ -389,7 +407,8 @@ mb_status mb_choice_write_samples(const mb_task *task, const mb_choice_result *r
     for (int64_t q = 0; q < result->count; q++) {
         mb_str_reset(&line);
         MB_TRY(print_sample(task, result, q, &line));
-        if (fwrite(line.data, 1, line.length, file) != line.length) MB_RAISE(MB_EIO, "%s: cannot write: %s", aside, strerror(errno));
+        if (fwrite(line.data, 1, line.length, file) != line.length)
+            MB_RAISE(MB_EIO, "%s: cannot write: %s", aside, strerror(errno));
     }
     int failed = fclose(file);
     file = NULL;

@@ -1,7 +1,7 @@
 /* perplexity.c: token losses of a shard, summed in one order.
  *
- * A rank takes a run of consecutive tiles and makes one sum per tile and source; the sums of all ranks, one behind the other, are in
- * tile order whatever the number of ranks, and are added in that order.
+ * A rank takes a run of consecutive tiles and makes one sum per tile and source; the sums of all ranks, one
+ * behind the other, are in tile order whatever the number of ranks, and are added in that order.
  *
  * 1. sums of a tile   2. this rank's tiles   3. rows
  */
@@ -45,14 +45,16 @@ done:
     return status;
 }
 
-static mb_status add_tile(const mb_shard *shard, const mb_tile *tile, const float *loss, int64_t first, tile_sums *sums)
+static mb_status add_tile(const mb_shard *shard, const mb_tile *tile, const float *loss, int64_t first,
+                          tile_sums *sums)
 {
     mb_status status = MB_OK;
     const mb_shard_columns columns = mb_shard_columns_get(shard);
     const int64_t from = sums->count;
     tile_sum *sum;
     for (int64_t i = 0; i < tile->records; i++) {
-        int64_t targets = tile->head_first[i + 1] - tile->head_first[i], record = first + i, length = mb_shard_length(shard, record);
+        int64_t targets = tile->head_first[i + 1] - tile->head_first[i], record = first + i,
+                length = mb_shard_length(shard, record);
         MB_TRY(find_sum(sums, from, columns.source[record], &sum));
         sum->records++;
         sum->tokens += targets;
@@ -68,8 +70,8 @@ done:
 
 /* ---- 2. this rank's tiles ---- */
 
-static mb_status run_tiles(mb_comm *comm, mb_lm *lm, mb_shard *shard, const mb_tile_plan *plan, int64_t limit, bool only_masked,
-                           tile_sums *sums)
+static mb_status run_tiles(mb_comm *comm, mb_lm *lm, mb_shard *shard, const mb_tile_plan *plan, int64_t limit,
+                           bool only_masked, tile_sums *sums)
 {
     mb_status status = MB_OK;
     mb_lm_pass *pass = NULL;
@@ -115,7 +117,8 @@ static void finish_row(mb_perplexity_row *row, double bytes)
     row->bits_per_byte = bytes > 0 ? row->nll / (bytes * log(2)) : NAN;
 }
 
-static mb_status fill_rows(const mb_shard *shard, const tile_sum *sums, int64_t count, mb_perplexity_row *rows)
+static mb_status fill_rows(const mb_shard *shard, const tile_sum *sums, int64_t count,
+                           mb_perplexity_row *rows)
 {
     mb_status status = MB_OK;
     const int64_t n = mb_shard_sources(shard) + 1;
@@ -128,14 +131,15 @@ static mb_status fill_rows(const mb_shard *shard, const tile_sum *sums, int64_t 
         add_sum(&rows[sums[i].source + 1], &bytes[sums[i].source + 1], &sums[i]);
     }
     for (int64_t i = 0; i < n; i++) finish_row(&rows[i], bytes[i]);
-    if (!isfinite(rows[0].nll)) MB_RAISE(MB_ENUMERIC, "the loss of the shard is not a number; check the model's weights");
+    if (!isfinite(rows[0].nll))
+        MB_RAISE(MB_ENUMERIC, "the loss of the shard is not a number; check the model's weights");
 done:
     mb_free(bytes);
     return status;
 }
 
-mb_status mb_perplexity_run(mb_comm *comm, mb_lm *lm, mb_shard *shard, int64_t max_length, int64_t tile_tokens, bool only_masked,
-                            mb_perplexity_row *rows)
+mb_status mb_perplexity_run(mb_comm *comm, mb_lm *lm, mb_shard *shard, int64_t max_length,
+                            int64_t tile_tokens, bool only_masked, mb_perplexity_row *rows)
 {
     mb_status status = MB_OK;
     mb_tile_plan plan = {0};
@@ -145,9 +149,11 @@ mb_status mb_perplexity_run(mb_comm *comm, mb_lm *lm, mb_shard *shard, int64_t m
     const int64_t limit = mb_tile_limit(max_length, lm, NULL);
     status = mb_tile_plan_create(shard, limit, tile_tokens, &plan);
     if (status == MB_OK) status = run_tiles(comm, lm, shard, &plan, limit, only_masked, &sums);
-    if (status == MB_OK && (offsets = mb_calloc((size_t)mb_comm_size(comm) + 1, sizeof *offsets)) == NULL) status = MB_ENOMEM;
+    if (status == MB_OK && (offsets = mb_calloc((size_t)mb_comm_size(comm) + 1, sizeof *offsets)) == NULL)
+        status = MB_ENOMEM;
     MB_TRY(mb_comm_agree(comm, status));
-    MB_TRY(mb_comm_allgatherv(comm, sums.data, (size_t)sums.count * sizeof *sums.data, (void **)&all, offsets));
+    MB_TRY(
+        mb_comm_allgatherv(comm, sums.data, (size_t)sums.count * sizeof *sums.data, (void **)&all, offsets));
     MB_TRY(fill_rows(shard, all, offsets[mb_comm_size(comm)] / (int64_t)sizeof *all, rows));
 done:
     mb_tile_plan_reset(&plan);

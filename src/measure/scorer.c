@@ -22,16 +22,20 @@ const mb_option *mb_scorer_option_table(int64_t *out_count)
     static const mb_option options[] = {
         MB_OPTION_LIST(mb_scorer_options, scores, "score.scores",
                        "good_mass,good_logits,perplexity,entropy,bytes_per_token,length,repeats,random",
-                       "scores to store: good_mass, good_logits (of the model with trash experts), perplexity, entropy (of "
-                       "score.source_model), bytes_per_token, length, repeats, random", "scores"),
+                       "scores to store: good_mass, good_logits (of the model with trash experts), "
+                       "perplexity, entropy (of "
+                       "score.source_model), bytes_per_token, length, repeats, random",
+                       "scores"),
         MB_OPTION_LIST(mb_scorer_options, score_layers, "score.score_layers", "all",
-                       "layers with a router that count, from 0, negative from the end; the forward pass stops after the last",
+                       "layers with a router that count, from 0, negative from the end; the forward pass "
+                       "stops after the last",
                        "score_layers|data_selection.score_layers"),
         MB_OPTION_INT(mb_scorer_options, tile_tokens, "score.tile_tokens", "8192", 16, 1 << 24, "tokens",
                       "tokens computed together", "data_process.batch_size"),
         MB_OPTION_INT(mb_scorer_options, max_length, "dataset.max_length", "0", 0, 1 << 24, "tokens",
                       "longer records are scored on their first tokens; 0: the model's positions", NULL),
-        MB_OPTION_INT(mb_scorer_options, seed, "score.seed", "42", 0, 9e18, "", "seed of the random score", NULL),
+        MB_OPTION_INT(mb_scorer_options, seed, "score.seed", "42", 0, 9e18, "", "seed of the random score",
+                      NULL),
     };
     *out_count = sizeof options / sizeof *options;
     return options;
@@ -51,6 +55,7 @@ typedef struct scorer {
     char key[MB_HASH_TEXT];
     json_t *attributes; /* rank 0 */
     const char *path;
+    mb_progress progress;
 } scorer;
 
 static void scorer_reset(scorer *s)
@@ -84,13 +89,16 @@ static double *value_at(const scorer *s, mb_scores_part *part, mb_scorer_kind ki
     return &part->values[column_of(&s->plan, kind) * part->rows + record - part->first];
 }
 
-/* A layer's value, in its place and added to the record's; the last layer ends the mean (good_logits stays a sum). */
-static void put_layer(const scorer *s, mb_scores_part *part, mb_scorer_kind kind, int64_t record, int64_t layer, double value)
+/* A layer's value, in its place and added to the record's; the last layer ends the mean (good_logits stays a
+ * sum). */
+static void put_layer(const scorer *s, mb_scores_part *part, mb_scorer_kind kind, int64_t record,
+                      int64_t layer, double value)
 {
     const int64_t layers = s->plan.layer_count;
     if (!s->plan.wants[kind]) return;
     double *total = value_at(s, part, kind, record);
-    part->layers[(column_of(&s->plan, kind) * part->rows + record - part->first) * layers + layer] = (float)value;
+    part->layers[(column_of(&s->plan, kind) * part->rows + record - part->first) * layers + layer] =
+        (float)value;
     *total += value;
     if (layer == layers - 1 && kind != MB_SCORER_GOOD_LOGITS) *total /= (double)layers;
 }
@@ -98,7 +106,8 @@ static void put_layer(const scorer *s, mb_scores_part *part, mb_scorer_kind kind
 /* ---- 3. one tile ---- */
 
 /* Router scores of the tile's records from the logits of the asked layers. */
-static void score_routers(scorer *s, bool of_source, const mb_lm_output *out, int64_t first, mb_scores_part *part)
+static void score_routers(scorer *s, bool of_source, const mb_lm_output *out, int64_t first,
+                          mb_scores_part *part)
 {
     const mb_arch *arch = mb_lm_arch(of_source ? s->source_lm : s->router_lm);
     const int64_t gates = mb_arch_gates(arch), good = mb_arch_good(arch);
@@ -106,7 +115,9 @@ static void score_routers(scorer *s, bool of_source, const mb_lm_output *out, in
         int64_t row = s->tile.row_first[i], n = s->tile.row_first[i + 1] - row;
         for (int64_t l = 0; l < s->plan.layer_count; l++) {
             mb_scorer_router mean = {NAN, NAN, NAN};
-            if (n > 0) mean = mb_scorer_record_router(out->router_logits[s->plan.layers[l]] + row * gates, n, gates, good);
+            if (n > 0)
+                mean = mb_scorer_record_router(out->router_logits[s->plan.layers[l]] + row * gates, n, gates,
+                                               good);
             if (of_source) {
                 put_layer(s, part, MB_SCORER_ENTROPY, first + i, l, mean.entropy);
             } else {
@@ -123,7 +134,8 @@ static void score_losses(scorer *s, const mb_lm_output *out, int64_t first, mb_s
         double sum = 0;
         int64_t from = s->tile.head_first[i], to = s->tile.head_first[i + 1];
         for (int64_t h = from; h < to; h++) sum += out->token_loss[h];
-        *value_at(s, part, MB_SCORER_PERPLEXITY, first + i) = to > from ? exp(sum / (double)(to - from)) : NAN;
+        *value_at(s, part, MB_SCORER_PERPLEXITY, first + i) =
+            to > from ? exp(sum / (double)(to - from)) : NAN;
     }
 }
 
@@ -133,7 +145,8 @@ static mb_status score_tile(scorer *s, int64_t first, int64_t end, mb_scores_par
     const bool has_head = s->plan.wants[MB_SCORER_PERPLEXITY];
     mb_lm_output out = {0};
     if (!wants_router(&s->plan) && !wants_source(&s->plan)) goto done;
-    MB_TRY(mb_tile_read(&s->tile, s->shard, first, end, s->plan.limit, has_head ? MB_TILE_ALL_TARGETS : MB_TILE_NO_TARGETS));
+    MB_TRY(mb_tile_read(&s->tile, s->shard, first, end, s->plan.limit,
+                        has_head ? MB_TILE_ALL_TARGETS : MB_TILE_NO_TARGETS));
     mb_lm_batch batch = mb_tile_batch(&s->tile);
     if (wants_source(&s->plan)) {
         mb_lm_want want = {.routers = has_head && batch.head_rows > 0 ? 0 : s->plan.routers};
@@ -164,14 +177,16 @@ static mb_status score_text(scorer *s, mb_scores_part *part)
         int64_t n = mb_shard_length(s->shard, r);
         double bytes = (double)s->records.text_bytes[r];
         if (wants[MB_SCORER_LENGTH]) *value_at(s, part, MB_SCORER_LENGTH, r) = (double)n;
-        if (wants[MB_SCORER_BYTES_PER_TOKEN]) *value_at(s, part, MB_SCORER_BYTES_PER_TOKEN, r) = n > 0 ? bytes / (double)n : NAN;
+        if (wants[MB_SCORER_BYTES_PER_TOKEN])
+            *value_at(s, part, MB_SCORER_BYTES_PER_TOKEN, r) = n > 0 ? bytes / (double)n : NAN;
         if (wants[MB_SCORER_RANDOM]) {
             *value_at(s, part, MB_SCORER_RANDOM, r) =
                 mb_rng_uniform((uint64_t)s->options->seed, MB_RNG_SELECT, 0, s->records.record_hash[r]);
         }
         if (!wants[MB_SCORER_REPEATS]) continue;
         MB_TRY(mb_shard_read(s->shard, r, &record));
-        MB_TRY(mb_scorer_record_repeats(record.tokens, record.count, value_at(s, part, MB_SCORER_REPEATS, r)));
+        MB_TRY(
+            mb_scorer_record_repeats(record.tokens, record.count, value_at(s, part, MB_SCORER_REPEATS, r)));
     }
 done:
     return status;
@@ -185,8 +200,14 @@ static mb_status score_part(scorer *s, int64_t first_tile, int64_t end_tile, int
     MB_NEW_ARRAY(part.values, plan->column_count * rows);
     MB_NEW_ARRAY(part.layers, plan->column_count * rows * plan->layer_count);
     MB_TRY(score_text(s, &part));
-    for (int64_t t = first_tile; t < end_tile; t++) MB_TRY(score_tile(s, plan->tiles.first[t], plan->tiles.first[t + 1], &part));
-    MB_TRY(mb_scores_part_write(s->path, s->key, plan->columns, plan->column_count, plan->layer_count, &part));
+    for (int64_t t = first_tile; t < end_tile; t++) {
+        if (mb_stop_is_set()) MB_RAISE(MB_ESTOPPED, "stopped; the finished parts stay, run again to go on");
+        MB_TRY(score_tile(s, plan->tiles.first[t], plan->tiles.first[t + 1], &part));
+        mb_progress_step(&s->progress, t + 1,
+                         NULL); /* parts are handed out in order: about where all ranks are */
+    }
+    MB_TRY(
+        mb_scores_part_write(s->path, s->key, plan->columns, plan->column_count, plan->layer_count, &part));
 done:
     mb_free(part.values);
     mb_free(part.layers);
@@ -199,11 +220,9 @@ static mb_status score_parts(scorer *s, mb_comm_queue *queue, int64_t *out_skipp
 {
     mb_status status = MB_OK;
     const mb_scorer_plan *plan = &s->plan;
-    mb_progress progress;
     int64_t unit;
-    mb_progress_start(&progress, "scoring", "parts", 0, plan->part_count);
+    mb_progress_start(&s->progress, "scoring", "tiles", 0, plan->tiles.count);
     for (;;) {
-        if (mb_stop_is_set()) MB_RAISE(MB_ESTOPPED, "stopped; the finished parts stay, run again to go on");
         MB_TRY(mb_comm_queue_next(queue, &unit));
         if (unit < 0) break;
         int64_t first_tile = plan->part_first[unit], end_tile = plan->part_first[unit + 1];
@@ -213,9 +232,8 @@ static mb_status score_parts(scorer *s, mb_comm_queue *queue, int64_t *out_skipp
             continue;
         }
         MB_TRY(score_part(s, first_tile, end_tile, first, rows));
-        mb_progress_step(&progress, unit + 1, NULL);
     }
-    mb_progress_end(&progress, plan->part_count, NULL);
+    mb_progress_end(&s->progress, plan->tiles.count, NULL);
 done:
     return status;
 }
@@ -230,10 +248,11 @@ static mb_status make_key(scorer *s)
     const mb_arch *arch = s->router_lm != NULL ? mb_lm_arch(s->router_lm) : NULL;
     MB_TRY(mb_shard_hash(s->shard, shard_hash));
     MB_TRY(mb_scorer_plan_json(&s->plan, s->options, &options));
-    s->attributes = json_pack("{s:s, s:s, s:o, s:I, s:I}", "model", arch != NULL ? mb_lm_hash(s->router_lm) : "", "source_model",
-                              s->source_lm != NULL ? mb_lm_hash(s->source_lm) : "", "options", options, "experts",
-                              (json_int_t)(arch != NULL ? mb_arch_gates(arch) : 0), "good_experts",
-                              (json_int_t)(arch != NULL ? mb_arch_good(arch) : 0));
+    s->attributes =
+        json_pack("{s:s, s:s, s:o, s:I, s:I}", "model", arch != NULL ? mb_lm_hash(s->router_lm) : "",
+                  "source_model", s->source_lm != NULL ? mb_lm_hash(s->source_lm) : "", "options", options,
+                  "experts", (json_int_t)(arch != NULL ? mb_arch_gates(arch) : 0), "good_experts",
+                  (json_int_t)(arch != NULL ? mb_arch_good(arch) : 0));
     if (s->attributes == NULL) MB_RAISE(MB_ENOMEM, "not enough memory for the attributes of a score table");
     MB_TRY(mb_json_print(s->attributes, 0, true, &text));
     MB_TRY(mb_str_add(&text, shard_hash));
@@ -245,8 +264,8 @@ done:
 
 static mb_status join(scorer *s)
 {
-    return mb_scores_join(s->path, s->key, s->shard, s->plan.columns, s->plan.column_count, s->plan.layers, s->plan.layer_count,
-                          s->attributes);
+    return mb_scores_join(s->path, s->key, s->shard, s->plan.columns, s->plan.column_count, s->plan.layers,
+                          s->plan.layer_count, s->attributes);
 }
 
 /* ---- 6. run ---- */
@@ -256,8 +275,8 @@ static mb_status prepare(scorer *s)
     mb_status status = MB_OK;
     MB_TRY(mb_scorer_plan_create(s->options, s->shard, s->router_lm, s->source_lm, &s->plan));
     if (s->plan.tiles.cut > 0) {
-        mb_info("%lld of %lld records are longer than %lld tokens: scored on their first tokens", (long long)s->plan.tiles.cut,
-                (long long)mb_shard_count(s->shard), (long long)s->plan.limit);
+        mb_info("%lld of %lld records are longer than %lld tokens: scored on their first tokens",
+                (long long)s->plan.tiles.cut, (long long)mb_shard_count(s->shard), (long long)s->plan.limit);
     }
     if (wants_router(&s->plan)) MB_TRY(mb_lm_pass_create(s->router_lm, &s->router_pass));
     if (wants_source(&s->plan)) MB_TRY(mb_lm_pass_create(s->source_lm, &s->source_pass));
@@ -266,15 +285,20 @@ done:
     return status;
 }
 
-mb_status mb_scorer_run(mb_comm *comm, mb_lm *opt_router_lm, mb_lm *opt_source_lm, mb_shard *shard, const mb_scorer_options *options,
-                        const char *out_path, mb_scorer_report *out_report)
+mb_status mb_scorer_run(mb_comm *comm, mb_lm *opt_router_lm, mb_lm *opt_source_lm, mb_shard *shard,
+                        const mb_scorer_options *options, const char *out_path, mb_scorer_report *out_report)
 {
     mb_status status = MB_OK;
     mb_comm_queue *queue = NULL;
     int64_t skipped = 0;
     const double started = mb_clock_seconds();
-    scorer s = {.comm = comm, .router_lm = opt_router_lm, .source_lm = opt_source_lm, .shard = shard,
-                .records = mb_shard_columns_get(shard), .options = options, .path = out_path};
+    scorer s = {.comm = comm,
+                .router_lm = opt_router_lm,
+                .source_lm = opt_source_lm,
+                .shard = shard,
+                .records = mb_shard_columns_get(shard),
+                .options = options,
+                .path = out_path};
     MB_TRY(mb_comm_agree(comm, prepare(&s)));
     MB_TRY(mb_comm_bcast(comm, s.key, sizeof s.key, 0));
     MB_TRY(mb_comm_queue_create(comm, s.plan.part_count, &queue));

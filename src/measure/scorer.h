@@ -2,17 +2,19 @@
  *
  * Layer: measure.  Uses: comm, store (shard, scores), model (lm).
  *
- * Tiles (runs of consecutive records, cut by tokens) and parts (runs of tiles, a file each) are formed by the data before anybody asks
- * how many ranks there are; ranks take parts from a shared queue. Scores of a record, over all its tokens (up to max_length):
- *   good_mass        softmax mass of the good experts over all gates (logits without the trash bias), mean over tokens and layers; higher is better
- *   good_logits      sum of the good experts' raw logits, mean over tokens, summed over layers (per layer: not summed); higher
- *   perplexity       of the source model, exp of the mean loss of tokens 2..n; lower; NaN for a record of one token
- *   entropy          of the source model's router softmax in nats, mean over tokens and layers; lower
- *   bytes_per_token  bytes of the text per token; higher.   length: tokens; higher.   Both of the whole record
- *   repeats          share of tokens in runs of 8 that stood earlier in the record (scorer_record.h); lower; of the whole record
- *   random           uniform by (seed, record_hash)
- * flops_per_token is the forward cost of getting that score alone: all blocks and the head for perplexity; for router scores the blocks up
- * to the last asked layer, whose experts are not computed. NaN scores (bad weights, no tokens) stay NaN: they are never selected.
+ * Tiles (runs of consecutive records, cut by tokens) and parts (runs of tiles, a file each) are formed by the
+ * data before anybody asks how many ranks there are; ranks take parts from a shared queue. Scores of a
+ * record, over all its tokens (up to max_length): good_mass        softmax mass of the good experts over all
+ * gates (logits without the trash bias), mean over tokens and layers; higher is better good_logits      sum
+ * of the good experts' raw logits, mean over tokens, summed over layers (per layer: not summed); higher
+ *   perplexity       of the source model, exp of the mean loss of tokens 2..n; lower; NaN for a record of one
+ * token entropy          of the source model's router softmax in nats, mean over tokens and layers; lower
+ *   bytes_per_token  bytes of the text per token; higher.   length: tokens; higher.   Both of the whole
+ * record repeats          share of tokens in runs of 8 that stood earlier in the record (scorer_record.h);
+ * lower; of the whole record random           uniform by (seed, record_hash) flops_per_token is the forward
+ * cost of getting that score alone: all blocks and the head for perplexity; for router scores the blocks up
+ * to the last asked layer, whose experts are not computed. NaN scores (bad weights, no tokens) stay NaN: they
+ * are never selected.
  */
 #ifndef MB_SCORER_H
 #define MB_SCORER_H
@@ -23,11 +25,13 @@
 #include "store/scores.h"
 
 typedef struct mb_scorer_options {
-    char *scores;            /* score.scores: list "good_mass,good_logits,perplexity,entropy,bytes_per_token,length,repeats,random" */
-    char *score_layers;      /* score.score_layers: "all", or list of MoE layer numbers from 0 (negative from the end), "0,1,-1" */
-    int64_t tile_tokens;     /* score.tile_tokens 8192 */
-    int64_t max_length;      /* dataset.max_length 0 */
-    int64_t seed;            /* score.seed 42 (random score) */
+    char *scores;        /* score.scores: list
+                            "good_mass,good_logits,perplexity,entropy,bytes_per_token,length,repeats,random" */
+    char *score_layers;  /* score.score_layers: "all", or list of MoE layer numbers from 0 (negative from the
+                            end), "0,1,-1" */
+    int64_t tile_tokens; /* score.tile_tokens 8192 */
+    int64_t max_length;  /* dataset.max_length 0 */
+    int64_t seed;        /* score.seed 42 (random score) */
 } mb_scorer_options;
 const mb_option *mb_scorer_option_table(int64_t *out_count);
 
@@ -36,10 +40,12 @@ typedef struct mb_scorer_report {
     double seconds;
 } mb_scorer_report;
 
-/* router_lm gives good_mass, good_logits (NULL when none is asked for); source_lm, the unconverted model, gives perplexity and entropy of its routers (NULL likewise). Collective.
- * A record's score does not depend on its tile-mates (bitwise where the backend is row-stable). Restart does only missing parts. MB_ESTOPPED when the stop flag is set: finished parts
- * stay. MB_EUSAGE: an unknown score or layer, or a model that does not give what is asked. report: records and tokens of all ranks' work, those of skipped parts included. */
-mb_status mb_scorer_run(mb_comm *comm, mb_lm *opt_router_lm, mb_lm *opt_source_lm, mb_shard *shard, const mb_scorer_options *options, const char *out_path,
-                        mb_scorer_report *out_report);
+/* router_lm gives good_mass, good_logits (NULL when none is asked for); source_lm, the unconverted model,
+ * gives perplexity and entropy of its routers (NULL likewise). Collective. A record's score does not depend
+ * on its tile-mates (bitwise where the backend is row-stable). Restart does only missing parts. MB_ESTOPPED
+ * when the stop flag is set: finished parts stay. MB_EUSAGE: an unknown score or layer, or a model that does
+ * not give what is asked. report: records and tokens of all ranks' work, those of skipped parts included. */
+mb_status mb_scorer_run(mb_comm *comm, mb_lm *opt_router_lm, mb_lm *opt_source_lm, mb_shard *shard,
+                        const mb_scorer_options *options, const char *out_path, mb_scorer_report *out_report);
 
 #endif

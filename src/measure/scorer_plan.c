@@ -1,7 +1,7 @@
 /* scorer_plan.c: columns, layers, costs, parts.
  *
- * Parts are runs of whole tiles of at least PART_TOKENS tokens, more for a big corpus so that there are never many more than
- * PARTS of them: a file each, and the most that a restart repeats per rank.
+ * Parts are runs of whole tiles of at least PART_TOKENS tokens, more for a big corpus so that there are never
+ * many more than PARTS of them: a file each, and the most that a restart repeats per rank.
  *
  * 1. columns   2. layers   3. costs   4. parts   5. the plan
  */
@@ -33,9 +33,12 @@ static mb_status unknown_score(const char *name)
     const char *names[MB_SCORER_KINDS];
     for (int k = 0; k < MB_SCORER_KINDS; k++) names[k] = kinds[k].name;
     const char *nearest = mb_str_nearest(name, names, MB_SCORER_KINDS);
-    return mb_fail(MB_EUSAGE, "score.scores: there is no score '%s'%s%s%s; there are good_mass, good_logits, perplexity, entropy, "
-                   "bytes_per_token, length, repeats, random", name, nearest != NULL ? " (did you mean " : "",
-                   nearest != NULL ? nearest : "", nearest != NULL ? "?)" : "");
+    return mb_fail(
+        MB_EUSAGE,
+        "score.scores: there is no score '%s'%s%s%s; there are good_mass, good_logits, perplexity, entropy, "
+        "bytes_per_token, length, repeats, random",
+        name, nearest != NULL ? " (did you mean " : "", nearest != NULL ? nearest : "",
+        nearest != NULL ? "?)" : "");
 }
 
 static mb_status add_column(mb_scorer_plan *plan, const char *name)
@@ -73,17 +76,24 @@ static mb_status check_models(const mb_scorer_plan *plan, const mb_lm *router, c
     for (int64_t c = 0; c < plan->column_count; c++) {
         mb_scorer_kind kind = plan->kinds[c];
         if (kinds[kind].needs_router && router == NULL) {
-            return mb_fail(MB_EUSAGE, "score %s needs the model with trash experts (model.path)", kinds[kind].name);
+            return mb_fail(MB_EUSAGE, "score %s needs the model with trash experts (model.path)",
+                           kinds[kind].name);
         }
         if (kinds[kind].needs_source && source == NULL) {
-            return mb_fail(MB_EUSAGE, "score %s needs the unconverted model (score.source_model)", kinds[kind].name);
+            return mb_fail(MB_EUSAGE, "score %s needs the unconverted model (score.source_model)",
+                           kinds[kind].name);
         }
-        if (kinds[kind].needs_router && mb_arch_good(mb_lm_arch(router)) == mb_arch_gates(mb_lm_arch(router))) {
-            return mb_fail(MB_EUSAGE, "score %s: the model has no trash experts; convert it (moe-convert trash) or set "
-                           "model.trash_expert_ratio", kinds[kind].name);
+        if (kinds[kind].needs_router &&
+            mb_arch_good(mb_lm_arch(router)) == mb_arch_gates(mb_lm_arch(router))) {
+            return mb_fail(MB_EUSAGE,
+                           "score %s: the model has no trash experts; convert it (moe-convert trash) or set "
+                           "model.trash_expert_ratio",
+                           kinds[kind].name);
         }
         if (kind == MB_SCORER_ENTROPY && mb_lm_routers(source) == 0) {
-            return mb_fail(MB_EUSAGE, "score entropy: the source model is dense, it has no routers; leave the score out");
+            return mb_fail(
+                MB_EUSAGE,
+                "score entropy: the source model is dense, it has no routers; leave the score out");
         }
     }
     return MB_OK;
@@ -113,8 +123,11 @@ static mb_status read_layers(mb_scorer_plan *plan, const char *list, int64_t rou
         MB_TRY(mb_str_parse_int(words[i], &layer));
         plan->layers[i] = layer < 0 ? layer + routers : layer;
         if (plan->layers[i] >= 0 && plan->layers[i] < routers) continue;
-        MB_RAISE(MB_EUSAGE, "score.score_layers: there is no layer %s; the model has %lld layers with a router, 0 to %lld (or -1 to "
-                 "-%lld from the end)", words[i], (long long)routers, (long long)routers - 1, (long long)routers);
+        MB_RAISE(MB_EUSAGE,
+                 "score.score_layers: there is no layer %s; the model has %lld layers with a router, 0 to "
+                 "%lld (or -1 to "
+                 "-%lld from the end)",
+                 words[i], (long long)routers, (long long)routers - 1, (long long)routers);
     }
     qsort(plan->layers, (size_t)count, sizeof *plan->layers, order_i64);
     for (int64_t i = 0; i < count; i++) {
@@ -127,16 +140,19 @@ done:
     return status;
 }
 
-static mb_status choose_layers(mb_scorer_plan *plan, const char *list, const mb_lm *router, const mb_lm *source)
+static mb_status choose_layers(mb_scorer_plan *plan, const char *list, const mb_lm *router,
+                               const mb_lm *source)
 {
     mb_status status = MB_OK;
     bool by_router = plan->wants[MB_SCORER_GOOD_MASS] || plan->wants[MB_SCORER_GOOD_LOGITS];
     bool by_source = plan->wants[MB_SCORER_ENTROPY];
     if (!by_router && !by_source) goto done;
     if (by_router && by_source && mb_lm_routers(router) != mb_lm_routers(source)) {
-        MB_RAISE(MB_EUSAGE, "the source model has %lld layers with a router, the converted one %lld; they are not the same model: "
-                 "correct score.source_model, or leave score entropy out", (long long)mb_lm_routers(source),
-                 (long long)mb_lm_routers(router));
+        MB_RAISE(MB_EUSAGE,
+                 "the source model has %lld layers with a router, the converted one %lld; they are not the "
+                 "same model: "
+                 "correct score.source_model, or leave score entropy out",
+                 (long long)mb_lm_routers(source), (long long)mb_lm_routers(router));
     }
     MB_TRY(read_layers(plan, list, mb_lm_routers(by_router ? router : source)));
 done:
@@ -145,7 +161,8 @@ done:
 
 /* ---- 3. costs ---- */
 
-/* Forward cost per token of what each score needs by itself. The last block of a pass for routers alone ends at its gate: its experts are taken off again. */
+/* Forward cost per token of what each score needs by itself. The last block of a pass for routers alone ends
+ * at its gate: its experts are taken off again. */
 static void set_costs(mb_scorer_plan *plan, const mb_lm *router, const mb_lm *source)
 {
     const int64_t context = (int64_t)(plan->tiles.context + 0.5);
@@ -175,7 +192,8 @@ static mb_status form_parts(mb_scorer_plan *plan, const mb_shard *shard)
             plan->part_first[plan->part_count++] = t;
             held = 0;
         }
-        for (int64_t r = plan->tiles.first[t]; r < plan->tiles.first[t + 1]; r++) held += mb_tile_length(shard, r, plan->limit);
+        for (int64_t r = plan->tiles.first[t]; r < plan->tiles.first[t + 1]; r++)
+            held += mb_tile_length(shard, r, plan->limit);
     }
     plan->part_first[plan->part_count] = plan->tiles.count;
 done:
@@ -184,15 +202,17 @@ done:
 
 /* ---- 5. the plan ---- */
 
-mb_status mb_scorer_plan_create(const mb_scorer_options *options, const mb_shard *shard, const mb_lm *opt_router_lm,
-                                const mb_lm *opt_source_lm, mb_scorer_plan *out_plan)
+mb_status mb_scorer_plan_create(const mb_scorer_options *options, const mb_shard *shard,
+                                const mb_lm *opt_router_lm, const mb_lm *opt_source_lm,
+                                mb_scorer_plan *out_plan)
 {
     mb_status status = MB_OK;
     mb_scorer_plan plan = {0};
     if (mb_shard_count(shard) == 0) MB_RAISE(MB_EDATA, "the shard has no records: there is nothing to score");
     MB_TRY(add_columns(&plan, options->scores));
     MB_TRY(check_models(&plan, opt_router_lm, opt_source_lm));
-    MB_TRY(choose_layers(&plan, options->score_layers != NULL ? options->score_layers : "all", opt_router_lm, opt_source_lm));
+    MB_TRY(choose_layers(&plan, options->score_layers != NULL ? options->score_layers : "all", opt_router_lm,
+                         opt_source_lm));
     plan.limit = mb_tile_limit(options->max_length, opt_router_lm, opt_source_lm);
     MB_TRY(mb_tile_plan_create(shard, plan.limit, options->tile_tokens, &plan.tiles));
     MB_TRY(form_parts(&plan, shard));
@@ -216,10 +236,13 @@ mb_status mb_scorer_plan_json(const mb_scorer_plan *plan, const mb_scorer_option
 {
     mb_status status = MB_OK;
     json_t *names = json_array(), *layers = json_array(), *json = NULL;
-    for (int64_t c = 0; c < plan->column_count; c++) json_array_append_new(names, json_string(plan->columns[c].name));
-    for (int64_t i = 0; i < plan->layer_count; i++) json_array_append_new(layers, json_integer(plan->layers[i]));
+    for (int64_t c = 0; c < plan->column_count; c++)
+        json_array_append_new(names, json_string(plan->columns[c].name));
+    for (int64_t i = 0; i < plan->layer_count; i++)
+        json_array_append_new(layers, json_integer(plan->layers[i]));
     json = json_pack("{s:O, s:O, s:I, s:I, s:I}", "scores", names, "score_layers", layers, "tile_tokens",
-                     (json_int_t)options->tile_tokens, "max_length", (json_int_t)plan->limit, "seed", (json_int_t)options->seed);
+                     (json_int_t)options->tile_tokens, "max_length", (json_int_t)plan->limit, "seed",
+                     (json_int_t)options->seed);
     if (json == NULL) MB_RAISE(MB_ENOMEM, "not enough memory for the options of a scoring pass");
     *out_json = json;
 done:

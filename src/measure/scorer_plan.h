@@ -25,21 +25,24 @@ typedef struct mb_scorer_plan {
     mb_scores_column columns[MB_SCORER_KINDS];
     int64_t column_count;
     bool wants[MB_SCORER_KINDS];
-    int64_t *layers;       /* [layer_count] rising numbers of routers that count; 0 of them when no score has layers */
+    int64_t
+        *layers; /* [layer_count] rising numbers of routers that count; 0 of them when no score has layers */
     int64_t layer_count;
-    int64_t routers;       /* forward passes for routers alone stop after so many */
-    int64_t limit;         /* tokens of a record */
+    int64_t routers; /* forward passes for routers alone stop after so many */
+    int64_t limit;   /* tokens of a record */
     mb_tile_plan tiles;
-    int64_t *part_first;   /* [part_count + 1] tile of each part */
+    int64_t *part_first; /* [part_count + 1] tile of each part */
     int64_t part_count;
 } mb_scorer_plan;
 
 /* MB_EUSAGE: an unknown score, a layer there is not, or a score whose model is missing or unfit. */
-mb_status mb_scorer_plan_create(const mb_scorer_options *options, const mb_shard *shard, const mb_lm *opt_router_lm,
-                                const mb_lm *opt_source_lm, mb_scorer_plan *out_plan);
+mb_status mb_scorer_plan_create(const mb_scorer_options *options, const mb_shard *shard,
+                                const mb_lm *opt_router_lm, const mb_lm *opt_source_lm,
+                                mb_scorer_plan *out_plan);
 void mb_scorer_plan_reset(mb_scorer_plan *plan);
 
 /* Options as they count, for the file's attribute "options" and for the key. New object. */
-mb_status mb_scorer_plan_json(const mb_scorer_plan *plan, const mb_scorer_options *options, json_t **out_json);
+mb_status mb_scorer_plan_json(const mb_scorer_plan *plan, const mb_scorer_options *options,
+                              json_t **out_json);
 
 #endif

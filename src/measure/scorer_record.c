@@ -1,4 +1,5 @@
-/* scorer_record.c: see the header. Repeats are found in an open hash table of positions; equal hashes are compared token by token.
+/* scorer_record.c: see the header. Repeats are found in an open hash table of positions; equal hashes are
+ * compared token by token.
  *
  * 1. routers   2. repeats
  */
@@ -39,7 +40,8 @@ mb_scorer_router mb_scorer_record_router(const float *logits, int64_t tokens, in
 
 /* ---- 2. repeats ---- */
 
-/* Did the gram at `at` stand before? If not it is remembered. table holds positions + 1; its size is a power of two. */
+/* Did the gram at `at` stand before? If not it is remembered. table holds positions + 1; its size is a power
+ * of two. */
 static int is_repeat(int64_t *table, int64_t size, const uint32_t *tokens, int64_t at)
 {
     const size_t bytes = MB_SCORER_RECORD_GRAM * sizeof *tokens;

@@ -25,15 +25,16 @@ int64_t mb_tile_limit(int64_t asked, const mb_lm *opt_a, const mb_lm *opt_b)
         limit = mb_lm_arch(models[i])->max_positions;
     }
     if (asked > limit) {
-        mb_warn("max_length %lld is more than the model's %lld positions: records are cut there", (long long)asked,
-                (long long)limit);
+        mb_warn("max_length %lld is more than the model's %lld positions: records are cut there",
+                (long long)asked, (long long)limit);
     }
     return limit;
 }
 
 /* ---- 2. plan ---- */
 
-mb_status mb_tile_plan_create(const mb_shard *shard, int64_t limit, int64_t tile_tokens, mb_tile_plan *out_plan)
+mb_status mb_tile_plan_create(const mb_shard *shard, int64_t limit, int64_t tile_tokens,
+                              mb_tile_plan *out_plan)
 {
     mb_status status = MB_OK;
     mb_tile_plan plan = {0};
@@ -97,7 +98,9 @@ static mb_status grow(mb_tile *tile, int64_t tokens)
     mb_status status = MB_OK;
     if (tokens <= tile->capacity) return MB_OK;
     int64_t n = tokens + tokens / 2;
-    if (n >= INT32_MAX) MB_RAISE(MB_ERANGE, "a tile of %lld tokens is too large; set tile_tokens or max_length lower", (long long)tokens);
+    if (n >= INT32_MAX)
+        MB_RAISE(MB_ERANGE, "a tile of %lld tokens is too large; set tile_tokens or max_length lower",
+                 (long long)tokens);
     MB_TRY(grow_i32(&tile->ids, n));
     MB_TRY(grow_i32(&tile->positions, n));
     MB_TRY(grow_i32(&tile->offsets, n + 1));
@@ -161,7 +164,8 @@ done:
     return status;
 }
 
-mb_status mb_tile_read(mb_tile *tile, mb_shard *shard, int64_t first, int64_t end, int64_t limit, mb_tile_targets targets)
+mb_status mb_tile_read(mb_tile *tile, mb_shard *shard, int64_t first, int64_t end, int64_t limit,
+                       mb_tile_targets targets)
 {
     mb_status status = MB_OK;
     mb_shard_record record;

@@ -10,7 +10,8 @@
 
 /* Tokens of a record that a pass of these limits sees: at most limit (> 0). */
 int64_t mb_tile_length(const mb_shard *shard, int64_t record, int64_t limit);
-/* The limit of records: asked (0: none), but never more than the positions of the models (NULL: none). Warns when it cuts what was asked for. */
+/* The limit of records: asked (0: none), but never more than the positions of the models (NULL: none). Warns
+ * when it cuts what was asked for. */
 int64_t mb_tile_limit(int64_t asked, const mb_lm *opt_a, const mb_lm *opt_b);
 
 /* Runs of consecutive records of at most tile_tokens tokens; a longer record is a tile of its own. */
@@ -21,7 +22,8 @@ typedef struct mb_tile_plan {
     int64_t cut;    /* records longer than limit */
     double context; /* mean number of tokens a token attends to */
 } mb_tile_plan;
-mb_status mb_tile_plan_create(const mb_shard *shard, int64_t limit, int64_t tile_tokens, mb_tile_plan *out_plan);
+mb_status mb_tile_plan_create(const mb_shard *shard, int64_t limit, int64_t tile_tokens,
+                              mb_tile_plan *out_plan);
 void mb_tile_plan_reset(mb_tile_plan *plan);
 
 /* A packed batch with its memory, reused from tile to tile. Start zeroed. */
@@ -30,7 +32,7 @@ typedef struct mb_tile {
     int32_t *head_row, *targets;        /* heads */
     int64_t tokens, segments, heads;
     int64_t capacity;
-    int64_t *row_first, *head_first;    /* [records + 1], of mb_tile_read */
+    int64_t *row_first, *head_first; /* [records + 1], of mb_tile_read */
     int64_t records, record_capacity;
 } mb_tile;
 void mb_tile_destroy(mb_tile *tile);
@@ -47,6 +49,7 @@ typedef enum mb_tile_targets {
     MB_TILE_MASKED_TARGETS /* those of them in the loss mask; all where the shard has none */
 } mb_tile_targets;
 /* Records [first, end) of the shard instead of what the tile held. */
-mb_status mb_tile_read(mb_tile *tile, mb_shard *shard, int64_t first, int64_t end, int64_t limit, mb_tile_targets targets);
+mb_status mb_tile_read(mb_tile *tile, mb_shard *shard, int64_t first, int64_t end, int64_t limit,
+                       mb_tile_targets targets);
 
 #endif

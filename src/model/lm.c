@@ -24,6 +24,7 @@ typedef struct lm_chain { /* delta folders from the opened one down, then the ba
     char *deltas[LM_CHAIN_MAX];
     int count;
     char *base;
+    char base_hash[MB_HASH_TEXT]; /* when a delta named it and it was checked */
 } lm_chain;
 
 static void lm_chain_reset(lm_chain *chain)
@@ -34,7 +35,8 @@ static void lm_chain_reset(lm_chain *chain)
 }
 
 /* The base a delta names; its hash must be what the delta was made on. */
-static mb_status lm_delta_base(const char *folder, const char *delta, char **out_base)
+static mb_status lm_delta_base(const char *folder, const char *delta, char **out_base,
+                               char out_hash[MB_HASH_TEXT])
 {
     mb_status status = MB_OK;
     json_t *json = NULL;
@@ -54,6 +56,7 @@ static mb_status lm_delta_base(const char *folder, const char *delta, char **out
                  delta, base, hash, expected);
     *out_base = base;
     base = NULL;
+    memcpy(out_hash, hash, sizeof hash);
 done:
     mb_free(base);
     json_decref(json);
@@ -73,7 +76,7 @@ static mb_status lm_chain_read(const char *path, lm_chain *chain)
         if (chain->count == LM_CHAIN_MAX)
             MB_RAISE(MB_EDATA, "%s: more than %d deltas on one another; write a full model", path,
                      LM_CHAIN_MAX);
-        MB_TRY(lm_delta_base(folder, delta, &next));
+        MB_TRY(lm_delta_base(folder, delta, &next, chain->base_hash));
         chain->deltas[chain->count++] = folder;
         folder = next;
         next = NULL;
@@ -205,6 +208,7 @@ static mb_status lm_fill(mb_lm *lm, const mb_lm_options *options, const lm_chain
     if (options->opt_lora != NULL) MB_TRY(mb_lora_randomise(&lm->lora, lm->params));
     lm->path = mb_strdup(options->path);
     lm->base = mb_strdup(chain->base);
+    memcpy(lm->base_hash, chain->base_hash, sizeof lm->base_hash);
     if (lm->path == NULL || lm->base == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", options->path);
 done:
     return status;
@@ -304,20 +308,43 @@ const char *mb_lm_base(const mb_lm *lm)
     return lm->base;
 }
 
-/* A folder is hashed when first asked for: a big model takes a while. */
+/* Folders are hashed when first asked for: a big model takes a while. */
+mb_status mb_lm_base_hash(mb_lm *lm, const char **out_hash)
+{
+    mb_status status = MB_OK;
+    char hash[MB_HASH_TEXT];
+    if (lm->base_hash[0] == 0) {
+        MB_TRY(mb_contenthash_path(lm->base, hash));
+        memcpy(lm->base_hash, hash, sizeof hash);
+    }
+    *out_hash = lm->base_hash;
+done:
+    return status;
+}
+
+static mb_status lm_hash(mb_lm *lm, char out_hash[MB_HASH_TEXT])
+{
+    mb_status status = MB_OK;
+    char model[MB_HASH_TEXT], adapter[MB_HASH_TEXT], both[2 * MB_HASH_TEXT];
+    const char *base;
+    if (strcmp(lm->path, lm->base) == 0) {
+        MB_TRY(mb_lm_base_hash(lm, &base));
+        memcpy(model, base, sizeof model);
+    } else {
+        MB_TRY(mb_contenthash_path(lm->path, model));
+    }
+    if (lm->adapter != NULL) {
+        MB_TRY(mb_contenthash_path(lm->adapter, adapter));
+        snprintf(both, sizeof both, "%s%s", model, adapter);
+        mb_hash_bytes(both, strlen(both), model);
+    }
+    memcpy(out_hash, model, sizeof model);
+done:
+    return status;
+}
+
 const char *mb_lm_hash(mb_lm *lm)
 {
-    char model[MB_HASH_TEXT], adapter[MB_HASH_TEXT];
-    if (lm->hash[0] != 0 || lm->path == NULL) return lm->hash;
-    if (mb_contenthash_path(lm->path, model) != MB_OK) return lm->hash;
-    memcpy(lm->hash, model, sizeof model);
-    if (lm->adapter == NULL) return lm->hash;
-    if (mb_contenthash_path(lm->adapter, adapter) != MB_OK) {
-        lm->hash[0] = 0;
-        return lm->hash;
-    }
-    char both[2 * MB_HASH_TEXT];
-    snprintf(both, sizeof both, "%s%s", model, adapter);
-    mb_hash_bytes(both, strlen(both), lm->hash);
+    if (lm->hash[0] == 0 && lm->path != NULL) (void)lm_hash(lm, lm->hash);
     return lm->hash;
 }

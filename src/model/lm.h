@@ -1,10 +1,12 @@
 /* lm: a decoder language model: open, forward, backward, save.
  *
  * Layer: model.  Uses: arch, params, lora, ops.
- * Source: Touvron et al. (2023) Llama 2; Muennighoff et al. (2024) OLMoE; behaviour of transformers' modeling_llama.py and modeling_olmoe.py.
+ * Source: Touvron et al. (2023) Llama 2; Muennighoff et al. (2024) OLMoE; behaviour of transformers'
+ * modeling_llama.py and modeling_olmoe.py.
  *
- * A pass is one forward over a packed micro-batch: records one after another without padding, never attending across each other. A model may have several passes
- * open at once (an objective of several forwards); each pass owns its activations in an arena that is reused when the pass is reset.
+ * A pass is one forward over a packed micro-batch: records one after another without padding, never attending
+ * across each other. A model may have several passes open at once (an objective of several forwards); each
+ * pass owns its activations in an arena that is reused when the pass is reset.
  */
 #ifndef MB_LM_H
 #define MB_LM_H
@@ -16,12 +18,14 @@ typedef struct mb_lm mb_lm;
 typedef struct mb_lm_pass mb_lm_pass;
 
 typedef struct mb_lm_options {
-    const char *path;          /* HF folder, or a delta folder (delta.json names and hashes its base; both are read) */
-    const char *opt_adapter;   /* PEFT folder to load on top, NULL none */
-    const char *train;         /* "none", "all", "router" (the gates), or patterns of params.h; with an adapter: "none" or the adapter alone ("all") */
-    const mb_lora_options *opt_lora; /* a new adapter to train, NULL none (not together with opt_adapter, which trains as it is unless train == "none") */
-    double trash_expert_ratio; /* > 0: declare the last share of an ordinary MoE's experts trash */
-    uint64_t seed;             /* of new tensors */
+    const char *path; /* HF folder, or a delta folder (delta.json names and hashes its base; both are read) */
+    const char *opt_adapter; /* PEFT folder to load on top, NULL none */
+    const char *train;       /* "none", "all", "router" (the gates), or patterns of params.h; with an adapter:
+                                "none" or the adapter alone ("all") */
+    const mb_lora_options *opt_lora; /* a new adapter to train, NULL none (not together with opt_adapter,
+                                        which trains as it is unless train == "none") */
+    double trash_expert_ratio;       /* > 0: declare the last share of an ordinary MoE's experts trash */
+    uint64_t seed;                   /* of new tensors */
 } mb_lm_options;
 
 mb_status mb_lm_open(mb_ops *ops, const mb_lm_options *options, mb_lm **out_lm);
@@ -35,60 +39,70 @@ mb_lora *mb_lm_lora(mb_lm *lm);
 mb_ops *mb_lm_ops(mb_lm *lm);
 int64_t mb_lm_routers(const mb_lm *lm); /* layers that have a router, 0 for dense */
 void mb_lm_set_trash_bias(mb_lm *lm, double bias);
-const char *mb_lm_base(const mb_lm *lm); /* HF folder under it all (tokenizer files are there); NULL for a created one. Borrowed */
+const char *mb_lm_base(const mb_lm *lm); /* HF folder under it all (tokenizer files are there); NULL for a
+                                            created one. Borrowed */
 const char *mb_lm_hash(mb_lm *lm); /* content hash of the folder(s) it came from; "" for a created one */
 
 /* Packed rows. All arrays are the caller's and must outlive the pass's backward. */
 typedef struct mb_lm_batch {
-    int64_t tokens, segments;      /* T, S */
-    const int32_t *ids;            /* [T] */
-    const int32_t *positions;      /* [T] usually 0.. within each segment */
-    const int32_t *offsets;        /* [S+1] */
-    const int64_t *row_index;      /* [T] global row numbers for dropout draws; NULL: no dropout */
-    uint64_t seed;                 /* of dropout */
-    int64_t head_rows;             /* Nh: rows that get a loss, 0: no head */
-    const int32_t *head_row;       /* [Nh] increasing row numbers */
-    const int32_t *targets;        /* [Nh] */
-    const float *opt_head_weight;  /* [Nh] dLoss/d token_loss when known beforehand (fused: with want.gradient the head's own gradient is added in the forward); NULL: given to backward, or no gradient */
+    int64_t tokens, segments;     /* T, S */
+    const int32_t *ids;           /* [T] */
+    const int32_t *positions;     /* [T] usually 0.. within each segment */
+    const int32_t *offsets;       /* [S+1] */
+    const int64_t *row_index;     /* [T] global row numbers for dropout draws; NULL: no dropout */
+    uint64_t seed;                /* of dropout */
+    int64_t head_rows;            /* Nh: rows that get a loss, 0: no head */
+    const int32_t *head_row;      /* [Nh] increasing row numbers */
+    const int32_t *targets;       /* [Nh] */
+    const float *opt_head_weight; /* [Nh] dLoss/d token_loss when known beforehand (fused: with want.gradient
+                                     the head's own gradient is added in the forward); NULL: given to
+                                     backward, or no gradient */
 } mb_lm_batch;
 
 typedef struct mb_lm_want {
-    bool gradient;                 /* keep what backward needs */
-    bool hidden;                   /* final hidden state after the norm, [T, D] */
-    bool argmax;                   /* of head rows */
-    bool logits;                   /* [Nh, V] of head rows: for inspection only, never for whole training batches */
-    int64_t routers;               /* stop after this many routers (scoring): 1..mb_lm_routers; 0: no limit. The last block is run only up to its gate. Excludes head, hidden, gradient. */
+    bool gradient;   /* keep what backward needs */
+    bool hidden;     /* final hidden state after the norm, [T, D] */
+    bool argmax;     /* of head rows */
+    bool logits;     /* [Nh, V] of head rows: for inspection only, never for whole training batches */
+    int64_t routers; /* stop after this many routers (scoring): 1..mb_lm_routers; 0: no limit. The last block
+                        is run only up to its gate. Excludes head, hidden, gradient. */
 } mb_lm_want;
 
 /* Outputs of a forward, owned by the pass until it is reset. Pointers not asked for are NULL. */
 typedef struct mb_lm_output {
-    float *token_loss;             /* [Nh] */
-    int32_t *argmax;               /* [Nh] */
-    float *logits;                 /* [Nh, V] */
-    float *hidden;                 /* [T, D] */
+    float *token_loss; /* [Nh] */
+    int32_t *argmax;   /* [Nh] */
+    float *logits;     /* [Nh, V] */
+    float *hidden;     /* [T, D] */
     int64_t routers;
-    float **router_logits;         /* [routers] of [T, E'], without the trash bias */
-    int32_t **router_ids;          /* [routers] of [T, K] */
+    float **router_logits; /* [routers] of [T, E'], without the trash bias */
+    int32_t **router_ids;  /* [routers] of [T, K] */
 } mb_lm_output;
 
 mb_status mb_lm_pass_create(mb_lm *lm, mb_lm_pass **out_pass);
 void mb_lm_pass_destroy(mb_lm_pass **pass);
-mb_status mb_lm_forward(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want, mb_lm_output *out);
+mb_status mb_lm_forward(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want,
+                        mb_lm_output *out);
 
-/* Gradients that enter: token losses (unless fused), router logits per router ([T,E'] each; entries or the array may be NULL), hidden [T,D] (NULL none). Adds into the bound gradients of
- * trained tensors; computes nothing below the lowest trained block. */
-mb_status mb_lm_backward(mb_lm_pass *pass, const float *opt_d_token_loss, float *const *opt_d_router_logits, const float *opt_d_hidden);
+/* Gradients that enter: token losses (unless fused), router logits per router ([T,E'] each; entries or the
+ * array may be NULL), hidden [T,D] (NULL none). Adds into the bound gradients of trained tensors; computes
+ * nothing below the lowest trained block. */
+mb_status mb_lm_backward(mb_lm_pass *pass, const float *opt_d_token_loss, float *const *opt_d_router_logits,
+                         const float *opt_d_hidden);
 mb_arena *mb_lm_pass_arena(mb_lm_pass *pass); /* for the caller's step scratch; reset by the next forward */
 
-/* Save: "full" HF folder (config.json, weights, and the tokenizer and generation files of the source folder copied), "delta" (delta.json {base, base_hash} + delta.safetensors),
- * or the adapter when LoRA is on. Into an existing folder (a checkpoint being filled). */
+/* Save: "full" HF folder (config.json, weights, and the tokenizer and generation files of the source folder
+ * copied), "delta" (delta.json {base, base_hash} + delta.safetensors), or the adapter when LoRA is on. Into
+ * an existing folder (a checkpoint being filled). */
 mb_status mb_lm_write(mb_lm *lm, const char *folder, const char *kind, mb_dtype dtype);
 
-/* Bytes by kind before anything is opened; the kinds add up. weights: frozen tensors and rope table; packed: the most a backend's packed matrices take; activations: kept by
- * one pass over `tokens` rows that all have a loss; scratch: the largest temporary of its backward or forward. */
+/* Bytes by kind before anything is opened; the kinds add up. weights: frozen tensors and rope table; packed:
+ * the most a backend's packed matrices take; activations: kept by one pass over `tokens` rows that all have a
+ * loss; scratch: the largest temporary of its backward or forward. */
 typedef struct mb_lm_plan {
     size_t weights, packed, trained, gradients, activations, scratch;
 } mb_lm_plan;
-mb_status mb_lm_plan_get(const mb_arch *arch, const char *train, const mb_lora_options *opt_lora, int64_t tokens, bool gradient, mb_lm_plan *out_plan);
+mb_status mb_lm_plan_get(const mb_arch *arch, const char *train, const mb_lora_options *opt_lora,
+                         int64_t tokens, bool gradient, mb_lm_plan *out_plan);
 
 #endif

@@ -200,7 +200,8 @@ static mb_status forward_head(mb_lm_pass *pass, mb_lm_output *out)
     mb_lm *lm = pass->lm;
     const mb_lm_batch *b = &pass->batch;
     const mb_block_context *c = &pass->context;
-    const bool fused = pass->want.gradient && b->opt_head_weight != NULL;
+    const bool trains = mb_params_lowest_trained(lm->params) <= lm->arch.layers;
+    const bool fused = pass->want.gradient && trains && b->opt_head_weight != NULL;
     mb_tensor loss, logits;
     MB_TRY(mb_block_new2(c, b->head_rows, lm->arch.width, &pass->head_x));
     MB_TRY(mb_block_new2(c, b->head_rows, lm->arch.width, &pass->head_h));

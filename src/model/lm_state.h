@@ -18,10 +18,11 @@ struct mb_lm {
     mb_buffer *rope_data;
     mb_tensor rope; /* [Pmax, Dh]: cos in the first half, sin in the second */
     mb_param *embedding, *final_norm, *head;
-    char *path;    /* the folder that was opened, NULL for a created model */
-    char *base;    /* the HF folder under it: the same but for a delta */
-    char *adapter; /* PEFT folder that was loaded, or NULL */
-    char hash[MB_HASH_TEXT];
+    char *path;                   /* the folder that was opened, NULL for a created model */
+    char *base;                   /* the HF folder under it: the same but for a delta */
+    char *adapter;                /* PEFT folder that was loaded, or NULL */
+    char hash[MB_HASH_TEXT];      /* of path and adapter, "" until asked for */
+    char base_hash[MB_HASH_TEXT]; /* of base, "" until asked for */
 };
 
 struct mb_lm_pass {
@@ -41,6 +42,8 @@ struct mb_lm_pass {
 
 /* What `train` of the options means as patterns of params.h. */
 mb_status mb_lm_patterns(const char *train, bool has_lora, const mb_arch *arch, const char **out_patterns);
+/* Content hash of the base folder, taken once. */
+mb_status mb_lm_base_hash(mb_lm *lm, const char **out_hash);
 /* Copy tokenizer and generation files that are there. */
 mb_status mb_lm_copy_companions(const char *source, const char *target);
 

@@ -8,7 +8,6 @@
 
 #include "base/files.h"
 #include "model/lm_state.h"
-#include "store/contenthash.h"
 
 #define LM_SHARD_BYTES ((int64_t)5 * 1000 * 1000 * 1000)
 
@@ -92,14 +91,15 @@ static mb_status write_delta(mb_lm *lm, const char *folder, mb_dtype dtype)
 {
     mb_status status = MB_OK;
     json_t *json = NULL;
-    char hash[MB_HASH_TEXT], *path = NULL, *base = NULL;
+    const char *hash;
+    char *path = NULL, *base = NULL;
     if (lm->base == NULL)
         MB_RAISE(
             MB_EUSAGE,
             "%s: a delta needs the model folder it differs from; this model was made from nothing, write "
             "it in full",
             folder);
-    MB_TRY(mb_contenthash_path(lm->base, hash));
+    MB_TRY(mb_lm_base_hash(lm, &hash));
     MB_TRY(write_base_name(folder, lm->base, &base));
     path = mb_files_join(folder, "delta.json");
     if (path == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", folder);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/files.h"
+#include "base/option.h"
 #include "model/lora.h"
 #include "store/safetensors.h"
 
@@ -140,33 +141,60 @@ done:
     return status;
 }
 
+static void lora_add_target(json_t *targets, const char *name)
+{
+    for (size_t i = 0; i < json_array_size(targets); i++)
+        if (strcmp(json_string_value(json_array_get(targets, i)), name) == 0) return;
+    json_array_append_new(targets, json_string(name));
+}
+
+/* Names one by one: what peft calls all-linear would take the gates of a mixture of experts too. */
+static mb_status lora_list_targets(const char *list, json_t **out_targets)
+{
+    static const char *const linear[] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                         "gate_proj", "up_proj", "down_proj"};
+    mb_status status = MB_OK;
+    char **words = NULL;
+    int64_t n = 0;
+    json_t *targets = json_array();
+    if (targets == NULL) MB_RAISE(MB_ENOMEM, "lora: no memory");
+    MB_TRY(mb_option_list_split(list, &words, &n));
+    for (int64_t i = 0; i < n; i++) {
+        const bool all = strcmp(words[i], "all-linear") == 0;
+        for (size_t j = 0; all && j < sizeof linear / sizeof linear[0]; j++)
+            lora_add_target(targets, linear[j]);
+        if (!all) lora_add_target(targets, words[i]);
+    }
+    *out_targets = targets;
+    targets = NULL;
+done:
+    json_decref(targets);
+    mb_option_list_free(&words, n);
+    return status;
+}
+
 static mb_status lora_write_config(const char *folder, const mb_lora *lora, const char *base_model_path)
 {
     mb_status status = MB_OK;
     const mb_lora_options *o = &lora->options;
-    json_t *config = NULL, *targets = json_array();
-    char *path = mb_files_join(folder, "adapter_config.json"), *list = mb_strdup(o->targets);
-    if (path == NULL || list == NULL || targets == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", folder);
-    const bool all = strcmp(o->targets, "all-linear") == 0;
-    char *rest = NULL;
-    for (char *word = strtok_r(list, ", ", &rest); word != NULL; word = strtok_r(NULL, ", ", &rest))
-        json_array_append_new(targets, json_string(word));
+    json_t *config = NULL, *targets = NULL;
+    char *path = mb_files_join(folder, "adapter_config.json");
+    if (path == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", folder);
+    MB_TRY(lora_list_targets(o->targets, &targets));
     json_t *alpha = o->alpha == floor(o->alpha) ? json_integer((json_int_t)o->alpha) : json_real(o->alpha);
-    config = json_pack(
-        "{s:s, s:n, s:s?, s:s, s:b, s:n, s:b, s:b, s:n, s:n, s:o, s:f, s:n, s:s, s:I, s:{}, s:{}, s:o,"
-        " s:s, s:b, s:b}",
-        "peft_type", "LORA", "auto_mapping", "base_model_name_or_path", base_model_path, "bias", "none",
-        "fan_in_fan_out", 0, "modules_to_save", "inference_mode", 1, "init_lora_weights", 1, "layers_pattern",
-        "layers_to_transform", "lora_alpha", alpha, "lora_dropout", o->dropout, "revision", "task_type",
-        "CAUSAL_LM", "r", (json_int_t)o->r, "rank_pattern", "alpha_pattern", "target_modules",
-        all ? json_string(o->targets) : json_incref(targets), "peft_version", "0.11.0", "use_dora", 0,
-        "use_rslora", (int)o->rslora);
+    config =
+        json_pack("{s:s, s:n, s:s?, s:s, s:b, s:n, s:b, s:b, s:n, s:n, s:o, s:f, s:n, s:s, s:I, s:{}, s:{}, "
+                  "s:O, s:b, s:b}",
+                  "peft_type", "LORA", "auto_mapping", "base_model_name_or_path", base_model_path, "bias",
+                  "none", "fan_in_fan_out", 0, "modules_to_save", "inference_mode", 1, "init_lora_weights", 1,
+                  "layers_pattern", "layers_to_transform", "lora_alpha", alpha, "lora_dropout", o->dropout,
+                  "revision", "task_type", "CAUSAL_LM", "r", (json_int_t)o->r, "rank_pattern",
+                  "alpha_pattern", "target_modules", targets, "use_dora", 0, "use_rslora", (int)o->rslora);
     if (config == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory for the configuration", path);
     MB_TRY(mb_json_write(path, config, 2, true));
 done:
     json_decref(config);
     json_decref(targets);
-    mb_free(list);
     mb_free(path);
     return status;
 }

@@ -17,7 +17,7 @@
 #include "ops/ops_check.h"
 #include "ops/ops_table.h"
 
-/* ---- 1. weights ---------------------------------------------------------------------------------------------------- */
+/* ---- 1. weights ---- */
 
 void mb_weight_init(mb_weight *weight, mb_tensor tensor)
 {
@@ -36,7 +36,7 @@ void mb_weight_reset(mb_weight *weight)
     weight->packed_free = NULL;
 }
 
-/* ---- 2. creation --------------------------------------------------------------------------------------------------- */
+/* ---- 2. creation ---- */
 
 static int default_threads(void)
 {
@@ -59,7 +59,8 @@ mb_status mb_ops_create(const char *backend, int threads, mb_ops **out_ops)
     if (strcmp(backend, "cpu") == 0 || (is_auto && mb_ops_cpu_is_built())) {
         MB_TRY(mb_ops_cpu_fill(ops));
     } else if (strcmp(backend, "cuda") == 0) {
-        MB_RAISE(MB_EUNSUPPORTED, "backend \"cuda\": this build has no CUDA; use backend = \"cpu\" or \"auto\"");
+        MB_RAISE(MB_EUNSUPPORTED,
+                 "backend \"cuda\": this build has no CUDA; use backend = \"cpu\" or \"auto\"");
     } else if (strcmp(backend, "ref") != 0 && !is_auto) {
         MB_RAISE(MB_EUNSUPPORTED, "backend \"%s\" is not known; use auto, cpu or ref", backend);
     }
@@ -78,12 +79,30 @@ void mb_ops_destroy(mb_ops **ops)
     MB_FREE(*ops);
 }
 
-const char *mb_ops_name(const mb_ops *ops) { return ops->name; }
-const char *mb_ops_describe(const mb_ops *ops) { return ops->describe; }
-bool mb_ops_is_row_stable(const mb_ops *ops) { return ops->row_stable; }
-int mb_ops_threads(const mb_ops *ops) { return ops->threads; }
-const mb_allocator *mb_ops_allocator(const mb_ops *ops) { return ops->allocator; }
-mb_arena *mb_ops_scratch(mb_ops *ops) { return ops->scratch; }
+const char *mb_ops_name(const mb_ops *ops)
+{
+    return ops->name;
+}
+const char *mb_ops_describe(const mb_ops *ops)
+{
+    return ops->describe;
+}
+bool mb_ops_is_row_stable(const mb_ops *ops)
+{
+    return ops->row_stable;
+}
+int mb_ops_threads(const mb_ops *ops)
+{
+    return ops->threads;
+}
+const mb_allocator *mb_ops_allocator(const mb_ops *ops)
+{
+    return ops->allocator;
+}
+mb_arena *mb_ops_scratch(mb_ops *ops)
+{
+    return ops->scratch;
+}
 
 /* End of an entry: scratch as it was when the op began. */
 static mb_status finish(mb_ops *ops, mb_arena_mark mark, mb_status status, const char *op)
@@ -92,10 +111,10 @@ static mb_status finish(mb_ops *ops, mb_arena_mark mark, mb_status status, const
     return status == MB_OK ? MB_OK : mb_status_trace(status, op, __FILE__, 0);
 }
 
-/* ---- 3. dense products --------------------------------------------------------------------------------------------- */
+/* ---- 3. dense products ---- */
 
-mb_status mb_ops_linear(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias, bool accumulate,
-                        mb_tensor *y)
+mb_status mb_ops_linear(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias,
+                        bool accumulate, mb_tensor *y)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     mb_status status = mb_ops_check_linear(x, w, opt_bias, y);
@@ -111,7 +130,8 @@ mb_status mb_ops_linear_dx(mb_ops *ops, const mb_tensor *dy, mb_weight *w, bool 
     return finish(ops, mark, status, "linear_dx");
 }
 
-mb_status mb_ops_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, mb_tensor *dw, mb_tensor *opt_dbias)
+mb_status mb_ops_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, mb_tensor *dw,
+                           mb_tensor *opt_dbias)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     mb_status status = mb_ops_check_linear_dw(dy, x, dw, opt_dbias);
@@ -137,8 +157,8 @@ mb_status mb_ops_grouped_linear_dx(mb_ops *ops, const mb_tensor *dy, const int32
     return finish(ops, mark, status, "grouped_linear_dx");
 }
 
-mb_status mb_ops_grouped_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const int32_t *offsets,
-                                   int64_t groups, mb_tensor *dw)
+mb_status mb_ops_grouped_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x,
+                                   const int32_t *offsets, int64_t groups, mb_tensor *dw)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     mb_status status = mb_ops_check_grouped_dw(dy, x, offsets, groups, dw);
@@ -146,7 +166,7 @@ mb_status mb_ops_grouped_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_te
     return finish(ops, mark, status, "grouped_linear_dw");
 }
 
-/* ---- 4. element-wise and norms ------------------------------------------------------------------------------------- */
+/* ---- 4. element-wise and norms ---- */
 
 mb_status mb_ops_rms_norm(mb_ops *ops, const mb_tensor *x, const mb_tensor *w, float eps, mb_tensor *y,
                           mb_tensor *out_rstd)
@@ -178,12 +198,14 @@ mb_status mb_ops_swiglu_backward(mb_ops *ops, const mb_tensor *dy, const mb_tens
                                  mb_tensor *dgate, mb_tensor *dup)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_same("swiglu_backward", 5, (const mb_tensor *[]){dy, gate, up, dgate, dup});
+    mb_status status =
+        mb_ops_check_same("swiglu_backward", 5, (const mb_tensor *[]){dy, gate, up, dgate, dup});
     if (status == MB_OK) status = ops->table.swiglu_backward(ops, dy, gate, up, dgate, dup);
     return finish(ops, mark, status, "swiglu_backward");
 }
 
-mb_status mb_ops_rope(mb_ops *ops, mb_tensor *x, const int32_t *positions, const mb_tensor *table, bool inverse)
+mb_status mb_ops_rope(mb_ops *ops, mb_tensor *x, const int32_t *positions, const mb_tensor *table,
+                      bool inverse)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     mb_status status = mb_ops_check_rope(x, positions, table);
@@ -232,7 +254,7 @@ mb_status mb_ops_dropout(mb_ops *ops, const mb_tensor *x, float p, uint64_t seed
     return finish(ops, mark, status, "dropout");
 }
 
-/* ---- 5. embedding, head, attention --------------------------------------------------------------------------------- */
+/* ---- 5. embedding, head, attention ---- */
 
 mb_status mb_ops_embedding(mb_ops *ops, const int32_t *tokens, const mb_tensor *table, mb_tensor *y)
 {
@@ -242,7 +264,8 @@ mb_status mb_ops_embedding(mb_ops *ops, const int32_t *tokens, const mb_tensor *
     return finish(ops, mark, status, "embedding");
 }
 
-mb_status mb_ops_embedding_backward(mb_ops *ops, const int32_t *tokens, const mb_tensor *dy, mb_tensor *dtable)
+mb_status mb_ops_embedding_backward(mb_ops *ops, const int32_t *tokens, const mb_tensor *dy,
+                                    mb_tensor *dtable)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     mb_status status = mb_ops_check_embedding(tokens, dtable, dy);
@@ -250,35 +273,41 @@ mb_status mb_ops_embedding_backward(mb_ops *ops, const int32_t *tokens, const mb
     return finish(ops, mark, status, "embedding_backward");
 }
 
-mb_status mb_ops_head_loss(mb_ops *ops, const mb_tensor *h, mb_weight *w, const int32_t *targets, mb_tensor *out_loss,
-                           int32_t *opt_argmax, const float *opt_row_weight, mb_tensor *opt_dh, mb_tensor *opt_dw)
+mb_status mb_ops_head_loss(mb_ops *ops, const mb_tensor *h, mb_weight *w, const int32_t *targets,
+                           mb_tensor *out_loss, int32_t *opt_argmax, const float *opt_row_weight,
+                           mb_tensor *opt_dh, mb_tensor *opt_dw)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     mb_status status = mb_ops_check_head_loss(h, w, targets, out_loss, opt_row_weight, opt_dh, opt_dw);
-    if (status == MB_OK) status = ops->table.head_loss(ops, h, w, targets, out_loss, opt_argmax, opt_row_weight, opt_dh, opt_dw);
+    if (status == MB_OK)
+        status =
+            ops->table.head_loss(ops, h, w, targets, out_loss, opt_argmax, opt_row_weight, opt_dh, opt_dw);
     return finish(ops, mark, status, "head_loss");
 }
 
-mb_status mb_ops_attention(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q, const mb_tensor *k,
-                           const mb_tensor *v, mb_tensor *o, mb_tensor *lse)
+mb_status mb_ops_attention(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q,
+                           const mb_tensor *k, const mb_tensor *v, mb_tensor *o, mb_tensor *lse)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_attention(shape, 2, (const mb_tensor *[]){q, o}, 2, (const mb_tensor *[]){k, v}, lse);
+    mb_status status =
+        mb_ops_check_attention(shape, 2, (const mb_tensor *[]){q, o}, 2, (const mb_tensor *[]){k, v}, lse);
     if (status == MB_OK) status = ops->table.attention(ops, shape, q, k, v, o, lse);
     return finish(ops, mark, status, "attention");
 }
 
 mb_status mb_ops_attention_backward(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q,
-                                    const mb_tensor *k, const mb_tensor *v, const mb_tensor *o, const mb_tensor *lse,
-                                    const mb_tensor *d_o, mb_tensor *dq, mb_tensor *dk, mb_tensor *dv)
+                                    const mb_tensor *k, const mb_tensor *v, const mb_tensor *o,
+                                    const mb_tensor *lse, const mb_tensor *d_o, mb_tensor *dq, mb_tensor *dk,
+                                    mb_tensor *dv)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_attention(shape, 4, (const mb_tensor *[]){q, o, d_o, dq}, 4, (const mb_tensor *[]){k, v, dk, dv}, lse);
+    mb_status status = mb_ops_check_attention(shape, 4, (const mb_tensor *[]){q, o, d_o, dq}, 4,
+                                              (const mb_tensor *[]){k, v, dk, dv}, lse);
     if (status == MB_OK) status = ops->table.attention_backward(ops, shape, q, k, v, o, lse, d_o, dq, dk, dv);
     return finish(ops, mark, status, "attention_backward");
 }
 
-/* ---- 6. routing ---------------------------------------------------------------------------------------------------- */
+/* ---- 6. routing ---- */
 
 mb_status mb_ops_route(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool normalise, mb_tensor *probs,
                        int32_t *ids, mb_tensor *weights)
@@ -289,12 +318,14 @@ mb_status mb_ops_route(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool
     return finish(ops, mark, status, "route");
 }
 
-mb_status mb_ops_route_backward(mb_ops *ops, const mb_tensor *probs, const int32_t *ids, const mb_tensor *weights,
-                                bool normalise, const mb_tensor *dweights, mb_tensor *dlogits)
+mb_status mb_ops_route_backward(mb_ops *ops, const mb_tensor *probs, const int32_t *ids,
+                                const mb_tensor *weights, bool normalise, const mb_tensor *dweights,
+                                mb_tensor *dlogits)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     mb_status status = mb_ops_check_route_backward(probs, ids, weights, dweights, dlogits);
-    if (status == MB_OK) status = ops->table.route_backward(ops, probs, ids, weights, normalise, dweights, dlogits);
+    if (status == MB_OK)
+        status = ops->table.route_backward(ops, probs, ids, weights, normalise, dweights, dlogits);
     return finish(ops, mark, status, "route_backward");
 }
 
@@ -324,8 +355,8 @@ mb_status mb_ops_gather_backward(mb_ops *ops, const mb_tensor *dy, const mb_disp
     return finish(ops, mark, status, "gather_backward");
 }
 
-mb_status mb_ops_combine(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch, const mb_tensor *weights,
-                         mb_tensor *y)
+mb_status mb_ops_combine(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch,
+                         const mb_tensor *weights, mb_tensor *y)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     mb_status status = mb_ops_check_combine(dispatch, weights, y, x, NULL);
@@ -333,16 +364,18 @@ mb_status mb_ops_combine(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dis
     return finish(ops, mark, status, "combine");
 }
 
-mb_status mb_ops_combine_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const mb_dispatch *dispatch,
-                                  const mb_tensor *weights, mb_tensor *dx, mb_tensor *opt_dweights)
+mb_status mb_ops_combine_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x,
+                                  const mb_dispatch *dispatch, const mb_tensor *weights, mb_tensor *dx,
+                                  mb_tensor *opt_dweights)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     mb_status status = mb_ops_check_combine(dispatch, weights, dy, dx, opt_dweights);
-    if (status == MB_OK) status = ops->table.combine_backward(ops, dy, x, dispatch, weights, dx, opt_dweights);
+    if (status == MB_OK)
+        status = ops->table.combine_backward(ops, dy, x, dispatch, weights, dx, opt_dweights);
     return finish(ops, mark, status, "combine_backward");
 }
 
-/* ---- 7. optimiser -------------------------------------------------------------------------------------------------- */
+/* ---- 7. optimiser ---- */
 
 mb_status mb_ops_adamw(mb_ops *ops, const mb_adamw *adamw, int64_t n, const float *gradient, float *parameter,
                        float *moment1, float *moment2)

@@ -1,15 +1,19 @@
-/* ops: the one interface to arithmetic. `ref` defines every op in plain C; `cpu` (and later `cuda`) overwrite entries.
+/* ops: the one interface to arithmetic. `ref` defines every op in plain C; `cpu` (and later `cuda`) overwrite
+ * entries.
  *
  * Layer: ops.  Uses: base, tensor; a backend's own libraries only in its own folder.
  *
- * Rules for every op: tensors are contiguous, activations are f32 (other dtypes are refused by the checks until a backend takes
- * them); inputs are const; outputs never alias inputs unless the comment says "in place"; no allocation but from ops->scratch,
- * which is as it was when the op returns; argument rules are asserted/checked in ops_check.c, once, before dispatch.
- * "+=" outputs accumulate. Every op gives the same bits for the same inputs, thread count and instruction set, and a row's bits
- * do not depend on how many other rows are in the call, wherever the backend can promise it (mb_ops_is_row_stable).
+ * Rules for every op: tensors are contiguous, activations are f32 (other dtypes are refused by the checks
+ * until a backend takes them); inputs are const; outputs never alias inputs unless the comment says "in
+ * place"; no allocation but from ops->scratch, which is as it was when the op returns; argument rules are
+ * asserted/checked in ops_check.c, once, before dispatch.
+ * "+=" outputs accumulate. Every op gives the same bits for the same inputs, thread count and instruction
+ * set, and a row's bits do not depend on how many other rows are in the call, wherever the backend can
+ * promise it (mb_ops_is_row_stable).
  *
- * Letters: T tokens (rows), D/K width in, N width out, F expert hidden, H query heads, G key/value heads, Dh head width,
- * E experts that exist, K picks per token, P rows sent to experts, V vocabulary, S segments (records).
+ * Letters: T tokens (rows), D/K width in, N width out, F expert hidden, H query heads, G key/value heads, Dh
+ * head width, E experts that exist, K picks per token, P rows sent to experts, V vocabulary, S segments
+ * (records).
  */
 #ifndef MB_OPS_H
 #define MB_OPS_H
@@ -19,12 +23,13 @@
 
 typedef struct mb_ops mb_ops;
 
-/* A weight matrix [N, K] as HF stores it (out, in), with the backend's packed form beside it. The tensor is borrowed.
- * After changing the values call mb_weight_changed; the packed form is remade when next used. */
+/* A weight matrix [N, K] as HF stores it (out, in), with the backend's packed form beside it. The tensor is
+ * borrowed. After changing the values call mb_weight_changed; the packed form is remade when it pays (values
+ * that met many rows unchanged). Reset weights before the ops that used them are destroyed. */
 typedef struct mb_weight {
     mb_tensor tensor;
-    uint64_t version;      /* of the values; starts at 1 */
-    void *packed;          /* backend's own, NULL at first */
+    uint64_t version; /* of the values; starts at 1 */
+    void *packed;     /* backend's own, NULL at first */
     void (*packed_free)(void *packed);
 } mb_weight;
 void mb_weight_init(mb_weight *weight, mb_tensor tensor);
@@ -40,115 +45,141 @@ typedef struct mb_dispatch {
 } mb_dispatch;
 
 typedef struct mb_attention_shape {
-    int64_t segments;         /* S */
-    const int32_t *offsets;   /* [S+1] first row of each segment, offsets[S] = T */
+    int64_t segments;       /* S */
+    const int32_t *offsets; /* [S+1] first row of each segment, offsets[S] = T */
     int64_t heads, kv_heads, head_width;
-    float scale;              /* usually 1/sqrt(Dh) */
-    int64_t window;           /* a query sees the last `window` keys, itself included; 0: all */
+    float scale;    /* >= 0, usually 1/sqrt(Dh) */
+    int64_t window; /* a query sees the last `window` keys, itself included; 0: all */
 } mb_attention_shape;
 
 typedef struct mb_adamw {
     double learning_rate, beta1, beta2, epsilon, weight_decay;
-    int64_t step;             /* from 1, for bias correction */
-    double gradient_scale;    /* clipping factor, 1 for none */
+    int64_t step;          /* from 1, for bias correction */
+    double gradient_scale; /* clipping factor, 1 for none */
 } mb_adamw;
 
-/* ---- creation ------------------------------------------------------------------------------------------------------ */
+/* ---- creation ---- */
 
-/* backend: "ref", "cpu" or "auto". threads <= 0: OMP_NUM_THREADS, else the cores this process is bound to.
- * MB_EUNSUPPORTED (with the reason) for a backend this build has not. */
+/* backend: "ref", "cpu" or "auto" (cpu when this build has a matrix library, else ref).
+ * MB_ISA=portable|avx2|avx512 and MB_OPS_DENSE=dnnl|cblas in the environment force a choice inside cpu.
+ * threads <= 0: OMP_NUM_THREADS, else the cores this process is bound to. MB_EUNSUPPORTED (with the reason)
+ * for a backend this build has not. */
 mb_status mb_ops_create(const char *backend, int threads, mb_ops **out_ops);
 void mb_ops_destroy(mb_ops **ops);
 const char *mb_ops_name(const mb_ops *ops);
-/* One line for the log and provenance: "cpu oneDNN 2.6.3 brg:avx512_core_bf16, attention avx512, 2 threads". Borrowed. */
+/* One line for the log and provenance: "cpu oneDNN 2.6.3 brg:avx512_core_bf16, attention avx512, 2 threads".
+ * Borrowed. */
 const char *mb_ops_describe(const mb_ops *ops);
 bool mb_ops_is_row_stable(const mb_ops *ops);
 int mb_ops_threads(const mb_ops *ops);
 const mb_allocator *mb_ops_allocator(const mb_ops *ops); /* of tensors this backend computes on */
 
-/* ---- dense products -------------------------------------------------------------------------------------------------- */
+/* ---- dense products ---- */
 
 /* y[T,N] = (accumulate ? y : 0) + x[T,K] W^T + opt_bias[N] */
-mb_status mb_ops_linear(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias, bool accumulate, mb_tensor *y);
+mb_status mb_ops_linear(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias,
+                        bool accumulate, mb_tensor *y);
 /* dx[T,K] = (accumulate ? dx : 0) + dy[T,N] W */
 mb_status mb_ops_linear_dx(mb_ops *ops, const mb_tensor *dy, mb_weight *w, bool accumulate, mb_tensor *dx);
 /* dw[N,K] += dy^T x;  opt_dbias[N] += column sums of dy */
-mb_status mb_ops_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, mb_tensor *dw, mb_tensor *opt_dbias);
+mb_status mb_ops_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, mb_tensor *dw,
+                           mb_tensor *opt_dbias);
 
-/* The same for E groups of rows: rows offsets[e]..offsets[e+1] of x [P,K] go through w[e]. Groups may be empty. */
-mb_status mb_ops_grouped_linear(mb_ops *ops, const mb_tensor *x, const int32_t *offsets, int64_t groups, mb_weight *const *w, mb_tensor *y);
-mb_status mb_ops_grouped_linear_dx(mb_ops *ops, const mb_tensor *dy, const int32_t *offsets, int64_t groups, mb_weight *const *w,
-                                   bool accumulate, mb_tensor *dx);
+/* The same for E groups of rows: rows offsets[e]..offsets[e+1] of x [P,K] go through w[e]. Groups may be
+ * empty. */
+mb_status mb_ops_grouped_linear(mb_ops *ops, const mb_tensor *x, const int32_t *offsets, int64_t groups,
+                                mb_weight *const *w, mb_tensor *y);
+mb_status mb_ops_grouped_linear_dx(mb_ops *ops, const mb_tensor *dy, const int32_t *offsets, int64_t groups,
+                                   mb_weight *const *w, bool accumulate, mb_tensor *dx);
 /* dw[e] are [N,K] each, +=; entries may be tensors of dims 0 (that expert is frozen). */
-mb_status mb_ops_grouped_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const int32_t *offsets, int64_t groups, mb_tensor *dw);
+mb_status mb_ops_grouped_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x,
+                                   const int32_t *offsets, int64_t groups, mb_tensor *dw);
 
-/* ---- element-wise and norms -------------------------------------------------------------------------------------------- */
+/* ---- element-wise and norms ---- */
 
 /* y = x * rsqrt(mean(x^2) + eps) * w, per row of x[R,D], w[D]; out_rstd[R]. */
-mb_status mb_ops_rms_norm(mb_ops *ops, const mb_tensor *x, const mb_tensor *w, float eps, mb_tensor *y, mb_tensor *out_rstd);
+mb_status mb_ops_rms_norm(mb_ops *ops, const mb_tensor *x, const mb_tensor *w, float eps, mb_tensor *y,
+                          mb_tensor *out_rstd);
 /* dx[R,D] = (accumulate ? dx : 0) + ...; opt_dw[D] += */
-mb_status mb_ops_rms_norm_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const mb_tensor *w, const mb_tensor *rstd,
-                                   bool accumulate, mb_tensor *dx, mb_tensor *opt_dw);
+mb_status mb_ops_rms_norm_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const mb_tensor *w,
+                                   const mb_tensor *rstd, bool accumulate, mb_tensor *dx, mb_tensor *opt_dw);
 /* y = silu(gate) * up, [R,F] each. */
 mb_status mb_ops_swiglu(mb_ops *ops, const mb_tensor *gate, const mb_tensor *up, mb_tensor *y);
-mb_status mb_ops_swiglu_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *gate, const mb_tensor *up, mb_tensor *dgate, mb_tensor *dup);
-/* In place on x[T,H,Dh]: pairs (i, i+Dh/2) turned by the angle of row positions[t] of table[Pmax, Dh] (cos in the first half, sin in the
- * second); inverse turns back (the backward pass). */
-mb_status mb_ops_rope(mb_ops *ops, mb_tensor *x, const int32_t *positions, const mb_tensor *table, bool inverse);
-/* y += scale * x; y = scale * y; y = clamp(y, -limit, limit), and the gradient's mask: dy = 0 where |y| >= limit (y: clamped values). */
+mb_status mb_ops_swiglu_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *gate, const mb_tensor *up,
+                                 mb_tensor *dgate, mb_tensor *dup);
+/* In place on x[T,H,Dh]: pairs (i, i+Dh/2) turned by the angle of row positions[t] of table[Pmax, Dh] (cos in
+ * the first half, sin in the second); inverse turns back (the backward pass). */
+mb_status mb_ops_rope(mb_ops *ops, mb_tensor *x, const int32_t *positions, const mb_tensor *table,
+                      bool inverse);
+/* y += scale * x; y = scale * y; y = clamp(y, -limit, limit), and the gradient's mask: dy = 0 where |y| >=
+ * limit (y: clamped values). */
 mb_status mb_ops_axpy(mb_ops *ops, float scale, const mb_tensor *x, mb_tensor *y);
 mb_status mb_ops_scale(mb_ops *ops, float scale, mb_tensor *y);
 mb_status mb_ops_clamp(mb_ops *ops, float limit, mb_tensor *y);
 mb_status mb_ops_clamp_backward(mb_ops *ops, float limit, const mb_tensor *y, mb_tensor *dy);
-/* y[R,C] = x with elements dropped with probability p and the rest scaled by 1/(1-p); element (r,c) is drawn by (seed, MB_RNG_DROPOUT, sub,
- * row_index[r] * C + c). The backward pass is the same call on dy. May be in place. */
-mb_status mb_ops_dropout(mb_ops *ops, const mb_tensor *x, float p, uint64_t seed, uint32_t sub, const int64_t *row_index, mb_tensor *y);
+/* y[R,C] = x with elements dropped with probability p and the rest scaled by 1/(1-p); element (r,c) is drawn
+ * by (seed, MB_RNG_DROPOUT, sub, row_index[r] * C + c). The backward pass is the same call on dy. May be in
+ * place. */
+mb_status mb_ops_dropout(mb_ops *ops, const mb_tensor *x, float p, uint64_t seed, uint32_t sub,
+                         const int64_t *row_index, mb_tensor *y);
 
-/* ---- embedding and head --------------------------------------------------------------------------------------------------- */
+/* ---- embedding and head ---- */
 
 /* y[T,D] = table[tokens[t]];  dtable[V,D] += (rows added in token order, same bits for any thread count). */
 mb_status mb_ops_embedding(mb_ops *ops, const int32_t *tokens, const mb_tensor *table, mb_tensor *y);
-mb_status mb_ops_embedding_backward(mb_ops *ops, const int32_t *tokens, const mb_tensor *dy, mb_tensor *dtable);
+mb_status mb_ops_embedding_backward(mb_ops *ops, const int32_t *tokens, const mb_tensor *dy,
+                                    mb_tensor *dtable);
 /* Fused head and cross-entropy in chunks of rows: logits = h[N,D] W^T, never all of them at once.
  * out_loss[N] f32 = logsumexp - logit[target]; opt_argmax[N] the first largest id.
- * With opt_row_weight[N]: out_dh[N,D] = weight_n * (softmax - onehot) W, and opt_dw[V,D] += the weight's gradient. Rows of weight 0 are free of charge
- * in the backward part. Targets outside [0,V) are MB_ERANGE. */
-mb_status mb_ops_head_loss(mb_ops *ops, const mb_tensor *h, mb_weight *w, const int32_t *targets, mb_tensor *out_loss, int32_t *opt_argmax,
-                           const float *opt_row_weight, mb_tensor *opt_dh, mb_tensor *opt_dw);
+ * With opt_row_weight[N]: out_dh[N,D] = weight_n * (softmax - onehot) W, and opt_dw[V,D] += the weight's
+ * gradient. Rows of weight 0 are free of charge in the backward part. Targets outside [0,V) are MB_ERANGE. */
+mb_status mb_ops_head_loss(mb_ops *ops, const mb_tensor *h, mb_weight *w, const int32_t *targets,
+                           mb_tensor *out_loss, int32_t *opt_argmax, const float *opt_row_weight,
+                           mb_tensor *opt_dh, mb_tensor *opt_dw);
 
-/* ---- attention ---------------------------------------------------------------------------------------------------------------- */
+/* ---- attention ---- */
 
 /* Causal within each segment, never across. q[T,H,Dh], k, v [T,G,Dh] -> o[T,H,Dh], lse[T,H]. */
-mb_status mb_ops_attention(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q, const mb_tensor *k, const mb_tensor *v, mb_tensor *o,
-                           mb_tensor *lse);
+mb_status mb_ops_attention(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q,
+                           const mb_tensor *k, const mb_tensor *v, mb_tensor *o, mb_tensor *lse);
 /* dq, dk, dv are overwritten. */
-mb_status mb_ops_attention_backward(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q, const mb_tensor *k, const mb_tensor *v,
-                                    const mb_tensor *o, const mb_tensor *lse, const mb_tensor *d_o, mb_tensor *dq, mb_tensor *dk, mb_tensor *dv);
+mb_status mb_ops_attention_backward(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q,
+                                    const mb_tensor *k, const mb_tensor *v, const mb_tensor *o,
+                                    const mb_tensor *lse, const mb_tensor *d_o, mb_tensor *dq, mb_tensor *dk,
+                                    mb_tensor *dv);
 
-/* ---- routing ------------------------------------------------------------------------------------------------------------------- */
+/* ---- routing ---- */
 
-/* softmax over all columns of logits[T,E'] (f32), top K by probability (ties: lower index); ids[T,K]; weights[T,K] = probabilities, divided by
- * their sum when normalise. probs[T,E'] is an output too. */
-mb_status mb_ops_route(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool normalise, mb_tensor *probs, int32_t *ids, mb_tensor *weights);
+/* softmax over all columns of logits[T,E'] (f32), top K by probability (ties: lower index); ids[T,K];
+ * weights[T,K] = probabilities, divided by their sum when normalise. probs[T,E'] is an output too. */
+mb_status mb_ops_route(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool normalise, mb_tensor *probs,
+                       int32_t *ids, mb_tensor *weights);
 /* dlogits[T,E'] += from dweights[T,K]. */
-mb_status mb_ops_route_backward(mb_ops *ops, const mb_tensor *probs, const int32_t *ids, const mb_tensor *weights, bool normalise,
-                                const mb_tensor *dweights, mb_tensor *dlogits);
+mb_status mb_ops_route_backward(mb_ops *ops, const mb_tensor *probs, const int32_t *ids,
+                                const mb_tensor *weights, bool normalise, const mb_tensor *dweights,
+                                mb_tensor *dlogits);
 /* Fill dispatch from ids[T,K]; ids >= experts are trash. */
-mb_status mb_ops_dispatch(mb_ops *ops, const int32_t *ids, int64_t tokens, int64_t picks, int64_t experts, mb_dispatch *dispatch);
+mb_status mb_ops_dispatch(mb_ops *ops, const int32_t *ids, int64_t tokens, int64_t picks, int64_t experts,
+                          mb_dispatch *dispatch);
 /* y[P,D] = x[row_token[p]] */
 mb_status mb_ops_gather(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch, mb_tensor *y);
 /* dx[T,D] += sum over picks of dy[slot_row], in pick order */
-mb_status mb_ops_gather_backward(mb_ops *ops, const mb_tensor *dy, const mb_dispatch *dispatch, int64_t picks, mb_tensor *dx);
+mb_status mb_ops_gather_backward(mb_ops *ops, const mb_tensor *dy, const mb_dispatch *dispatch, int64_t picks,
+                                 mb_tensor *dx);
 /* y[T,D] += sum over picks of weights[t,k] * x[slot_row[t,k]], in pick order */
-mb_status mb_ops_combine(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch, const mb_tensor *weights, mb_tensor *y);
-/* dx[P,D] = weights * dy[token] (overwritten);  opt_dweights[T,K] = dot(dy[t], x[row]) (0 for trash; overwritten) */
-mb_status mb_ops_combine_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const mb_dispatch *dispatch, const mb_tensor *weights,
-                                  mb_tensor *dx, mb_tensor *opt_dweights);
+mb_status mb_ops_combine(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch,
+                         const mb_tensor *weights, mb_tensor *y);
+/* dx[P,D] = weights * dy[token] (overwritten);  opt_dweights[T,K] = dot(dy[t], x[row]) (0 for trash;
+ * overwritten) */
+mb_status mb_ops_combine_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x,
+                                  const mb_dispatch *dispatch, const mb_tensor *weights, mb_tensor *dx,
+                                  mb_tensor *opt_dweights);
 
-/* ---- optimiser ------------------------------------------------------------------------------------------------------------------- */
+/* ---- optimiser ---- */
 
 /* AdamW (Loshchilov & Hutter 2019, algorithm 2) on flat f32 arrays of n elements, in place. */
-mb_status mb_ops_adamw(mb_ops *ops, const mb_adamw *adamw, int64_t n, const float *gradient, float *parameter, float *moment1, float *moment2);
+mb_status mb_ops_adamw(mb_ops *ops, const mb_adamw *adamw, int64_t n, const float *gradient, float *parameter,
+                       float *moment1, float *moment2);
 /* out[b] = f64 sum of squares of elements b*block .. of x[n], each block summed in one fixed order. */
 mb_status mb_ops_sum_squares(mb_ops *ops, const float *x, int64_t n, int64_t block, double *out);
 

@@ -11,10 +11,11 @@
 
 #include "ops/ops_table.h"
 
-/* ---- 1. helpers ---------------------------------------------------------------------------------------------------- */
+/* ---- 1. helpers ---- */
 
 /* f32, `rows` rows of `width` elements. */
-static mb_status check_matrix(const char *op, const char *what, const mb_tensor *tensor, int64_t rows, int64_t width)
+static mb_status check_matrix(const char *op, const char *what, const mb_tensor *tensor, int64_t rows,
+                              int64_t width)
 {
     char text[64];
     if (tensor->dims < 1 || tensor->dtype != MB_F32) {
@@ -42,8 +43,8 @@ static mb_status check_ids(const char *op, const char *what, const int32_t *ids,
 {
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] < 0 || ids[i] >= limit) {
-            return mb_fail(MB_ERANGE, "%s: %s %lld is %d, outside 0..%lld", op, what, (long long)i, (int)ids[i],
-                           (long long)limit - 1);
+            return mb_fail(MB_ERANGE, "%s: %s %lld is %d, outside 0..%lld", op, what, (long long)i,
+                           (int)ids[i], (long long)limit - 1);
         }
     }
     return MB_OK;
@@ -54,15 +55,16 @@ static mb_status check_offsets(const char *op, const int32_t *offsets, int64_t n
     bool is_good = offsets[0] == 0 && offsets[n] <= rows;
     for (int64_t i = 0; i < n; i++) is_good = is_good && offsets[i] <= offsets[i + 1];
     if (!is_good) {
-        return mb_fail(MB_ERANGE, "%s: the %lld offsets must rise from 0 to at most %lld", op, (long long)n + 1,
-                       (long long)rows);
+        return mb_fail(MB_ERANGE, "%s: the %lld offsets must rise from 0 to at most %lld", op,
+                       (long long)n + 1, (long long)rows);
     }
     return MB_OK;
 }
 
-/* ---- 2. dense products --------------------------------------------------------------------------------------------- */
+/* ---- 2. dense products ---- */
 
-mb_status mb_ops_check_linear(const mb_tensor *x, const mb_weight *w, const mb_tensor *opt_bias, const mb_tensor *y)
+mb_status mb_ops_check_linear(const mb_tensor *x, const mb_weight *w, const mb_tensor *opt_bias,
+                              const mb_tensor *y)
 {
     mb_status status = MB_OK;
     int64_t n = mb_ops_rows(&w->tensor), k = mb_ops_width(&w->tensor);
@@ -86,8 +88,8 @@ done:
     return status;
 }
 
-mb_status mb_ops_check_grouped(const mb_tensor *x, const int32_t *offsets, int64_t groups, mb_weight *const *w,
-                               const mb_tensor *y)
+mb_status mb_ops_check_grouped(const mb_tensor *x, const int32_t *offsets, int64_t groups,
+                               mb_weight *const *w, const mb_tensor *y)
 {
     mb_status status = MB_OK;
     MB_TRY(check_matrix("grouped_linear", "the [P,K] side", x, mb_ops_rows(x), mb_ops_width(x)));
@@ -100,8 +102,8 @@ done:
     return status;
 }
 
-mb_status mb_ops_check_grouped_dw(const mb_tensor *dy, const mb_tensor *x, const int32_t *offsets, int64_t groups,
-                                  const mb_tensor *dw)
+mb_status mb_ops_check_grouped_dw(const mb_tensor *dy, const mb_tensor *x, const int32_t *offsets,
+                                  int64_t groups, const mb_tensor *dw)
 {
     mb_status status = MB_OK;
     MB_TRY(check_matrix("grouped_linear_dw", "x", x, mb_ops_rows(x), mb_ops_width(x)));
@@ -115,7 +117,7 @@ done:
     return status;
 }
 
-/* ---- 3. element-wise and norms ------------------------------------------------------------------------------------- */
+/* ---- 3. element-wise and norms ---- */
 
 mb_status mb_ops_check_same(const char *op, int n, const mb_tensor *const *tensors)
 {
@@ -127,7 +129,8 @@ done:
     return status;
 }
 
-mb_status mb_ops_check_rms_norm(const mb_tensor *x, const mb_tensor *w, const mb_tensor *y, const mb_tensor *rstd)
+mb_status mb_ops_check_rms_norm(const mb_tensor *x, const mb_tensor *w, const mb_tensor *y,
+                                const mb_tensor *rstd)
 {
     mb_status status = MB_OK;
     int64_t d = mb_tensor_count(w);
@@ -172,7 +175,7 @@ done:
     return status;
 }
 
-/* ---- 4. embedding, head, attention --------------------------------------------------------------------------------- */
+/* ---- 4. embedding, head, attention ---- */
 
 mb_status mb_ops_check_embedding(const int32_t *tokens, const mb_tensor *table, const mb_tensor *rows)
 {
@@ -209,7 +212,8 @@ mb_status mb_ops_check_attention(const mb_attention_shape *shape, int wides, con
     mb_status status = MB_OK;
     int64_t t = mb_ops_rows(wide[0]);
     if (shape->kv_heads < 1 || shape->heads % shape->kv_heads != 0 || shape->window < 0) {
-        MB_RAISE(MB_ESHAPE, "attention: %lld heads are no multiple of %lld key/value heads, or window %lld < 0",
+        MB_RAISE(MB_ESHAPE,
+                 "attention: %lld heads are no multiple of %lld key/value heads, or window %lld < 0",
                  (long long)shape->heads, (long long)shape->kv_heads, (long long)shape->window);
     }
     if (!(shape->scale >= 0)) MB_RAISE(MB_ERANGE, "attention: scale %g is negative", (double)shape->scale);
@@ -229,9 +233,10 @@ done:
     return status;
 }
 
-/* ---- 5. routing ---------------------------------------------------------------------------------------------------- */
+/* ---- 5. routing ---- */
 
-mb_status mb_ops_check_route(const mb_tensor *logits, int64_t picks, const mb_tensor *probs, const mb_tensor *weights)
+mb_status mb_ops_check_route(const mb_tensor *logits, int64_t picks, const mb_tensor *probs,
+                             const mb_tensor *weights)
 {
     mb_status status = MB_OK;
     int64_t t = mb_ops_rows(logits), e = mb_ops_width(logits);
@@ -294,16 +299,18 @@ done:
     return status;
 }
 
-/* ---- 6. optimiser -------------------------------------------------------------------------------------------------- */
+/* ---- 6. optimiser ---- */
 
 mb_status mb_ops_check_adamw(const mb_adamw *adamw, int64_t n)
 {
-    if (adamw->step < 1 || n < 0) return mb_fail(MB_ERANGE, "adamw: step %lld must be >= 1", (long long)adamw->step);
+    if (adamw->step < 1 || n < 0)
+        return mb_fail(MB_ERANGE, "adamw: step %lld must be >= 1", (long long)adamw->step);
     return MB_OK;
 }
 
 mb_status mb_ops_check_blocks(int64_t n, int64_t block)
 {
-    if (n < 0 || block < 1) return mb_fail(MB_ERANGE, "sum_squares: blocks of %lld elements", (long long)block);
+    if (n < 0 || block < 1)
+        return mb_fail(MB_ERANGE, "sum_squares: blocks of %lld elements", (long long)block);
     return MB_OK;
 }

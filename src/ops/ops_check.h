@@ -1,7 +1,8 @@
 /* ops_check: the argument rules of ops.h, tested once before dispatch.
  *
  * Layer: ops (internal).  Uses: ops.h.
- * All return MB_ESHAPE, MB_EUNSUPPORTED (dtype) or MB_ERANGE with the op, what was expected and what was given.
+ * All return MB_ESHAPE, MB_EUNSUPPORTED (dtype) or MB_ERANGE with the op, what was expected and what was
+ * given.
  */
 #ifndef MB_OPS_CHECK_H
 #define MB_OPS_CHECK_H
@@ -9,17 +10,19 @@
 #include "ops/ops.h"
 
 /* x [T,K], w [N,K], y [T,N], opt_bias [N]. */
-mb_status mb_ops_check_linear(const mb_tensor *x, const mb_weight *w, const mb_tensor *opt_bias, const mb_tensor *y);
+mb_status mb_ops_check_linear(const mb_tensor *x, const mb_weight *w, const mb_tensor *opt_bias,
+                              const mb_tensor *y);
 mb_status mb_ops_check_linear_dw(const mb_tensor *dy, const mb_tensor *x, const mb_tensor *dw,
                                  const mb_tensor *opt_dbias);
 /* Offsets rise from 0 to at most the rows of x and y; every w[e] is [N,K]. */
-mb_status mb_ops_check_grouped(const mb_tensor *x, const int32_t *offsets, int64_t groups, mb_weight *const *w,
-                               const mb_tensor *y);
-mb_status mb_ops_check_grouped_dw(const mb_tensor *dy, const mb_tensor *x, const int32_t *offsets, int64_t groups,
-                                  const mb_tensor *dw);
+mb_status mb_ops_check_grouped(const mb_tensor *x, const int32_t *offsets, int64_t groups,
+                               mb_weight *const *w, const mb_tensor *y);
+mb_status mb_ops_check_grouped_dw(const mb_tensor *dy, const mb_tensor *x, const int32_t *offsets,
+                                  int64_t groups, const mb_tensor *dw);
 /* n f32 tensors of one count and row length. */
 mb_status mb_ops_check_same(const char *op, int n, const mb_tensor *const *tensors);
-mb_status mb_ops_check_rms_norm(const mb_tensor *x, const mb_tensor *w, const mb_tensor *y, const mb_tensor *rstd);
+mb_status mb_ops_check_rms_norm(const mb_tensor *x, const mb_tensor *w, const mb_tensor *y,
+                                const mb_tensor *rstd);
 mb_status mb_ops_check_rms_norm_backward(const mb_tensor *dy, const mb_tensor *x, const mb_tensor *w,
                                          const mb_tensor *rstd, const mb_tensor *dx, const mb_tensor *opt_dw);
 mb_status mb_ops_check_rope(const mb_tensor *x, const int32_t *positions, const mb_tensor *table);

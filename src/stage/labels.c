@@ -139,11 +139,11 @@ static mb_status add_column(const labels *l, const mb_scores *scores, const mb_s
         MB_TRY(mb_str_add_format(table, " %9.3f", auc));
     }
     MB_TRY(mb_str_add_format(table, "  %10.3g\n", column->flops_per_token));
-    for (int64_t layer = 0; column->has_layers && mb_scores_read_layers(scores, column->name, &layer, 1, 0, n, values) == MB_OK; ++layer) {
+    for (int64_t layer = 0; column->has_layers && layer < mb_scores_layers(scores); ++layer) {
+        MB_TRY(mb_scores_read_layers(scores, column->name, &layer, 1, 0, n, values));
         for (int64_t i = 0; i < n && !column->higher_is_better; ++i) values[i] = -values[i];
         if (json_array_append_new(layers, real_or_null(column_auc(l, values, n, -1, good, bad))) != 0) MB_RAISE(MB_ENOMEM, "no memory");
     }
-    mb_status_reset();
     MB_TRY(mb_json_set(entry, "layers", json_incref(layers)));
     MB_TRY(mb_json_set(entry, "flops_per_token", json_real(column->flops_per_token)));
     MB_TRY(mb_json_set(out_scores, column->name, json_incref(entry)));

@@ -221,14 +221,12 @@ static bool is_passed_over(const char *key)
            mb_str_is_prefix(key, "training.logging") || mb_str_is_prefix(key, "training.save_minutes");
 }
 
+/* Lease, configuration and inputs of output.dir. */
 static mb_status open_run(mb_program *program, const char *const *names, const char *const *paths, int64_t n)
 {
     mb_status status = MB_OK;
     json_t *config = NULL;
     MB_TRY(mb_runfolder_open(program->options.output_dir, program->spec->name, program->stage, &program->run));
-    char *log_path = mb_program_path(program, "run.log");
-    if (log_path != NULL) mb_log_init(program->spec->name, 0, mb_comm_size(program->comm), log_path);
-    MB_FREE(log_path);
     MB_TRY(mb_config_resolved(program->tables, program->table_count, &config));
     const char *key;
     json_t *value;
@@ -243,21 +241,56 @@ done:
     return status;
 }
 
+/* A finished stage that does not match is never overwritten: it is renamed to <folder>.1, .2, ... */
+static mb_status move_aside(mb_program *program)
+{
+    mb_status status = MB_OK;
+    char *done = mb_program_path(program, "done.json"), *aside = NULL;
+    if (done == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
+    if (!mb_files_is_file(done)) goto done;
+    for (int i = 1;; ++i) {
+        mb_free(aside);
+        aside = mb_str_format("%s.%d", program->options.output_dir, i);
+        if (aside == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
+        if (!mb_files_is_folder(aside)) break;
+    }
+    mb_info("%s was made otherwise (%s); it is kept as %s", program->options.output_dir, mb_runfolder_reason(program->run), aside);
+    mb_runfolder_close(&program->run);
+    MB_TRY(mb_files_rename(program->options.output_dir, aside));
+done:
+    mb_free(done);
+    mb_free(aside);
+    return status;
+}
+
+/* Rank 0's part: is there work? Then the folder is ours, and empty but for what an interrupted run of the same work left. */
+static mb_status claim_run(mb_program *program, const char *const *names, const char *const *paths, int64_t n, int64_t *out_is_done)
+{
+    mb_status status = MB_OK;
+    MB_TRY(open_run(program, names, paths, n));
+    *out_is_done = !program->options.force && mb_runfolder_is_done(program->run);
+    if (*out_is_done) goto done;
+    mb_debug("%s: to do (%s)", program->options.output_dir, mb_runfolder_reason(program->run));
+    MB_TRY(move_aside(program));
+    if (program->run == NULL) MB_TRY(open_run(program, names, paths, n));
+    char *log_path = mb_program_path(program, "run.log");
+    if (log_path != NULL) mb_log_init(program->spec->name, 0, mb_comm_size(program->comm), log_path);
+    mb_free(log_path);
+done:
+    return status;
+}
+
 mb_status mb_program_begin_run_list(mb_program *program, const char *const *names, const char *const *paths, int64_t n, bool *out_is_done)
 {
     mb_status status = MB_OK;
     int64_t is_done = 0;
     if (program->options.output_dir == NULL)
         MB_RAISE(MB_EUSAGE, "%s: output.dir is missing: say where the results go, e.g. output.dir=checkpoints/my-run/%s", program->spec->name, program->stage);
-    if (mb_program_is_root(program)) {
-        status = open_run(program, names, paths, n);
-        is_done = status == MB_OK && !program->options.force && mb_runfolder_is_done(program->run);
-    }
+    if (mb_program_is_root(program)) status = claim_run(program, names, paths, n, &is_done);
     MB_TRY(mb_comm_agree(program->comm, status));
     MB_TRY(mb_comm_bcast(program->comm, &is_done, sizeof is_done, 0));
     *out_is_done = is_done != 0;
     if (is_done) mb_info("%s: up to date, nothing to do", program->options.output_dir);
-    else if (mb_program_is_root(program)) mb_debug("%s: to do (%s)", program->options.output_dir, mb_runfolder_reason(program->run));
 done:
     return status;
 }

@@ -494,7 +494,7 @@ mb_status mb_safetensors_read_f32(const mb_safetensors *file, const char *name, 
         MB_TRY(mb_dtype_to_f32(tensor.dtype, piece, n, out + first));
         for (int64_t i = first; i < first + n; i++)
             if (!isfinite(out[i]))
-                MB_RAISE(MB_ENUMERIC, "%s: tensor %s: element %lld is %s; the model is damaged", file->path,
+                MB_RAISE(MB_EDATA, "%s: tensor %s: element %lld is %s; the model is damaged", file->path,
                          name, (long long)i, isnan(out[i]) ? "NaN" : "infinite");
     }
 done:

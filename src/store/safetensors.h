@@ -29,7 +29,7 @@ const char *mb_safetensors_name(const mb_safetensors *file, int64_t i); /* in by
 mb_status mb_safetensors_view(const mb_safetensors *file, const char *name, mb_tensor *out_tensor);
 bool mb_safetensors_has(const mb_safetensors *file, const char *name);
 /* Checked read as f32 into out[n] (n must equal the element count, shape must equal when opt_shape given):
- * MB_ESHAPE, MB_ENUMERIC when a value is NaN or Inf (names tensor and element). */
+ * MB_ESHAPE, MB_EDATA when a value is NaN or Inf (names tensor and element). */
 mb_status mb_safetensors_read_f32(const mb_safetensors *file, const char *name, int dims,
                                   const int64_t *shape, float *out);
 const json_t *mb_safetensors_metadata(const mb_safetensors *file); /* "__metadata__" or NULL */

@@ -290,7 +290,9 @@ static mb_status write_line(selection_writer *w, const mb_scores_records *rows, 
     const mb_shard_input *input = &w->fetcher.inputs[rows->source[record]];
     MB_TRY(fetch(&w->fetcher, rows, record, position, &bytes, &n));
     MB_TRY(mb_json_parse(bytes, n, input->path, &object));
-    MB_TRY(mb_shard_build_render(object, input, w->tmpl, w->tokenizer, false, &w->dialog, &w->rendered));
+    status = mb_shard_build_render(object, input, w->tmpl, w->tokenizer, false, &w->dialog, &w->rendered);
+    if (status != MB_OK) mb_status_prefix("%s: record %lld: ", input->path, (long long)rows->source_index[record]);
+    MB_TRY(status);
     MB_TRY(check_record(w, rows, record, input));
     mb_str_reset(&w->line);
     MB_TRY(mb_str_add(&w->line, "{\"source_dataset\": "));

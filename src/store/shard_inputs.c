@@ -16,7 +16,6 @@ static const mb_option options[] = {
      .kind = MB_OPTION_KIND_JSON,
      .field = offsetof(mb_shard_build_options, inputs),
      .unit = "",
-     .required = true,
      .help =
          "files to read: name=path,name=path or a list of groups { name, path, form, fields, type, samples }",
      .aliases = "dataset.data_path|dataset.datasets"},

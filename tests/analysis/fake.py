@@ -1,7 +1,9 @@
-"""Result files of a study that never ran: every file the analysis reads, with numbers that are known beforehand.
+"""Result files of a study that never ran: every file the analysis reads, with numbers that are known
+beforehand.
 
-    python3 tests/analysis/fake.py OUT_DIR [--seeds 0,1,2]
+python3 tests/analysis/fake.py OUT_DIR [--seeds 0,1,2]
 """
+
 import argparse
 import json
 import os
@@ -12,9 +14,13 @@ SOURCES = ("wordnet", "python", "fortunes", "perl", "man")
 KINDS = ("words", "chars", "noise", "base64", "lines", "fragments", "html")
 LAYERS = 4
 # score: (AUC of every kind, FLOPs per token, higher is better)
-SCORES = {"good_mass": ([.70, .99, .95, .99, .73, .91, .98], 2.1e6, True), "perplexity": ([.94, .99, .99, .99, .64, .99, .99], 5.2e6, False),
-          "entropy": ([.73, .97, .92, .97, .68, .77, .97], 2.2e6, False), "bytes_per_token": ([.53, .99, .98, .99, .64, .80, .99], 0.0, True),
-          "random": ([.5] * 7, 0.0, True)}
+SCORES = {
+    "good_mass": ([0.70, 0.99, 0.95, 0.99, 0.73, 0.91, 0.98], 2.1e6, True),
+    "perplexity": ([0.94, 0.99, 0.99, 0.99, 0.64, 0.99, 0.99], 5.2e6, False),
+    "entropy": ([0.73, 0.97, 0.92, 0.97, 0.68, 0.77, 0.97], 2.2e6, False),
+    "bytes_per_token": ([0.53, 0.99, 0.98, 0.99, 0.64, 0.80, 0.99], 0.0, True),
+    "random": ([0.5] * 7, 0.0, True),
+}
 PERPLEXITY = {"selected": 177.0, "random": 217.0, "all": 222.0, "base": 903.0}
 
 
@@ -27,8 +33,17 @@ def write_json(path, value):
 
 def write_done(root, stage, config=None, seconds=12.5):
     """The record of a stage."""
-    write_json(os.path.join(root, stage, "done.json"), {"program": "moe-" + stage.split("-")[0], "stage": stage, "inputs": {}, "outputs": {}, "config": config or {},
-                                                       "provenance": {"seconds": seconds, "ranks": 1, "start": "2024-01-01T00:00:00Z"}})
+    write_json(
+        os.path.join(root, stage, "done.json"),
+        {
+            "program": "moe-" + stage.split("-")[0],
+            "stage": stage,
+            "inputs": {},
+            "outputs": {},
+            "config": config or {},
+            "provenance": {"seconds": seconds, "ranks": 1, "start": "2024-01-01T00:00:00Z"},
+        },
+    )
 
 
 def make_corpus(per_source, rng):
@@ -49,10 +64,12 @@ def write_labels(path, corpus):
 
 
 def score_values(name, corpus, rng):
-    """Values whose AUC per kind is about what SCORES says: two normal distributions a known distance apart."""
+    """Values whose AUC per kind is about what SCORES says: two normal distributions a known distance
+    apart."""
     from statistics import NormalDist
+
     aucs, _, higher = SCORES[name]
-    shift = {kind: -(2 ** 0.5) * NormalDist().inv_cdf(auc) for kind, auc in zip(KINDS, aucs)}
+    shift = {kind: -(2**0.5) * NormalDist().inv_cdf(auc) for kind, auc in zip(KINDS, aucs)}
     values = [rng.gauss(shift.get(kind, 0.0), 1) for _, _, kind in corpus]
     if name == "perplexity":
         return [10 ** (2 - 0.2 * v) for v in values]
@@ -63,6 +80,7 @@ def write_scores(root, corpus, rng):
     """score/scores.h5; returns {name: values}."""
     import h5py
     import numpy
+
     values = {name: score_values(name, corpus, rng) for name in SCORES}
     os.makedirs(os.path.join(root, "score"), exist_ok=True)
     with h5py.File(os.path.join(root, "score", "scores.h5"), "w") as file:
@@ -71,7 +89,9 @@ def write_scores(root, corpus, rng):
             file["scores/" + name] = numpy.array(values[name])
             file.attrs["flops_per_token/" + name] = SCORES[name][1]
         mass = numpy.array(values["good_mass"])
-        file["layers/good_mass"] = (mass[:, None] + numpy.array([rng.gauss(0, 0.02) for _ in range(LAYERS)])).astype("f4")
+        file["layers/good_mass"] = (
+            mass[:, None] + numpy.array([rng.gauss(0, 0.02) for _ in range(LAYERS)])
+        ).astype("f4")
         file["source"] = numpy.array([SOURCES.index(s) for s, _, _ in corpus], "u2")
         file["source_index"] = numpy.array([i for _, i, _ in corpus], "i8")
         file["source_names"] = [s.encode() for s in SOURCES]
@@ -81,16 +101,41 @@ def write_scores(root, corpus, rng):
 def write_selection(root, name, corpus, order):
     """select-<name>: JSONL, summary, HDF5."""
     import h5py
+
     folder = os.path.join(root, "select-" + name)
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "selected_data.jsonl"), "w", encoding="utf-8") as file:
         for rank, i in enumerate(order):
-            file.write(json.dumps({"source_dataset": corpus[i][0], "source_index": corpus[i][1], "text": "text", "quality_score": 1.0 - rank / len(order), "id": str(i)}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "source_dataset": corpus[i][0],
+                        "source_index": corpus[i][1],
+                        "text": "text",
+                        "quality_score": 1.0 - rank / len(order),
+                        "id": str(i),
+                    }
+                )
+                + "\n"
+            )
     sources = {}
     for source in SOURCES:
         count = sum(corpus[i][0] == source for i in order)
-        sources[source] = {"available": sum(row[0] == source for row in corpus), "selected": count, "share": count / len(order)}
-    write_json(os.path.join(folder, "summary.json"), {"score": name, "records": len(order), "of": len(corpus), "tokens": 120 * len(order), "sources": sources})
+        sources[source] = {
+            "available": sum(row[0] == source for row in corpus),
+            "selected": count,
+            "share": count / len(order),
+        }
+    write_json(
+        os.path.join(folder, "summary.json"),
+        {
+            "score": name,
+            "records": len(order),
+            "of": len(corpus),
+            "tokens": 120 * len(order),
+            "sources": sources,
+        },
+    )
     with h5py.File(os.path.join(folder, "selection.h5"), "w") as file:
         file["record"] = list(order)
         file["quality_score"] = [1.0 - rank / len(order) for rank in range(len(order))]
@@ -101,8 +146,11 @@ def best_of(values, corpus, share, higher):
     """Record numbers of the best share of every source, best first."""
     chosen = []
     for source in SOURCES:
-        members = sorted((i for i, row in enumerate(corpus) if row[0] == source), key=lambda i: -values[i] if higher else values[i])
-        chosen += members[:round(share * len(members))]
+        members = sorted(
+            (i for i, row in enumerate(corpus) if row[0] == source),
+            key=lambda i: -values[i] if higher else values[i],
+        )
+        chosen += members[: round(share * len(members))]
     return sorted(chosen, key=lambda i: -values[i] if higher else values[i])
 
 
@@ -110,6 +158,7 @@ def write_metrics(root, stage, steps, curves):
     """metrics.h5 of a training stage: {name: function of the step}."""
     import h5py
     import numpy
+
     os.makedirs(os.path.join(root, stage), exist_ok=True)
     step = numpy.arange(1, steps + 1)
     with h5py.File(os.path.join(root, stage, "metrics.h5"), "w") as file:
@@ -123,22 +172,58 @@ def write_metrics(root, stage, steps, curves):
 def write_training(root, rng):
     """Curves of every training stage."""
     loss = lambda low: (lambda s: low + 3.5 / (1 + s / 30) + rng.gauss(0, 0.08))  # noqa: E731
-    for stage, low, steps in (("pretrain", 3.7, 400), ("pretrain-target", 4.4, 60), ("finetune-selected", 4.9, 150), ("finetune-random", 5.4, 150), ("finetune-all", 5.4, 150)):
-        write_metrics(root, stage, steps, {"loss": loss(low), "lm_loss": loss(low), "learning_rate": lambda s: 3e-3 * (1 - s / 400), "provenance/tokens_per_second": lambda s: 11000.0})
-    warm = {"loss": loss(4.2), "lm_loss": loss(3.8), "balance": lambda s: 1.1 + rng.gauss(0, 0.02), "constraint": loss(0.3), "loss_rank": loss(0.2), "copy_rank": loss(0.1),
-            "anchor": lambda s: 0.01 + 0.05 / s, "mean_ratio": lambda s: 0.8 - 0.3 * s / 200, "single_records": lambda s: 0.0, "learning_rate": lambda s: 1e-3 * (1 - s / 200)}
+    for stage, low, steps in (
+        ("pretrain", 3.7, 400),
+        ("pretrain-target", 4.4, 60),
+        ("finetune-selected", 4.9, 150),
+        ("finetune-random", 5.4, 150),
+        ("finetune-all", 5.4, 150),
+    ):
+        write_metrics(
+            root,
+            stage,
+            steps,
+            {
+                "loss": loss(low),
+                "lm_loss": loss(low),
+                "learning_rate": lambda s: 3e-3 * (1 - s / 400),
+                "provenance/tokens_per_second": lambda s: 11000.0,
+            },
+        )
+    warm = {
+        "loss": loss(4.2),
+        "lm_loss": loss(3.8),
+        "balance": lambda s: 1.1 + rng.gauss(0, 0.02),
+        "constraint": loss(0.3),
+        "loss_rank": loss(0.2),
+        "copy_rank": loss(0.1),
+        "anchor": lambda s: 0.01 + 0.05 / s,
+        "mean_ratio": lambda s: 0.8 - 0.3 * s / 200,
+        "single_records": lambda s: 0.0,
+        "learning_rate": lambda s: 1e-3 * (1 - s / 200),
+    }
     for layer in range(LAYERS):
-        warm[f"r_mean/{layer}"] = lambda s, layer=layer: 0.8 - (0.25 + 0.03 * layer) * (1 - 0.98 ** s) + rng.gauss(0, 0.005)
+        warm[f"r_mean/{layer}"] = (
+            lambda s, layer=layer: 0.8 - (0.25 + 0.03 * layer) * (1 - 0.98**s) + rng.gauss(0, 0.005)
+        )
         warm[f"r_var/{layer}"] = lambda s, layer=layer: 0.004 + 0.00002 * s
     write_metrics(root, "warmup", 200, warm)
 
 
 def write_auc(root, corpus, labels):
     """auc/auc.json and the record that names the labels."""
-    counts = {"good": sum(k == "good" for _, _, k in corpus), **{kind: sum(k == kind for _, _, k in corpus) for kind in KINDS}}
+    counts = {
+        "good": sum(k == "good" for _, _, k in corpus),
+        **{kind: sum(k == kind for _, _, k in corpus) for kind in KINDS},
+    }
     scores = {}
     for name, (aucs, flops, _) in SCORES.items():
-        scores[name] = {"all": sum(aucs) / len(aucs), **dict(zip(KINDS, aucs)), "layers": [.81, .88, .88, .91] if name == "good_mass" else [], "flops_per_token": flops}
+        scores[name] = {
+            "all": sum(aucs) / len(aucs),
+            **dict(zip(KINDS, aucs)),
+            "layers": [0.81, 0.88, 0.88, 0.91] if name == "good_mass" else [],
+            "flops_per_token": flops,
+        }
     write_json(os.path.join(root, "auc", "auc.json"), {"scores": scores, "counts": counts})
     write_done(root, "auc", {"labels.path": labels})
 
@@ -152,10 +237,17 @@ def write_run(root, labels, corpus, seed=0):
     write_selection(root, "random", corpus, rng.sample(range(len(corpus)), len(corpus) // 5))
     for target, value in PERPLEXITY.items():
         whole = value * (1 + 0.01 * seed)
-        table = {"all": {"perplexity": whole, "nll": 1.0, "tokens": 100, "records": 10}, "heldout": {"perplexity": whole, "nll": 1.0, "tokens": 100, "records": 10}}
+        table = {
+            "all": {"perplexity": whole, "nll": 1.0, "tokens": 100, "records": 10},
+            "heldout": {"perplexity": whole, "nll": 1.0, "tokens": 100, "records": 10},
+        }
         write_json(os.path.join(root, "eval-" + target, "results.json"), {"perplexity": table})
         write_done(root, "eval-" + target)
-    write_done(root, "shard-selected", {"dataset": {"inputs": f"selected={root}/select-good_mass/selected_data.jsonl"}})
+    write_done(
+        root,
+        "shard-selected",
+        {"dataset": {"inputs": f"selected={root}/select-good_mass/selected_data.jsonl"}},
+    )
     write_training(root, rng)
     write_auc(root, corpus, labels)
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Run the Python tests and print one TAP line each: "ok 1 - name", "not ok 2 - name", "ok 3 - name # SKIP reason".
+"""Run the Python tests and print one TAP line each: "ok 1 - name", "not ok 2 - name", "ok 3 - x # SKIP why".
 
-    python3 tests/analysis/run.py [PATTERN]     only tests whose name contains PATTERN
+python3 tests/analysis/run.py [PATTERN]     only tests whose name contains PATTERN
 """
+
 import os
 import sys
 import unittest
@@ -12,7 +13,8 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 
 
 class TapResult(unittest.TestResult):
-    """Counts tests and prints their lines; a failure's text follows as comments, with the command that repeats it."""
+    """Counts tests and prints their lines; a failure's text follows as comments, with the command that
+    repeats it."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +59,11 @@ def main():
     sys.path[:0] = [HERE, os.path.join(ROOT, "analysis"), os.path.join(ROOT, "datasets")]
     os.chdir(ROOT)
     pattern = sys.argv[1] if len(sys.argv) > 1 else ""
-    tests = [test for test in flatten(unittest.defaultTestLoader.discover(HERE, "test_*.py")) if pattern in test.id()]
+    tests = [
+        test
+        for test in flatten(unittest.defaultTestLoader.discover(HERE, "test_*.py"))
+        if pattern in test.id()
+    ]
     result = TapResult()
     unittest.TestSuite(tests).run(result)
     print(f"1..{result.number}")

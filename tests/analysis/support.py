@@ -1,4 +1,5 @@
-"""What the Python tests share: where the programs are, running one, whether the plotting packages are there."""
+"""What the Python tests share: where the programs are, running one, which packages are there."""
+
 import contextlib
 import importlib
 import io
@@ -24,8 +25,14 @@ def lacking(*packages):
 
 def run_script(path, *arguments, **environment):
     """(exit code, stdout, stderr) of a script of the project."""
-    done = subprocess.run([sys.executable, os.path.join(ROOT, path), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
-                          env=dict(os.environ, PYTHONDONTWRITEBYTECODE="1", **environment), check=False)
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, path), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env=dict(os.environ, PYTHONDONTWRITEBYTECODE="1", **environment),
+        check=False,
+    )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 

@@ -33,7 +33,8 @@ mb_status mb_swiglu_backward_cpu(mb_ops *ops, const mb_tensor *dy, const mb_tens
     return MB_OK;
 }
 
-mb_status mb_rope_cpu(mb_ops *ops, mb_tensor *x, const int32_t *positions, const mb_tensor *table, bool inverse)
+mb_status mb_rope_cpu(mb_ops *ops, mb_tensor *x, const int32_t *positions, const mb_tensor *table,
+                      bool inverse)
 {
     int64_t rows = x->shape[0], heads = x->shape[1], width = x->shape[2];
     const mb_kernels *kernels = mb_cpu_get(ops)->kernels;

@@ -1,7 +1,8 @@
 /* attention (cpu): segments and heads as jobs, one thread each.
  *
- * Forward: keys are packed per (segment, key head), then jobs of (segment, head, up to SPAN queries). Backward: jobs of (segment, key
- * head) with all query heads of that group in order, so dk and dv have one owner.
+ * Forward: keys are packed per (segment, key head), then jobs of (segment, head, up to SPAN queries).
+ * Backward: jobs of (segment, key head) with all query heads of that group in order, so dk and dv have one
+ * owner.
  */
 #include <omp.h>
 #include <string.h>
@@ -27,9 +28,13 @@ static void panel_offsets(const mb_attention_shape *shape, const mb_kernels *ker
 
 static mb_head head_of(const mb_attention_shape *shape, int64_t segment)
 {
-    return (mb_head){.rows = shape->offsets[segment + 1] - shape->offsets[segment], .width = shape->head_width,
-                     .stride = shape->heads * shape->head_width, .kv_stride = shape->kv_heads * shape->head_width,
-                     .lse_stride = shape->heads, .window = shape->window, .scale = shape->scale};
+    return (mb_head){.rows = shape->offsets[segment + 1] - shape->offsets[segment],
+                     .width = shape->head_width,
+                     .stride = shape->heads * shape->head_width,
+                     .kv_stride = shape->kv_heads * shape->head_width,
+                     .lse_stride = shape->heads,
+                     .window = shape->window,
+                     .scale = shape->scale};
 }
 
 /* Jobs of all segments, long ones cut into spans; returns their number. out_jobs may be NULL to count. */
@@ -58,8 +63,8 @@ static void pack_all(mb_ops *ops, const mb_attention_shape *shape, const mb_tens
     }
 }
 
-mb_status mb_attention_cpu(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q, const mb_tensor *k,
-                           const mb_tensor *v, mb_tensor *o, mb_tensor *lse)
+mb_status mb_attention_cpu(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q,
+                           const mb_tensor *k, const mb_tensor *v, mb_tensor *o, mb_tensor *lse)
 {
     mb_status status = MB_OK;
     const mb_kernels *kernels = mb_cpu_get(ops)->kernels;
@@ -74,7 +79,7 @@ mb_status mb_attention_cpu(mb_ops *ops, const mb_attention_shape *shape, const m
     jobs_list(shape, SPAN, jobs);
     MB_ARENA_ARRAY(ops->scratch, panels, offsets[shape->segments]);
     MB_ARENA_ARRAY(ops->scratch, scratch, ops->threads * kernels->attention_scratch);
-#pragma omp parallel num_threads(mb_cpu_threads_for(ops, mb_tensor_count(q)))
+#pragma omp parallel num_threads(mb_cpu_threads_for(ops, 16 * mb_tensor_count(q)))
     {
         pack_all(ops, shape, k, offsets, panels);
 #pragma omp for schedule(dynamic, 1)
@@ -86,9 +91,10 @@ mb_status mb_attention_cpu(mb_ops *ops, const mb_attention_shape *shape, const m
             head.v = mb_tensor_f32(v) + (begin * shape->kv_heads + g) * dh;
             head.o = mb_tensor_f32(o) + (begin * heads + h) * dh;
             head.lse = mb_tensor_f32(lse) + begin * heads + h;
-            kernels->attention(&head, one->first, one->first + SPAN < head.rows ? one->first + SPAN : head.rows,
-                               panels + offsets[one->segment] + g * mb_kernels_panel_floats(kernels, head.rows, dh),
-                               scratch + omp_get_thread_num() * kernels->attention_scratch);
+            kernels->attention(
+                &head, one->first, one->first + SPAN < head.rows ? one->first + SPAN : head.rows,
+                panels + offsets[one->segment] + g * mb_kernels_panel_floats(kernels, head.rows, dh),
+                scratch + omp_get_thread_num() * kernels->attention_scratch);
         }
     }
 done:
@@ -101,8 +107,9 @@ typedef struct gradients {
 } gradients;
 
 /* All query heads of one key head of one segment. key_panels and value_panels are this thread's. */
-static void group_backward(const mb_kernels *kernels, const mb_attention_shape *shape, int64_t segment, int64_t g,
-                           const gradients *all, float *key_panels, float *value_panels, float *scratch)
+static void group_backward(const mb_kernels *kernels, const mb_attention_shape *shape, int64_t segment,
+                           int64_t g, const gradients *all, float *key_panels, float *value_panels,
+                           float *scratch)
 {
     int64_t heads = shape->heads, groups = shape->kv_heads, dh = shape->head_width, share = heads / groups;
     int64_t begin = shape->offsets[segment], at = (begin * groups + g) * dh;
@@ -124,13 +131,15 @@ static void group_backward(const mb_kernels *kernels, const mb_attention_shape *
 }
 
 mb_status mb_attention_backward_cpu(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q,
-                                    const mb_tensor *k, const mb_tensor *v, const mb_tensor *o, const mb_tensor *lse,
-                                    const mb_tensor *d_o, mb_tensor *dq, mb_tensor *dk, mb_tensor *dv)
+                                    const mb_tensor *k, const mb_tensor *v, const mb_tensor *o,
+                                    const mb_tensor *lse, const mb_tensor *d_o, mb_tensor *dq, mb_tensor *dk,
+                                    mb_tensor *dv)
 {
     mb_status status = MB_OK;
     const mb_kernels *kernels = mb_cpu_get(ops)->kernels;
-    gradients all = {mb_tensor_f32(q),   mb_tensor_f32(k),   mb_tensor_f32(v),  mb_tensor_f32(o), mb_tensor_f32(lse),
-                     mb_tensor_f32(d_o), mb_tensor_f32(dq), mb_tensor_f32(dk), mb_tensor_f32(dv)};
+    gradients all = {mb_tensor_f32(q),  mb_tensor_f32(k),   mb_tensor_f32(v),
+                     mb_tensor_f32(o),  mb_tensor_f32(lse), mb_tensor_f32(d_o),
+                     mb_tensor_f32(dq), mb_tensor_f32(dk),  mb_tensor_f32(dv)};
     int64_t longest = 0;
     float *scratch = NULL;
     for (int64_t s = 0; s < shape->segments; s++) {
@@ -140,7 +149,7 @@ mb_status mb_attention_backward_cpu(mb_ops *ops, const mb_attention_shape *shape
     int64_t panel = mb_kernels_panel_floats(kernels, longest, shape->head_width);
     int64_t own = 2 * panel + kernels->attention_scratch;
     MB_ARENA_ARRAY(ops->scratch, scratch, ops->threads * own);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(mb_cpu_threads_for(ops, mb_tensor_count(q)))
+#pragma omp parallel for schedule(dynamic, 1) num_threads(mb_cpu_threads_for(ops, 16 * mb_tensor_count(q)))
     for (int64_t i = 0; i < shape->segments * shape->kv_heads; i++) {
         float *mine = scratch + omp_get_thread_num() * own;
         group_backward(kernels, shape, i / shape->kv_heads, i % shape->kv_heads, &all, mine, mine + panel,

@@ -1,10 +1,12 @@
-/* attention_body: attention of one head of one segment, in blocks of queries and keys (part of kernels_body.h).
+/* attention_body: attention of one head of one segment, in blocks of queries and keys (part of
+ * kernels_body.h).
  *
- * Sources: Dao et al. 2022, "FlashAttention", algorithms 1 and 4 (running maximum, recomputed probabilities); Dao 2023, section 3.1
- * (queries outside, keys inside).
- * All products go through one routine, tile(): c[m,n] (+)= a[m,k] b[k,n], sums running over k in order in one register per element, so
- * that the bits of an element do not depend on how m and n are cut. Keys and values come transposed, in panels of PANEL columns.
- * Blocks of keys begin at multiples of KEYS from the segment's first row, so a row's bits depend on its segment's rows only.
+ * Sources: Dao et al. 2022, "FlashAttention", algorithms 1 and 4 (running maximum, recomputed probabilities);
+ * Dao 2023, section 3.1 (queries outside, keys inside). All products go through one routine, tile(): c[m,n]
+ * (+)= a[m,k] b[k,n], sums running over k in order in one register per element, so that the bits of an
+ * element do not depend on how m and n are cut. Keys and values come transposed, in panels of PANEL columns.
+ * Blocks of keys begin at multiples of KEYS from the segment's first row, so a row's bits depend on its
+ * segment's rows only.
  *
  * 1. products
  * 2. forward
@@ -18,9 +20,10 @@ enum { NV = 2, MR4 = 1, MR3 = 1, MR2 = 6, MR1 = 6 };
 #endif
 enum { PANEL = NV * W, QUERIES = 24, KEYS = 256, SCRATCH_FLOATS = 2 * QUERIES * KEYS + 2 * QUERIES };
 
-/* ---- 1. products --------------------------------------------------------------------------------------------------- */
+/* ---- 1. products ---- */
 
-/* A matrix [k,n] whose columns come in panels of PANEL, `panel_stride` floats apart; its rows are `stride` apart. */
+/* A matrix [k,n] whose columns come in panels of PANEL, `panel_stride` floats apart; its rows are `stride`
+ * apart. */
 typedef struct panels {
     const float *data;
     int64_t stride, panel_stride;
@@ -31,11 +34,13 @@ typedef struct operand {
     int64_t row_stride, column_stride;
 } operand;
 
-/* mr rows times nv vectors; mr and nv are constants after inlining. The last vector has `last` columns when is_partial. */
-static inline __attribute__((always_inline)) void tile(const int mr, const int nv, const bool is_partial, int64_t last,
-                                                       int64_t k, const float *a, int64_t row_stride,
-                                                       int64_t column_stride, const float *b, int64_t ldb,
-                                                       bool accumulate, float *c, int64_t ldc)
+/* mr rows times nv vectors; mr and nv are constants after inlining. The last vector has `last` columns when
+ * is_partial. */
+static inline __attribute__((always_inline)) void tile(const int mr, const int nv, const bool is_partial,
+                                                       int64_t last, int64_t k, const float *a,
+                                                       int64_t row_stride, int64_t column_stride,
+                                                       const float *b, int64_t ldb, bool accumulate, float *c,
+                                                       int64_t ldc)
 {
     mb_vf sum[12][4];
 #pragma GCC unroll 12
@@ -76,8 +81,9 @@ static inline __attribute__((always_inline)) void tile(const int mr, const int n
 
 /* All m rows times nv vectors, mr rows at a time, then 4, 2 and 1. */
 static inline __attribute__((always_inline)) void column(const int mr, const int nv, const bool is_partial,
-                                                         int64_t last, int64_t m, int64_t k, operand a, const float *b,
-                                                         int64_t ldb, bool accumulate, float *c, int64_t ldc)
+                                                         int64_t last, int64_t m, int64_t k, operand a,
+                                                         const float *b, int64_t ldb, bool accumulate,
+                                                         float *c, int64_t ldc)
 {
     const float *x = a.data;
     int64_t rs = a.row_stride, cs = a.column_stride, i = 0;
@@ -96,7 +102,8 @@ static inline __attribute__((always_inline)) void column(const int mr, const int
 }
 
 /* c[m,n] = (accumulate ? c : 0) + a[m,k] b[k,n] */
-static void product(int64_t m, int64_t n, int64_t k, operand a, panels b, bool accumulate, float *c, int64_t ldc)
+static void product(int64_t m, int64_t n, int64_t k, operand a, panels b, bool accumulate, float *c,
+                    int64_t ldc)
 {
     for (int64_t j = 0; j < n; j += PANEL, b.data += b.panel_stride) {
         int64_t columns = n - j < PANEL ? n - j : PANEL, vectors = (columns + W - 1) / W;
@@ -126,10 +133,14 @@ static inline void turn_quad(const float *in, int64_t stride, float *out)
     quad a, b, c, d;
     memcpy(&a, in, sizeof a), memcpy(&b, in + stride, sizeof b);
     memcpy(&c, in + 2 * stride, sizeof c), memcpy(&d, in + 3 * stride, sizeof d);
-    quad ab = __builtin_shuffle(a, b, (quad_index){0, 4, 1, 5}), AB = __builtin_shuffle(a, b, (quad_index){2, 6, 3, 7});
-    quad cd = __builtin_shuffle(c, d, (quad_index){0, 4, 1, 5}), CD = __builtin_shuffle(c, d, (quad_index){2, 6, 3, 7});
-    quad turned[4] = {__builtin_shuffle(ab, cd, (quad_index){0, 1, 4, 5}), __builtin_shuffle(ab, cd, (quad_index){2, 3, 6, 7}),
-                      __builtin_shuffle(AB, CD, (quad_index){0, 1, 4, 5}), __builtin_shuffle(AB, CD, (quad_index){2, 3, 6, 7})};
+    quad ab = __builtin_shuffle(a, b, (quad_index){0, 4, 1, 5}),
+         AB = __builtin_shuffle(a, b, (quad_index){2, 6, 3, 7});
+    quad cd = __builtin_shuffle(c, d, (quad_index){0, 4, 1, 5}),
+         CD = __builtin_shuffle(c, d, (quad_index){2, 6, 3, 7});
+    quad turned[4] = {__builtin_shuffle(ab, cd, (quad_index){0, 1, 4, 5}),
+                      __builtin_shuffle(ab, cd, (quad_index){2, 3, 6, 7}),
+                      __builtin_shuffle(AB, CD, (quad_index){0, 1, 4, 5}),
+                      __builtin_shuffle(AB, CD, (quad_index){2, 3, 6, 7})};
     for (int64_t i = 0; i < 4; i++) memcpy(out + i * PANEL, &turned[i], sizeof turned[i]);
 }
 
@@ -157,15 +168,26 @@ static void pack_panels(const float *k, int64_t rows, int64_t width, int64_t str
 }
 
 /* A matrix [k, width] as it lies: panels side by side. */
-static inline panels plain(const float *data, int64_t stride) { return (panels){data, stride, PANEL}; }
+static inline panels plain(const float *data, int64_t stride)
+{
+    return (panels){data, stride, PANEL};
+}
 
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+static inline int64_t most(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
 
-/* ---- 2. forward ---------------------------------------------------------------------------------------------------- */
+/* ---- 2. forward ---- */
 
-/* The keys of one block that query t sees: columns [low, high) of the block that begins at key k0 and has n keys. */
-static inline void seen(const mb_head *head, int64_t t, int64_t k0, int64_t n, int64_t *out_low, int64_t *out_high)
+/* The keys of one block that query t sees: columns [low, high) of the block that begins at key k0 and has n
+ * keys. */
+static inline void seen(const mb_head *head, int64_t t, int64_t k0, int64_t n, int64_t *out_low,
+                        int64_t *out_high)
 {
     int64_t first = head->window > 0 ? most(0, t - head->window + 1) : 0;
     *out_low = least(n, most(0, first - k0));
@@ -174,7 +196,7 @@ static inline void seen(const mb_head *head, int64_t t, int64_t k0, int64_t n, i
 
 /* Scores i..i+W of a row, -inf where the query does not see the key. NaN stays NaN. */
 static const float lane_limits[3 * W] = {
-    [0 ... W - 1] = -INFINITY, [W ... 2 * W - 1] = INFINITY, [2 * W ... 3 * W - 1] = -INFINITY};
+    [0 ... W - 1] = -INFINITY, [W... 2 * W - 1] = INFINITY, [2 * W... 3 * W - 1] = -INFINITY};
 
 static inline mb_vf visible(const float *s, int64_t i, int64_t low, int64_t high)
 {
@@ -190,7 +212,8 @@ static inline void zero_vectors(float *s, int64_t from, int64_t to)
 }
 
 /* One row of scores to probabilities exp(scale s - top), 0 where unseen; returns their sum. */
-static inline float row_exponentials(float *s, int64_t low, int64_t high, int64_t width, float factor, float top)
+static inline float row_exponentials(float *s, int64_t low, int64_t high, int64_t width, float factor,
+                                     float top)
 {
     int64_t from = low / W * W, to = (high + W - 1) / W * W;
     mb_vf sum = vf_set(0), f = vf_set(factor), shift = vf_set(-top);
@@ -211,8 +234,8 @@ static inline float row_highest(const float *s, int64_t low, int64_t high)
     return vf_highest(top);
 }
 
-/* Rows of one block of scores to probabilities; tops and sums of the rows are brought up to date, o of a row whose top moved
- * is scaled to the new one. */
+/* Rows of one block of scores to probabilities; tops and sums of the rows are brought up to date, o of a row
+ * whose top moved is scaled to the new one. */
 static void softmax_rows(const mb_head *head, int64_t q0, int64_t rows, int64_t k0, int64_t n, int64_t width,
                          bool is_first, float *s, float *tops, float *sums)
 {
@@ -240,7 +263,8 @@ static void softmax_rows(const mb_head *head, int64_t q0, int64_t rows, int64_t 
     }
 }
 
-static void attention(const mb_head *head, int64_t first, int64_t last, const float *key_panels, float *scratch)
+static void attention(const mb_head *head, int64_t first, int64_t last, const float *key_panels,
+                      float *scratch)
 {
     float *s = scratch, *tops = scratch + QUERIES * KEYS, *sums = tops + QUERIES;
     int64_t dh = head->width;
@@ -264,7 +288,7 @@ static void attention(const mb_head *head, int64_t first, int64_t last, const fl
     }
 }
 
-/* ---- 3. backward --------------------------------------------------------------------------------------------------- */
+/* ---- 3. backward ---- */
 
 /* p = exp(scale s - lse); ds = p (dp - delta) scale; both 0 where the query does not see the key. */
 static void gradient_rows(const mb_head *head, int64_t q0, int64_t rows, int64_t k0, int64_t n, int64_t width,
@@ -288,7 +312,8 @@ static void gradient_rows(const mb_head *head, int64_t q0, int64_t rows, int64_t
     }
 }
 
-static void attention_backward(const mb_head *head, const float *key_panels, const float *value_panels, float *scratch)
+static void attention_backward(const mb_head *head, const float *key_panels, const float *value_panels,
+                               float *scratch)
 {
     float *s = scratch, *dp = s + QUERIES * KEYS, *deltas = dp + QUERIES * KEYS;
     int64_t dh = head->width, stride = head->stride, kv = head->kv_stride;

@@ -10,7 +10,8 @@ void openblas_set_num_threads(int threads) __attribute__((weak));
 char *openblas_get_config(void) __attribute__((weak));
 void bli_thread_set_num_threads(int64_t threads) __attribute__((weak));
 
-static mb_status blas_create(int threads, void **out_state, char *out_describe, size_t bytes, bool *out_row_stable)
+static mb_status blas_create(int threads, void **out_state, char *out_describe, size_t bytes,
+                             bool *out_row_stable)
 {
     (void)threads;
     if (openblas_set_num_threads != NULL) openblas_set_num_threads(1);
@@ -40,7 +41,10 @@ static mb_status blas_run(void *state, int thread, int threads, const mb_product
     return MB_OK;
 }
 
-static void blas_destroy(void *state) { (void)state; }
+static void blas_destroy(void *state)
+{
+    (void)state;
+}
 
 const mb_dense_library *mb_blas_get(void)
 {
@@ -49,5 +53,8 @@ const mb_dense_library *mb_blas_get(void)
     return &library;
 }
 #else
-const mb_dense_library *mb_blas_get(void) { return NULL; }
+const mb_dense_library *mb_blas_get(void)
+{
+    return NULL;
+}
 #endif

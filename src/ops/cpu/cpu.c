@@ -15,7 +15,10 @@ static void cpu_destroy(void *opaque)
     mb_free(cpu);
 }
 
-bool mb_ops_cpu_is_built(void) { return mb_dnnl_get() != NULL || mb_blas_get() != NULL; }
+bool mb_ops_cpu_is_built(void)
+{
+    return mb_dnnl_get() != NULL || mb_blas_get() != NULL;
+}
 
 mb_status mb_ops_cpu_fill(mb_ops *ops)
 {
@@ -35,8 +38,8 @@ mb_status mb_ops_cpu_fill(mb_ops *ops)
 #undef MB_CPU_ENTRY
     ops->name = "cpu";
     MB_TRY(mb_linear_probe(ops, &ops->row_stable));
-    snprintf(ops->describe, sizeof ops->describe, "cpu %s, attention %s, %d threads", mb_dense_describe(cpu->dense),
-             cpu->kernels->name, ops->threads);
+    snprintf(ops->describe, sizeof ops->describe, "cpu %s, attention %s, %d threads",
+             mb_dense_describe(cpu->dense), cpu->kernels->name, ops->threads);
 done:
     return status;
 }

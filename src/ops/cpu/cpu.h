@@ -14,13 +14,20 @@ typedef struct mb_cpu {
     const mb_kernels *kernels;
 } mb_cpu;
 
-static inline mb_cpu *mb_cpu_get(mb_ops *ops) { return ops->backend; }
+static inline mb_cpu *mb_cpu_get(mb_ops *ops)
+{
+    return ops->backend;
+}
 
 /* Threads for n elements of cheap work: one below what a parallel region costs. */
-static inline int mb_cpu_threads_for(const mb_ops *ops, int64_t n) { return n < 8192 ? 1 : ops->threads; }
+static inline int mb_cpu_threads_for(const mb_ops *ops, int64_t n)
+{
+    return n < 32768 ? 1 : ops->threads;
+}
 
 /* Part i of n of [0, total) in steps of `step`, last part short or empty. */
-static inline void mb_cpu_part(int64_t total, int64_t step, int64_t i, int64_t n, int64_t *out_first, int64_t *out_last)
+static inline void mb_cpu_part(int64_t total, int64_t step, int64_t i, int64_t n, int64_t *out_first,
+                               int64_t *out_last)
 {
     int64_t steps = (total + step - 1) / step;
     *out_first = steps * i / n * step;
@@ -29,21 +36,27 @@ static inline void mb_cpu_part(int64_t total, int64_t step, int64_t i, int64_t n
     if (*out_first > total) *out_first = total;
 }
 
-#define MB_CPU_LIST(X)                                                                             \
-    X(linear) X(linear_dx) X(linear_dw) X(grouped_linear) X(grouped_linear_dx) X(grouped_linear_dw) \
-    X(rms_norm) X(rms_norm_backward) X(swiglu) X(swiglu_backward) X(rope)                          \
-    X(axpy) X(scale) X(clamp) X(clamp_backward)                                                    \
-    X(embedding) X(embedding_backward) X(head_loss) X(attention) X(attention_backward)             \
-    X(route) X(route_backward) X(gather) X(gather_backward) X(combine) X(combine_backward)         \
-    X(adamw) X(sum_squares)
+/* clang-format off */
+#define MB_CPU_LIST(X)                                                                                        \
+    X(linear) X(linear_dx) X(linear_dw)                                                                      \
+    X(grouped_linear) X(grouped_linear_dx) X(grouped_linear_dw)                                              \
+    X(rms_norm) X(rms_norm_backward) X(swiglu) X(swiglu_backward) X(rope)                                    \
+    X(axpy) X(scale) X(clamp) X(clamp_backward)                                                              \
+    X(embedding) X(embedding_backward) X(head_loss)                                                          \
+    X(attention) X(attention_backward)                                                                       \
+    X(route) X(route_backward) X(gather) X(gather_backward) X(combine)                                       \
+    X(combine_backward) X(adamw) X(sum_squares)
+/* clang-format on */
 
 #define MB_CPU_DECLARE(op) __typeof__(mb_ops_##op) mb_##op##_cpu;
 MB_CPU_LIST(MB_CPU_DECLARE)
 #undef MB_CPU_DECLARE
 
 /* linear.c: x[rows,K] times op(w) without checks, for head.c. */
-mb_status mb_linear_rows(mb_ops *ops, const float *x, int64_t rows, mb_weight *w, bool is_transposed, float *y);
-mb_status mb_linear_add_dw(mb_ops *ops, const float *dy, const float *x, int64_t rows, int64_t n, int64_t k, float *dw);
+mb_status mb_linear_rows(mb_ops *ops, const float *x, int64_t rows, mb_weight *w, bool is_transposed,
+                         float *y);
+mb_status mb_linear_add_dw(mb_ops *ops, const float *dy, const float *x, int64_t rows, int64_t n, int64_t k,
+                           float *dw);
 mb_status mb_linear_probe(mb_ops *ops, bool *out_stable); /* for mb_ops_is_row_stable */
 
 #endif

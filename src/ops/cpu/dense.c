@@ -31,8 +31,10 @@ static mb_status library_get(const char *opt_name, const mb_dense_library **out_
         *out_library = libraries[i];
         return MB_OK;
     }
-    return mb_fail(MB_EUNSUPPORTED, "matrix library \"%s\" is not in this build; install oneDNN or a CBLAS, or use "
-                                    "backend = \"ref\"", opt_name != NULL ? opt_name : "any");
+    return mb_fail(MB_EUNSUPPORTED,
+                   "matrix library \"%s\" is not in this build; install oneDNN or a CBLAS, or use "
+                   "backend = \"ref\"",
+                   opt_name != NULL ? opt_name : "any");
 }
 
 mb_status mb_dense_create(const char *opt_library, int threads, mb_dense **out_dense)
@@ -61,9 +63,18 @@ void mb_dense_destroy(mb_dense **dense)
     MB_FREE(*dense);
 }
 
-const char *mb_dense_describe(const mb_dense *dense) { return dense->describe; }
-bool mb_dense_is_row_stable(const mb_dense *dense) { return dense->is_row_stable; }
-bool mb_dense_can_pack(const mb_dense *dense) { return dense->library->pack != NULL; }
+const char *mb_dense_describe(const mb_dense *dense)
+{
+    return dense->describe;
+}
+bool mb_dense_is_row_stable(const mb_dense *dense)
+{
+    return dense->is_row_stable;
+}
+bool mb_dense_can_pack(const mb_dense *dense)
+{
+    return dense->library->pack != NULL;
+}
 
 mb_status mb_dense_run(mb_dense *dense, int thread, int threads, const mb_product *product)
 {

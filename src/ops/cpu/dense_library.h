@@ -9,7 +9,8 @@
 
 typedef struct mb_dense_library {
     const char *name;
-    mb_status (*create)(int threads, void **out_state, char *out_describe, size_t bytes, bool *out_row_stable);
+    mb_status (*create)(int threads, void **out_state, char *out_describe, size_t bytes,
+                        bool *out_row_stable);
     void (*destroy)(void *state);
     mb_status (*run)(void *state, int thread, int threads, const mb_product *product);
     /* NULL when the library has no packed form. A packed form begins with its free function. */

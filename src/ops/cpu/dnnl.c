@@ -1,7 +1,9 @@
-/* dnnl: products by oneDNN's matmul primitive with every dimension known at creation, and a scratchpad per thread.
+/* dnnl: products by oneDNN's matmul primitive with every dimension known at creation, and a scratchpad per
+ * thread.
  *
- * Each thread keeps its own table of primitives (with their memory objects), found by the shape of the product; oneDNN's own
- * cache below it lets the threads' copies share the generated code. A table that is full is emptied.
+ * Each thread keeps its own table of primitives (with their memory objects), found by the shape of the
+ * product; oneDNN's own cache below it lets the threads' copies share the generated code. A table that is
+ * full is emptied.
  *
  * 1. table of primitives
  * 2. running
@@ -56,13 +58,13 @@ typedef struct packed_matrix {
     void *data;
 } packed_matrix;
 
-#define TRY_DNNL(call)                                                                             \
-    do {                                                                                           \
-        dnnl_status_t code = (call);                                                               \
-        if (code != dnnl_success) MB_RAISE(MB_EUNSUPPORTED, "oneDNN error %d in %s", (int)code, #call); \
+#define TRY_DNNL(call)                                                                                       \
+    do {                                                                                                     \
+        dnnl_status_t code = (call);                                                                         \
+        if (code != dnnl_success) MB_RAISE(MB_EUNSUPPORTED, "oneDNN error %d in %s", (int)code, #call);      \
     } while (0)
 
-/* ---- 1. table of primitives ---------------------------------------------------------------------------------------- */
+/* ---- 1. table of primitives ---- */
 
 static void entry_destroy(entry *e)
 {
@@ -108,8 +110,8 @@ static mb_status entry_memories(state *s, mb_dnnl_pd_ref pd, bool has_bias, entr
     TRY_DNNL(dnnl_memory_create(&e->c, dnnl_primitive_desc_query_md(pd, dnnl_query_dst_md, 0), s->engine,
                                 DNNL_MEMORY_NONE));
     if (has_bias) {
-        TRY_DNNL(dnnl_memory_create(&e->bias, dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 1), s->engine,
-                                    DNNL_MEMORY_NONE));
+        TRY_DNNL(dnnl_memory_create(&e->bias, dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 1),
+                                    s->engine, DNNL_MEMORY_NONE));
     }
 done:
     return status;
@@ -183,7 +185,7 @@ done:
     return status;
 }
 
-/* ---- 2. running ---------------------------------------------------------------------------------------------------- */
+/* ---- 2. running ---- */
 
 static mb_status scratchpad_grow(thread_state *own, size_t bytes)
 {
@@ -222,7 +224,8 @@ done:
     return status;
 }
 
-/* oneDNN asks OpenMP how many threads there are, when a primitive is made and when it runs: it is told for the call. */
+/* oneDNN asks OpenMP how many threads there are, when a primitive is made and when it runs: it is told for
+ * the call. */
 static mb_status dnnl_run(void *opaque, int thread, int threads, const mb_product *product)
 {
     mb_status status = MB_OK;
@@ -247,7 +250,7 @@ done:
     return status;
 }
 
-/* ---- 3. packing ---------------------------------------------------------------------------------------------------- */
+/* ---- 3. packing ---- */
 
 static void packed_free(mb_dense_packed *base)
 {
@@ -310,7 +313,7 @@ done:
     return status;
 }
 
-/* ---- 4. creation --------------------------------------------------------------------------------------------------- */
+/* ---- 4. creation ---- */
 
 static void dnnl_destroy(void *opaque)
 {
@@ -340,14 +343,15 @@ static mb_status implementation_get(state *s, char *out_describe, size_t bytes, 
     TRY_DNNL(dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, &name));
     const dnnl_version_t *version = dnnl_version();
     *out_row_stable = strncmp(name, "brg", 3) == 0 && strstr(name, "avx512") != NULL;
-    snprintf(out_describe, bytes, "oneDNN %d.%d.%d %s%s", version->major, version->minor, version->patch, name,
-             *out_row_stable ? "" : ", fixed tiles");
+    snprintf(out_describe, bytes, "oneDNN %d.%d.%d %s%s", version->major, version->minor, version->patch,
+             name, *out_row_stable ? "" : ", fixed tiles");
 done:
     if (pd != NULL) dnnl_primitive_desc_destroy(pd);
     return status;
 }
 
-static mb_status dnnl_create(int threads, void **out_state, char *out_describe, size_t bytes, bool *out_row_stable)
+static mb_status dnnl_create(int threads, void **out_state, char *out_describe, size_t bytes,
+                             bool *out_row_stable)
 {
     mb_status status = MB_OK;
     state *s = NULL;
@@ -370,10 +374,13 @@ done:
 
 const mb_dense_library *mb_dnnl_get(void)
 {
-    static const mb_dense_library library = {.name = "dnnl", .create = dnnl_create, .destroy = dnnl_destroy,
-                                             .run = dnnl_run, .pack = dnnl_pack};
+    static const mb_dense_library library = {
+        .name = "dnnl", .create = dnnl_create, .destroy = dnnl_destroy, .run = dnnl_run, .pack = dnnl_pack};
     return &library;
 }
 #else
-const mb_dense_library *mb_dnnl_get(void) { return NULL; }
+const mb_dense_library *mb_dnnl_get(void)
+{
+    return NULL;
+}
 #endif

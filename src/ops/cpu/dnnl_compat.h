@@ -1,5 +1,5 @@
-/* dnnl_compat: the few oneDNN calls that differ between versions 2 (descriptors are structs, operations have descriptors)
- * and 3 (descriptors are handles, primitive descriptors are made at once).
+/* dnnl_compat: the few oneDNN calls that differ between versions 2 (descriptors are structs, operations have
+ * descriptors) and 3 (descriptors are handles, primitive descriptors are made at once).
  *
  * Layer: ops (cpu backend, internal).  Uses: oneDNN.
  */

@@ -1,4 +1,5 @@
-/* head (cpu): logits by the dense product, a chunk of rows at a time; softmax in place; gradients by two more products.
+/* head (cpu): logits by the dense product, a chunk of rows at a time; softmax in place; gradients by two more
+ * products.
  *
  * Rows that have a weight are taken first, so that the backward products of a chunk see no row without one.
  */
@@ -15,10 +16,10 @@ typedef struct head_work {
     const int32_t *targets;
     float *loss, *opt_dh, *opt_dw;
     int32_t *opt_argmax;
-    int32_t *order;           /* [N] rows, those with weight first */
-    float *rows, *drows;      /* [chunk, D] of the chunk's rows and their gradients */
-    float *logits;            /* [chunk, V] */
-    int64_t n, d, v, live;    /* live: rows with a weight */
+    int32_t *order;        /* [N] rows, those with weight first */
+    float *rows, *drows;   /* [chunk, D] of the chunk's rows and their gradients */
+    float *logits;         /* [chunk, V] */
+    int64_t n, d, v, live; /* live: rows with a weight */
 } head_work;
 
 /* order[N] and the number of rows with a weight (0 when no gradient is wanted). */
@@ -39,7 +40,8 @@ static void gather_rows(const head_work *work, int64_t first, int64_t rows)
 {
 #pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(work->ops, rows * work->d))
     for (int64_t r = 0; r < rows; r++) {
-        memcpy(work->rows + r * work->d, work->h + work->order[first + r] * work->d, (size_t)work->d * sizeof(float));
+        memcpy(work->rows + r * work->d, work->h + work->order[first + r] * work->d,
+               (size_t)work->d * sizeof(float));
     }
 }
 
@@ -51,7 +53,8 @@ static void losses(const head_work *work, int64_t first, int64_t rows)
         int64_t t = work->order[first + r];
         int32_t best;
         float weight = first + r < work->live ? work->opt_row_weight[t] : 0;
-        work->loss[t] = kernels->cross_entropy(work->logits + r * work->v, work->v, work->targets[t], weight, &best);
+        work->loss[t] =
+            kernels->cross_entropy(work->logits + r * work->v, work->v, work->targets[t], weight, &best);
         if (work->opt_argmax != NULL) work->opt_argmax[t] = best;
     }
 }
@@ -91,15 +94,23 @@ done:
     return status;
 }
 
-mb_status mb_head_loss_cpu(mb_ops *ops, const mb_tensor *h, mb_weight *w, const int32_t *targets, mb_tensor *out_loss,
-                           int32_t *opt_argmax, const float *opt_row_weight, mb_tensor *opt_dh, mb_tensor *opt_dw)
+mb_status mb_head_loss_cpu(mb_ops *ops, const mb_tensor *h, mb_weight *w, const int32_t *targets,
+                           mb_tensor *out_loss, int32_t *opt_argmax, const float *opt_row_weight,
+                           mb_tensor *opt_dh, mb_tensor *opt_dw)
 {
     mb_status status = MB_OK;
-    head_work work = {.ops = ops, .w = w, .h = mb_tensor_f32(h), .opt_row_weight = opt_row_weight,
-                      .targets = targets, .loss = mb_tensor_f32(out_loss), .opt_argmax = opt_argmax,
+    head_work work = {.ops = ops,
+                      .w = w,
+                      .h = mb_tensor_f32(h),
+                      .opt_row_weight = opt_row_weight,
+                      .targets = targets,
+                      .loss = mb_tensor_f32(out_loss),
+                      .opt_argmax = opt_argmax,
                       .opt_dh = opt_dh != NULL ? mb_tensor_f32(opt_dh) : NULL,
-                      .opt_dw = opt_dw != NULL ? mb_tensor_f32(opt_dw) : NULL, .n = mb_ops_rows(h),
-                      .d = mb_ops_width(h), .v = mb_ops_rows(&w->tensor)};
+                      .opt_dw = opt_dw != NULL ? mb_tensor_f32(opt_dw) : NULL,
+                      .n = mb_ops_rows(h),
+                      .d = mb_ops_width(h),
+                      .v = mb_ops_rows(&w->tensor)};
     int64_t chunk = CHUNK_BYTES / (work.v * (int64_t)sizeof(float)) / CHUNK_LEAST * CHUNK_LEAST;
     if (chunk < CHUNK_LEAST) chunk = CHUNK_LEAST;
     if (chunk > CHUNK_MOST) chunk = CHUNK_MOST;
@@ -108,7 +119,8 @@ mb_status mb_head_loss_cpu(mb_ops *ops, const mb_tensor *h, mb_weight *w, const 
     MB_ARENA_ARRAY(ops->scratch, work.drows, chunk * work.d);
     MB_ARENA_ARRAY(ops->scratch, work.logits, chunk * work.v);
     order_rows(&work);
-    if (opt_dh != NULL && work.live < work.n) memset(work.opt_dh, 0, (size_t)(work.n * work.d) * sizeof(float));
+    if (opt_dh != NULL && work.live < work.n)
+        memset(work.opt_dh, 0, (size_t)(work.n * work.d) * sizeof(float));
     MB_TRY(run_chunks(&work, chunk));
 done:
     return status;

@@ -1,5 +1,5 @@
-/* kernels_body: the vector loops, compiled once per instruction set. The including file defines MB_KERNELS_TABLE (the table's
- * name) and MB_KERNELS_NAME.
+/* kernels_body: the vector loops, compiled once per instruction set. The including file defines
+ * MB_KERNELS_TABLE (the table's name) and MB_KERNELS_NAME.
  *
  * 1. norms
  * 2. element-wise
@@ -24,7 +24,7 @@ static inline void store_at(float *p, int64_t i, int64_t n, mb_vf x)
     }
 }
 
-/* ---- 1. norms ------------------------------------------------------------------------------------------------------ */
+/* ---- 1. norms ---- */
 
 static float dot(const float *a, const float *b, int64_t n)
 {
@@ -38,7 +38,8 @@ static float dot(const float *a, const float *b, int64_t n)
     return vf_sum(s0 + s1);
 }
 
-static void rms_norm(const float *x, const float *w, float eps, int64_t rows, int64_t d, float *y, float *rstd)
+static void rms_norm(const float *x, const float *w, float eps, int64_t rows, int64_t d, float *y,
+                     float *rstd)
 {
     for (int64_t r = 0; r < rows; r++, x += d, y += d) {
         rstd[r] = 1.0f / sqrtf(dot(x, x, d) / (float)d + eps);
@@ -48,8 +49,8 @@ static void rms_norm(const float *x, const float *w, float eps, int64_t rows, in
 }
 
 /* dx = r w dy - x r^3 / D sum(w dy x) */
-static void rms_norm_backward(const float *dy, const float *x, const float *w, const float *rstd, int64_t rows,
-                              int64_t d, bool accumulate, float *dx, float *opt_dw)
+static void rms_norm_backward(const float *dy, const float *x, const float *w, const float *rstd,
+                              int64_t rows, int64_t d, bool accumulate, float *dx, float *opt_dw)
 {
     for (int64_t r = 0; r < rows; r++, x += d, dy += d, dx += d) {
         mb_vf sum = vf_set(0), factor = vf_set(rstd[r]);
@@ -80,7 +81,7 @@ static double sum_squares(const float *x, int64_t n)
     return sum;
 }
 
-/* ---- 2. element-wise ----------------------------------------------------------------------------------------------- */
+/* ---- 2. element-wise ---- */
 
 static void swiglu(const float *gate, const float *up, int64_t n, float *y)
 {
@@ -91,7 +92,8 @@ static void swiglu(const float *gate, const float *up, int64_t n, float *y)
 }
 
 /* silu'(g) = s (1 + g (1 - s)) */
-static void swiglu_backward(const float *dy, const float *gate, const float *up, int64_t n, float *dgate, float *dup)
+static void swiglu_backward(const float *dy, const float *gate, const float *up, int64_t n, float *dgate,
+                            float *dup)
 {
     mb_vf one = vf_set(1.0f);
     for (int64_t i = 0; i < n; i += W) {
@@ -139,7 +141,7 @@ static void clamp_backward(float limit, const float *y, int64_t n, float *dy)
     }
 }
 
-/* ---- 3. softmax and cross-entropy ---------------------------------------------------------------------------------- */
+/* ---- 3. softmax and cross-entropy ---- */
 
 static float highest(const float *x, int64_t n)
 {
@@ -198,7 +200,7 @@ static float cross_entropy(float *x, int64_t n, int64_t target, float weight, in
     return (float)(log(sum) + ((double)top - wanted));
 }
 
-/* ---- 4. optimiser -------------------------------------------------------------------------------------------------- */
+/* ---- 4. optimiser ---- */
 
 static void adamw(const mb_adamw_factors *f, int64_t n, const float *g, float *p, float *m, float *v)
 {

@@ -1,14 +1,16 @@
 /* linear (cpu): products as jobs of (group, tile of rows), one thread each; weights packed when it pays.
  *
- * A job's tile has up to 128 rows, so that few shapes occur. Where the library's row bits depend on the number of rows, every tile
- * has exactly 96, the last one padded with zeros. A small dense product on a row stable library runs as one call on
- * all threads instead.
+ * A job's tile has up to 128 rows, so that few shapes occur. Where the library's row bits depend on the
+ * number of rows, every tile has exactly 96, the last one padded with zeros. A small dense product on a row
+ * stable library runs as one call on all threads instead.
  *
- * Packing: plain weights cost a few per cent of a full tile and half the time of a small one, and packing costs as much as
- * that over some 60 (large weights) to 200 tiles (small ones). So values that never changed are packed at their 64th tile; values
- * that do change at once when the version before them met 256 tiles, else at their own 256th.
+ * Packing: plain weights cost a few per cent of a full tile and half the time of a small one, and packing
+ * costs as much as that over some 60 (large weights) to 200 tiles (small ones). So values that never changed
+ * are packed at their 64th tile; values that do change at once when the version before them met 256 tiles,
+ * else at their own 256th.
  *
- * dw is cut into tiles of its own rows; tokens are added in pieces of 512, 256, 128, 64 and the rest, again to have few shapes.
+ * dw is cut into tiles of its own rows; tokens are added in pieces of 512, 256, 128, 64 and the rest, again
+ * to have few shapes.
  *
  * 1. packed weights
  * 2. tiles
@@ -21,11 +23,19 @@
 
 #include "ops/cpu/cpu.h"
 
-enum { TILE_ROWS = 128, FIXED_ROWS = 96, DW_ROWS = 64, SMALL_ROWS = 64, PACK_EARLY = 64, PACK_LATE = 256 };
+enum {
+    TILE_ROWS = 128,
+    FIXED_ROWS = 96,
+    DW_ROWS = 64,
+    SMALL_ROWS = 64, /* a dense product of at most this many rows per thread is one call */
+    PACK_EARLY = 64,
+    PACK_LATE = 256,
+    ONE_THREAD_PRODUCTS = 1 << 18 /* m n k below which a second thread costs more than it does */
+};
 
 typedef enum direction { FORWARD, BACKWARD } direction; /* x W^T, dy W */
 
-/* ---- 1. packed weights --------------------------------------------------------------------------------------------- */
+/* ---- 1. packed weights ---- */
 
 typedef struct packed_weight {
     const mb_dense *dense; /* who packed */
@@ -67,8 +77,8 @@ static packed_weight *record_get(mb_dense *dense, mb_weight *w)
     return p;
 }
 
-/* Count a call of `rows` rows and say whether the values are to be packed now; they then count as packed, so that a weight
- * which serves two groups is packed once. */
+/* Count a call of `rows` rows and say whether the values are to be packed now; they then count as packed, so
+ * that a weight which serves two groups is packed once. */
 static mb_status count_rows(mb_dense *dense, mb_weight *w, direction d, int64_t rows, bool *out_pack)
 {
     *out_pack = false;
@@ -102,7 +112,7 @@ static const void *packed_get(const mb_dense *dense, const mb_weight *w, directi
     return p->packed[d];
 }
 
-/* ---- 2. tiles ------------------------------------------------------------------------------------------------------ */
+/* ---- 2. tiles ---- */
 
 typedef struct tile {
     int64_t group, first, rows;
@@ -122,12 +132,19 @@ typedef struct work {
 static mb_product product_of(mb_dense *dense, const work *job, const tile *t)
 {
     const mb_weight *w = job->weights[t->group];
-    return (mb_product){.m = t->rows, .n = job->out_width, .k = job->in_width,
-                        .is_b_transposed = job->direction == FORWARD, .accumulate = job->accumulate,
-                        .a = job->in + t->first * job->in_width, .b = mb_tensor_f32(&w->tensor),
-                        .opt_bias = job->opt_bias, .opt_packed = packed_get(dense, w, job->direction),
-                        .c = job->out + t->first * job->out_width, .lda = job->in_width,
-                        .ldb = mb_ops_width(&w->tensor), .ldc = job->out_width};
+    return (mb_product){.m = t->rows,
+                        .n = job->out_width,
+                        .k = job->in_width,
+                        .is_b_transposed = job->direction == FORWARD,
+                        .accumulate = job->accumulate,
+                        .a = job->in + t->first * job->in_width,
+                        .b = mb_tensor_f32(&w->tensor),
+                        .opt_bias = job->opt_bias,
+                        .opt_packed = packed_get(dense, w, job->direction),
+                        .c = job->out + t->first * job->out_width,
+                        .lda = job->in_width,
+                        .ldb = mb_ops_width(&w->tensor),
+                        .ldc = job->out_width};
 }
 
 /* The last tile of a group as one of full size: rows copied in and out, the rest zero. */
@@ -223,7 +240,8 @@ static mb_status run_work(mb_ops *ops, const work *job)
     MB_TRY(prepare(ops, job));
     if (job->groups == 1 && mb_dense_is_row_stable(dense) && rows <= (int64_t)SMALL_ROWS * ops->threads) {
         mb_product product = product_of(dense, job, &(tile){0, 0, rows});
-        MB_TRY(mb_dense_run(dense, 0, ops->threads, &product));
+        int threads = product.m * product.n * product.k < ONE_THREAD_PRODUCTS ? 1 : ops->threads;
+        MB_TRY(mb_dense_run(dense, 0, threads, &product));
         goto done;
     }
     MB_ARENA_ARRAY(ops->scratch, tiles, rows / step + job->groups);
@@ -238,7 +256,7 @@ done:
     return status;
 }
 
-/* ---- 3. gradients of weights --------------------------------------------------------------------------------------- */
+/* ---- 3. gradients of weights ---- */
 
 typedef struct dw_work {
     const float *dy, *x;
@@ -256,9 +274,17 @@ static mb_status run_dw_tile(mb_dense *dense, int thread, const dw_work *job, co
     while (token < end) {
         while (piece > 64 && piece > end - token) piece /= 2;
         int64_t tokens = piece < end - token ? piece : end - token;
-        mb_product product = {.m = t->rows, .n = job->k, .k = tokens, .is_a_transposed = true, .accumulate = true,
-                              .a = job->dy + token * job->n + t->first, .b = job->x + token * job->k, .c = c,
-                              .lda = job->n, .ldb = job->k, .ldc = job->k};
+        mb_product product = {.m = t->rows,
+                              .n = job->k,
+                              .k = tokens,
+                              .is_a_transposed = true,
+                              .accumulate = true,
+                              .a = job->dy + token * job->n + t->first,
+                              .b = job->x + token * job->k,
+                              .c = c,
+                              .lda = job->n,
+                              .ldb = job->k,
+                              .ldc = job->k};
         MB_TRY(mb_dense_run(dense, thread, 1, &product));
         token += tokens;
     }
@@ -299,7 +325,7 @@ static void add_dbias(mb_ops *ops, const float *dy, int64_t rows, int64_t n, flo
 {
     enum { COLUMNS = 64 };
     int64_t slices = (n + COLUMNS - 1) / COLUMNS;
-#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, rows * n))
+#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, rows *n))
     for (int64_t s = 0; s < slices; s++) {
         int64_t first = s * COLUMNS, width = n - first < COLUMNS ? n - first : COLUMNS;
         double sums[COLUMNS] = {0};
@@ -310,18 +336,26 @@ static void add_dbias(mb_ops *ops, const float *dy, int64_t rows, int64_t n, flo
     }
 }
 
-/* ---- 4. entries ---------------------------------------------------------------------------------------------------- */
+/* ---- 4. entries ---- */
 
-mb_status mb_linear_rows(mb_ops *ops, const float *x, int64_t rows, mb_weight *w, bool is_transposed, float *y)
+mb_status mb_linear_rows(mb_ops *ops, const float *x, int64_t rows, mb_weight *w, bool is_transposed,
+                         float *y)
 {
     int64_t n = mb_ops_rows(&w->tensor), k = mb_ops_width(&w->tensor);
     int32_t offsets[2] = {0, (int32_t)rows};
-    work job = {.direction = is_transposed ? FORWARD : BACKWARD, .offsets = offsets, .groups = 1, .weights = &w,
-                .in = x, .out = y, .in_width = is_transposed ? k : n, .out_width = is_transposed ? n : k};
+    work job = {.direction = is_transposed ? FORWARD : BACKWARD,
+                .offsets = offsets,
+                .groups = 1,
+                .weights = &w,
+                .in = x,
+                .out = y,
+                .in_width = is_transposed ? k : n,
+                .out_width = is_transposed ? n : k};
     return run_work(ops, &job);
 }
 
-mb_status mb_linear_add_dw(mb_ops *ops, const float *dy, const float *x, int64_t rows, int64_t n, int64_t k, float *dw)
+mb_status mb_linear_add_dw(mb_ops *ops, const float *dy, const float *x, int64_t rows, int64_t n, int64_t k,
+                           float *dw)
 {
     int32_t offsets[2] = {0, (int32_t)rows};
     mb_tensor tensor = mb_tensor_view2(MB_F32, dw, n, k);
@@ -329,13 +363,19 @@ mb_status mb_linear_add_dw(mb_ops *ops, const float *dy, const float *x, int64_t
     return run_dw(ops, &job, 1);
 }
 
-mb_status mb_linear_cpu(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias, bool accumulate,
-                        mb_tensor *y)
+mb_status mb_linear_cpu(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias,
+                        bool accumulate, mb_tensor *y)
 {
     int32_t offsets[2] = {0, (int32_t)mb_ops_rows(x)};
-    work job = {.direction = FORWARD, .offsets = offsets, .groups = 1, .weights = &w, .in = mb_tensor_f32(x),
-                .opt_bias = opt_bias != NULL ? mb_tensor_f32(opt_bias) : NULL, .out = mb_tensor_f32(y),
-                .in_width = mb_ops_width(&w->tensor), .out_width = mb_ops_rows(&w->tensor),
+    work job = {.direction = FORWARD,
+                .offsets = offsets,
+                .groups = 1,
+                .weights = &w,
+                .in = mb_tensor_f32(x),
+                .opt_bias = opt_bias != NULL ? mb_tensor_f32(opt_bias) : NULL,
+                .out = mb_tensor_f32(y),
+                .in_width = mb_ops_width(&w->tensor),
+                .out_width = mb_ops_rows(&w->tensor),
                 .accumulate = accumulate};
     return run_work(ops, &job);
 }
@@ -343,17 +383,28 @@ mb_status mb_linear_cpu(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_
 mb_status mb_linear_dx_cpu(mb_ops *ops, const mb_tensor *dy, mb_weight *w, bool accumulate, mb_tensor *dx)
 {
     int32_t offsets[2] = {0, (int32_t)mb_ops_rows(dy)};
-    work job = {.direction = BACKWARD, .offsets = offsets, .groups = 1, .weights = &w, .in = mb_tensor_f32(dy),
-                .out = mb_tensor_f32(dx), .in_width = mb_ops_rows(&w->tensor),
-                .out_width = mb_ops_width(&w->tensor), .accumulate = accumulate};
+    work job = {.direction = BACKWARD,
+                .offsets = offsets,
+                .groups = 1,
+                .weights = &w,
+                .in = mb_tensor_f32(dy),
+                .out = mb_tensor_f32(dx),
+                .in_width = mb_ops_rows(&w->tensor),
+                .out_width = mb_ops_width(&w->tensor),
+                .accumulate = accumulate};
     return run_work(ops, &job);
 }
 
-mb_status mb_linear_dw_cpu(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, mb_tensor *dw, mb_tensor *opt_dbias)
+mb_status mb_linear_dw_cpu(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, mb_tensor *dw,
+                           mb_tensor *opt_dbias)
 {
     int32_t offsets[2] = {0, (int32_t)mb_ops_rows(x)};
-    dw_work job = {.dy = mb_tensor_f32(dy), .x = mb_tensor_f32(x), .offsets = offsets, .dw = dw,
-                   .n = mb_ops_width(dy), .k = mb_ops_width(x)};
+    dw_work job = {.dy = mb_tensor_f32(dy),
+                   .x = mb_tensor_f32(x),
+                   .offsets = offsets,
+                   .dw = dw,
+                   .n = mb_ops_width(dy),
+                   .k = mb_ops_width(x)};
     if (opt_dbias != NULL) add_dbias(ops, job.dy, mb_ops_rows(x), job.n, mb_tensor_f32(opt_dbias));
     return run_dw(ops, &job, 1);
 }
@@ -361,32 +412,49 @@ mb_status mb_linear_dw_cpu(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x,
 mb_status mb_grouped_linear_cpu(mb_ops *ops, const mb_tensor *x, const int32_t *offsets, int64_t groups,
                                 mb_weight *const *w, mb_tensor *y)
 {
-    work job = {.direction = FORWARD, .offsets = offsets, .groups = groups, .weights = w, .in = mb_tensor_f32(x),
-                .out = mb_tensor_f32(y), .in_width = mb_ops_width(x), .out_width = mb_ops_width(y)};
+    work job = {.direction = FORWARD,
+                .offsets = offsets,
+                .groups = groups,
+                .weights = w,
+                .in = mb_tensor_f32(x),
+                .out = mb_tensor_f32(y),
+                .in_width = mb_ops_width(x),
+                .out_width = mb_ops_width(y)};
     return run_work(ops, &job);
 }
 
 mb_status mb_grouped_linear_dx_cpu(mb_ops *ops, const mb_tensor *dy, const int32_t *offsets, int64_t groups,
                                    mb_weight *const *w, bool accumulate, mb_tensor *dx)
 {
-    work job = {.direction = BACKWARD, .offsets = offsets, .groups = groups, .weights = w, .in = mb_tensor_f32(dy),
-                .out = mb_tensor_f32(dx), .in_width = mb_ops_width(dy), .out_width = mb_ops_width(dx),
+    work job = {.direction = BACKWARD,
+                .offsets = offsets,
+                .groups = groups,
+                .weights = w,
+                .in = mb_tensor_f32(dy),
+                .out = mb_tensor_f32(dx),
+                .in_width = mb_ops_width(dy),
+                .out_width = mb_ops_width(dx),
                 .accumulate = accumulate};
     return run_work(ops, &job);
 }
 
-mb_status mb_grouped_linear_dw_cpu(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const int32_t *offsets,
-                                   int64_t groups, mb_tensor *dw)
+mb_status mb_grouped_linear_dw_cpu(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x,
+                                   const int32_t *offsets, int64_t groups, mb_tensor *dw)
 {
-    dw_work job = {.dy = mb_tensor_f32(dy), .x = mb_tensor_f32(x), .offsets = offsets, .dw = dw,
-                   .n = mb_ops_width(dy), .k = mb_ops_width(x)};
+    dw_work job = {.dy = mb_tensor_f32(dy),
+                   .x = mb_tensor_f32(x),
+                   .offsets = offsets,
+                   .dw = dw,
+                   .n = mb_ops_width(dy),
+                   .k = mb_ops_width(x)};
     return run_dw(ops, &job, groups);
 }
 
-/* ---- 5. probe ------------------------------------------------------------------------------------------------------ */
+/* ---- 5. probe ---- */
 
-/* Do equal rows give equal bits wherever they stand in a call? Always on a row stable library; with tiles of one size it
- * depends on whether the library treats all rows of a tile alike, so it is tried: all rows equal, results must be too. */
+/* Do equal rows give equal bits wherever they stand in a call? Always on a row stable library; with tiles of
+ * one size it depends on whether the library treats all rows of a tile alike, so it is tried: all rows equal,
+ * results must be too. */
 mb_status mb_linear_probe(mb_ops *ops, bool *out_stable)
 {
     enum { ROWS = 2 * FIXED_ROWS + 5, N = 72, K = 200 };

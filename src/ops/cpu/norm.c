@@ -5,7 +5,10 @@
 
 enum { BLOCK_FLOATS = 8192 }; /* rows of a block: about this many elements */
 
-static int64_t block_rows(int64_t d) { return d >= BLOCK_FLOATS ? 1 : BLOCK_FLOATS / d; }
+static int64_t block_rows(int64_t d)
+{
+    return d >= BLOCK_FLOATS ? 1 : BLOCK_FLOATS / d;
+}
 
 mb_status mb_rms_norm_cpu(mb_ops *ops, const mb_tensor *x, const mb_tensor *w, float eps, mb_tensor *y,
                           mb_tensor *out_rstd)
@@ -14,8 +17,8 @@ mb_status mb_rms_norm_cpu(mb_ops *ops, const mb_tensor *x, const mb_tensor *w, f
     const mb_kernels *kernels = mb_cpu_get(ops)->kernels;
 #pragma omp parallel for schedule(static) num_threads(ops->threads) if (rows > step)
     for (int64_t r = 0; r < rows; r += step) {
-        kernels->rms_norm(mb_tensor_f32(x) + r * d, mb_tensor_f32(w), eps, rows - r < step ? rows - r : step, d,
-                          mb_tensor_f32(y) + r * d, mb_tensor_f32(out_rstd) + r);
+        kernels->rms_norm(mb_tensor_f32(x) + r * d, mb_tensor_f32(w), eps, rows - r < step ? rows - r : step,
+                          d, mb_tensor_f32(y) + r * d, mb_tensor_f32(out_rstd) + r);
     }
     return MB_OK;
 }
@@ -29,7 +32,8 @@ static void add_parts(mb_ops *ops, const float *parts, int64_t blocks, int64_t d
     for (int i = 0; i < threads; i++) {
         int64_t first, last;
         mb_cpu_part(d, 16, i, threads, &first, &last);
-        for (int64_t b = 0; b < blocks; b++) kernels->axpy(1.0f, parts + b * d + first, last - first, dw + first);
+        for (int64_t b = 0; b < blocks; b++)
+            kernels->axpy(1.0f, parts + b * d + first, last - first, dw + first);
     }
 }
 
@@ -48,7 +52,8 @@ mb_status mb_rms_norm_backward_cpu(mb_ops *ops, const mb_tensor *dy, const mb_te
         float *part = parts != NULL ? parts + b * d : NULL;
         if (part != NULL) memset(part, 0, (size_t)d * sizeof *part);
         kernels->rms_norm_backward(mb_tensor_f32(dy) + r * d, mb_tensor_f32(x) + r * d, mb_tensor_f32(w),
-                                   mb_tensor_f32(rstd) + r, n, d, accumulate, mb_tensor_f32(dx) + r * d, part);
+                                   mb_tensor_f32(rstd) + r, n, d, accumulate, mb_tensor_f32(dx) + r * d,
+                                   part);
     }
     if (parts != NULL) add_parts(ops, parts, blocks, d, mb_tensor_f32(opt_dw));
 done:

@@ -3,7 +3,7 @@
 
 #include "ops/cpu/cpu.h"
 
-/* ---- router -------------------------------------------------------------------------------------------------------- */
+/* ---- router ---- */
 
 /* The `picks` largest of probs, by repeated insertion: kept in falling order, ties to the lower index. */
 static void pick(const float *probs, int64_t experts, int64_t picks, int32_t *ids)
@@ -25,7 +25,7 @@ mb_status mb_route_cpu(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool
 {
     int64_t tokens = mb_ops_rows(logits), experts = mb_ops_width(logits);
     const mb_kernels *kernels = mb_cpu_get(ops)->kernels;
-#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, tokens * experts * 4))
+#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, tokens *experts * 4))
     for (int64_t t = 0; t < tokens; t++) {
         float *p = mb_tensor_f32(probs) + t * experts, *w = mb_tensor_f32(weights) + t * picks;
         int32_t *own = ids + t * picks;
@@ -39,12 +39,13 @@ mb_status mb_route_cpu(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool
 }
 
 /* As in the plain C backend: through the division by the sum, then through the softmax. */
-mb_status mb_route_backward_cpu(mb_ops *ops, const mb_tensor *probs, const int32_t *ids, const mb_tensor *weights,
-                                bool normalise, const mb_tensor *dweights, mb_tensor *dlogits)
+mb_status mb_route_backward_cpu(mb_ops *ops, const mb_tensor *probs, const int32_t *ids,
+                                const mb_tensor *weights, bool normalise, const mb_tensor *dweights,
+                                mb_tensor *dlogits)
 {
     int64_t tokens = mb_ops_rows(probs), experts = mb_ops_width(probs), picks = mb_ops_width(weights);
     const mb_kernels *kernels = mb_cpu_get(ops)->kernels;
-#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, tokens * experts * 4))
+#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, tokens *experts * 4))
     for (int64_t t = 0; t < tokens; t++) {
         const float *p = mb_tensor_f32(probs) + t * experts, *w = mb_tensor_f32(weights) + t * picks;
         const float *dw = mb_tensor_f32(dweights) + t * picks;
@@ -65,14 +66,15 @@ mb_status mb_route_backward_cpu(mb_ops *ops, const mb_tensor *probs, const int32
     return MB_OK;
 }
 
-/* ---- rows to experts and back --------------------------------------------------------------------------------------- */
+/* ---- rows to experts and back ---- */
 
 mb_status mb_gather_cpu(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch, mb_tensor *y)
 {
     int64_t d = mb_ops_width(x);
-#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, dispatch->rows * d))
+#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, dispatch->rows *d))
     for (int64_t p = 0; p < dispatch->rows; p++) {
-        memcpy(mb_tensor_f32(y) + p * d, mb_tensor_f32(x) + dispatch->row_token[p] * d, (size_t)d * sizeof(float));
+        memcpy(mb_tensor_f32(y) + p * d, mb_tensor_f32(x) + dispatch->row_token[p] * d,
+               (size_t)d * sizeof(float));
     }
     return MB_OK;
 }
@@ -82,7 +84,7 @@ mb_status mb_gather_backward_cpu(mb_ops *ops, const mb_tensor *dy, const mb_disp
 {
     int64_t tokens = mb_ops_rows(dx), d = mb_ops_width(dx);
     const mb_kernels *kernels = mb_cpu_get(ops)->kernels;
-#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, tokens * picks * d))
+#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, tokens *picks *d))
     for (int64_t t = 0; t < tokens; t++) {
         for (int64_t k = 0; k < picks; k++) {
             int64_t row = dispatch->slot_row[t * picks + k];
@@ -92,12 +94,12 @@ mb_status mb_gather_backward_cpu(mb_ops *ops, const mb_tensor *dy, const mb_disp
     return MB_OK;
 }
 
-mb_status mb_combine_cpu(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch, const mb_tensor *weights,
-                         mb_tensor *y)
+mb_status mb_combine_cpu(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch,
+                         const mb_tensor *weights, mb_tensor *y)
 {
     int64_t tokens = mb_ops_rows(y), d = mb_ops_width(y), picks = mb_ops_width(weights);
     const mb_kernels *kernels = mb_cpu_get(ops)->kernels;
-#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, tokens * picks * d))
+#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, tokens *picks *d))
     for (int64_t t = 0; t < tokens; t++) {
         for (int64_t k = 0; k < picks; k++) {
             int64_t row = dispatch->slot_row[t * picks + k];
@@ -108,19 +110,21 @@ mb_status mb_combine_cpu(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dis
     return MB_OK;
 }
 
-mb_status mb_combine_backward_cpu(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const mb_dispatch *dispatch,
-                                  const mb_tensor *weights, mb_tensor *dx, mb_tensor *opt_dweights)
+mb_status mb_combine_backward_cpu(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x,
+                                  const mb_dispatch *dispatch, const mb_tensor *weights, mb_tensor *dx,
+                                  mb_tensor *opt_dweights)
 {
     int64_t tokens = mb_ops_rows(dy), d = mb_ops_width(dy), picks = mb_ops_width(weights);
     const mb_kernels *kernels = mb_cpu_get(ops)->kernels;
-#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, tokens * picks * d))
+#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, tokens *picks *d))
     for (int64_t t = 0; t < tokens; t++) {
         const float *g = mb_tensor_f32(dy) + t * d;
         for (int64_t k = 0; k < picks; k++) {
             int64_t at = t * picks + k, row = dispatch->slot_row[at];
             if (row >= 0) kernels->scale(mb_tensor_f32(weights)[at], g, d, mb_tensor_f32(dx) + row * d);
             if (opt_dweights == NULL) continue;
-            mb_tensor_f32(opt_dweights)[at] = row >= 0 ? kernels->dot(g, mb_tensor_f32(x) + row * d, d) : 0.0f;
+            mb_tensor_f32(opt_dweights)[at] =
+                row >= 0 ? kernels->dot(g, mb_tensor_f32(x) + row * d, d) : 0.0f;
         }
     }
     return MB_OK;

@@ -1,5 +1,6 @@
 /* act (ref): gated activation, rotary positions, small element-wise ops, dropout.
- * Sources: Shazeer 2020, "GLU variants improve transformer"; Su et al. 2021, "RoFormer" (the two halves paired, as HF does).
+ * Sources: Shazeer 2020, "GLU variants improve transformer"; Su et al. 2021, "RoFormer" (the two halves
+ * paired, as HF does).
  */
 #include <math.h>
 
@@ -32,7 +33,8 @@ mb_status mb_swiglu_backward_ref(mb_ops *ops, const mb_tensor *dy, const mb_tens
     return MB_OK;
 }
 
-mb_status mb_rope_ref(mb_ops *ops, mb_tensor *x, const int32_t *positions, const mb_tensor *table, bool inverse)
+mb_status mb_rope_ref(mb_ops *ops, mb_tensor *x, const int32_t *positions, const mb_tensor *table,
+                      bool inverse)
 {
     int64_t rows = x->shape[0], heads = x->shape[1], width = x->shape[2], half = width / 2;
     float sign = inverse ? -1.0f : 1.0f;

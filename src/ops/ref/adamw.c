@@ -1,5 +1,6 @@
 /* adamw (ref): the optimiser's step and sums of squares.
- * Source: Loshchilov & Hutter 2019, "Decoupled weight decay regularization", algorithm 2 (the decay times the learning rate).
+ * Source: Loshchilov & Hutter 2019, "Decoupled weight decay regularization", algorithm 2 (the decay times the
+ * learning rate).
  */
 #include <math.h>
 

@@ -1,5 +1,6 @@
 /* attention (ref): causal softmax attention inside segments, one query at a time.
- * Source: Vaswani et al. 2017, section 3.2; grouped heads: Ainslie et al. 2023; window: Jiang et al. 2023 (Mistral 7B), section 2.
+ * Source: Vaswani et al. 2017, section 3.2; grouped heads: Ainslie et al. 2023; window: Jiang et al. 2023
+ * (Mistral 7B), section 2.
  */
 #include <math.h>
 #include <string.h>
@@ -52,8 +53,8 @@ static void one_query(const mb_attention_shape *shape, int64_t begin, int64_t t,
     *lse = (float)(top + log(sum));
 }
 
-mb_status mb_attention_ref(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q, const mb_tensor *k,
-                           const mb_tensor *v, mb_tensor *o, mb_tensor *lse)
+mb_status mb_attention_ref(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q,
+                           const mb_tensor *k, const mb_tensor *v, mb_tensor *o, mb_tensor *lse)
 {
     mb_status status = MB_OK;
     int64_t heads = shape->heads, dh = shape->head_width, longest = longest_segment(shape);
@@ -76,9 +77,9 @@ done:
 }
 
 /* Gradients of one head of one segment: dv += p do; dp = do v; ds = p (dp - do.o); dq = ds k; dk += ds q. */
-static void head_backward(const mb_attention_shape *shape, int64_t begin, int64_t end, int64_t h, const float *q,
-                          const float *k, const float *v, const float *o, const float *lse, const float *d_o,
-                          float *dq, double *dk, double *dv)
+static void head_backward(const mb_attention_shape *shape, int64_t begin, int64_t end, int64_t h,
+                          const float *q, const float *k, const float *v, const float *o, const float *lse,
+                          const float *d_o, float *dq, double *dk, double *dv)
 {
     int64_t dh = shape->head_width, g = h / (shape->heads / shape->kv_heads), stride = shape->kv_heads * dh;
     for (int64_t t = begin; t < end; t++) {
@@ -100,8 +101,9 @@ static void head_backward(const mb_attention_shape *shape, int64_t begin, int64_
 }
 
 mb_status mb_attention_backward_ref(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q,
-                                    const mb_tensor *k, const mb_tensor *v, const mb_tensor *o, const mb_tensor *lse,
-                                    const mb_tensor *d_o, mb_tensor *dq, mb_tensor *dk, mb_tensor *dv)
+                                    const mb_tensor *k, const mb_tensor *v, const mb_tensor *o,
+                                    const mb_tensor *lse, const mb_tensor *d_o, mb_tensor *dq, mb_tensor *dk,
+                                    mb_tensor *dv)
 {
     mb_status status = MB_OK;
     int64_t dh = shape->head_width, groups = shape->kv_heads, share = shape->heads / groups;
@@ -117,8 +119,8 @@ mb_status mb_attention_backward_ref(mb_ops *ops, const mb_attention_shape *shape
             memset(key_sum, 0, (size_t)(2 * longest * dh) * sizeof *key_sum);
             for (int64_t h = g * share; h < (g + 1) * share; h++) {
                 head_backward(shape, begin, end, h, mb_tensor_f32(q), mb_tensor_f32(k), mb_tensor_f32(v),
-                              mb_tensor_f32(o), mb_tensor_f32(lse), mb_tensor_f32(d_o), mb_tensor_f32(dq), key_sum,
-                              value_sum);
+                              mb_tensor_f32(o), mb_tensor_f32(lse), mb_tensor_f32(d_o), mb_tensor_f32(dq),
+                              key_sum, value_sum);
             }
             for (int64_t t = begin; t < end; t++) {
                 for (int64_t i = 0; i < dh; i++) {

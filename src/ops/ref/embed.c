@@ -14,7 +14,8 @@ mb_status mb_embedding_ref(mb_ops *ops, const int32_t *tokens, const mb_tensor *
 }
 
 /* Each thread owns a range of columns and walks all tokens, so a table row is added to in token order. */
-mb_status mb_embedding_backward_ref(mb_ops *ops, const int32_t *tokens, const mb_tensor *dy, mb_tensor *dtable)
+mb_status mb_embedding_backward_ref(mb_ops *ops, const int32_t *tokens, const mb_tensor *dy,
+                                    mb_tensor *dtable)
 {
     enum { COLUMNS = 64 };
     int64_t rows = mb_ops_rows(dy), d = mb_ops_width(dtable);

@@ -29,8 +29,8 @@ static void row_softmax(const float *h, const float *w, int64_t v, int64_t d, in
 }
 
 /* dh = weight (softmax - onehot) W; the weighted difference is left in p. */
-static void row_gradient(double *p, const float *w, int64_t v, int64_t d, int32_t target, float weight, double *sums,
-                         float *opt_dh)
+static void row_gradient(double *p, const float *w, int64_t v, int64_t d, int32_t target, float weight,
+                         double *sums, float *opt_dh)
 {
     p[target] -= 1;
     for (int64_t i = 0; i < v; i++) p[i] *= weight;
@@ -42,7 +42,8 @@ static void row_gradient(double *p, const float *w, int64_t v, int64_t d, int32_
     for (int64_t j = 0; j < d; j++) opt_dh[j] = (float)sums[j];
 }
 
-static void add_dw(mb_ops *ops, const double *p, const float *h, int64_t rows, int64_t v, int64_t d, float *dw)
+static void add_dw(mb_ops *ops, const double *p, const float *h, int64_t rows, int64_t v, int64_t d,
+                   float *dw)
 {
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
     for (int64_t i = 0; i < v; i++) {
@@ -54,8 +55,9 @@ static void add_dw(mb_ops *ops, const double *p, const float *h, int64_t rows, i
     }
 }
 
-mb_status mb_head_loss_ref(mb_ops *ops, const mb_tensor *h, mb_weight *w, const int32_t *targets, mb_tensor *out_loss,
-                           int32_t *opt_argmax, const float *opt_row_weight, mb_tensor *opt_dh, mb_tensor *opt_dw)
+mb_status mb_head_loss_ref(mb_ops *ops, const mb_tensor *h, mb_weight *w, const int32_t *targets,
+                           mb_tensor *out_loss, int32_t *opt_argmax, const float *opt_row_weight,
+                           mb_tensor *opt_dh, mb_tensor *opt_dw)
 {
     mb_status status = MB_OK;
     int64_t n = mb_ops_rows(h), d = mb_ops_width(h), v = mb_ops_rows(&w->tensor);

@@ -4,8 +4,8 @@
 #include "ops/ref/ref.h"
 
 /* y[N] = (accumulate ? y : 0) + W x + bias for one row. */
-static void row_forward(const float *x, const float *w, const float *bias, int64_t n, int64_t k, bool accumulate,
-                        float *y)
+static void row_forward(const float *x, const float *w, const float *bias, int64_t n, int64_t k,
+                        bool accumulate, float *y)
 {
     for (int64_t i = 0; i < n; i++) {
         double sum = 0;
@@ -32,7 +32,8 @@ static void row_backward(const float *dy, const float *w, int64_t n, int64_t k, 
 }
 
 /* Rows first..last of all rows: dw[N,K] += dy^T x. */
-static mb_status add_dw(mb_ops *ops, const float *dy, const float *x, int64_t rows, int64_t n, int64_t k, float *dw)
+static mb_status add_dw(mb_ops *ops, const float *dy, const float *x, int64_t rows, int64_t n, int64_t k,
+                        float *dw)
 {
     mb_status status = MB_OK;
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
@@ -65,8 +66,8 @@ static void add_dbias(const float *dy, int64_t rows, int64_t n, float *dbias)
 }
 
 /* Rows x[rows,K] times one weight, and back. */
-static void forward(mb_ops *ops, const float *x, int64_t rows, const mb_tensor *w, const float *bias, bool accumulate,
-                    float *y)
+static void forward(mb_ops *ops, const float *x, int64_t rows, const mb_tensor *w, const float *bias,
+                    bool accumulate, float *y)
 {
     int64_t n = mb_ops_rows(w), k = mb_ops_width(w);
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
@@ -75,7 +76,8 @@ static void forward(mb_ops *ops, const float *x, int64_t rows, const mb_tensor *
     }
 }
 
-static mb_status backward(mb_ops *ops, const float *dy, int64_t rows, const mb_tensor *w, bool accumulate, float *dx)
+static mb_status backward(mb_ops *ops, const float *dy, int64_t rows, const mb_tensor *w, bool accumulate,
+                          float *dx)
 {
     mb_status status = MB_OK;
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
@@ -91,11 +93,11 @@ done:
     return status;
 }
 
-mb_status mb_linear_ref(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias, bool accumulate,
-                        mb_tensor *y)
+mb_status mb_linear_ref(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias,
+                        bool accumulate, mb_tensor *y)
 {
-    forward(ops, mb_tensor_f32(x), mb_ops_rows(x), &w->tensor, opt_bias != NULL ? mb_tensor_f32(opt_bias) : NULL,
-            accumulate, mb_tensor_f32(y));
+    forward(ops, mb_tensor_f32(x), mb_ops_rows(x), &w->tensor,
+            opt_bias != NULL ? mb_tensor_f32(opt_bias) : NULL, accumulate, mb_tensor_f32(y));
     return MB_OK;
 }
 
@@ -104,7 +106,8 @@ mb_status mb_linear_dx_ref(mb_ops *ops, const mb_tensor *dy, mb_weight *w, bool 
     return backward(ops, mb_tensor_f32(dy), mb_ops_rows(dy), &w->tensor, accumulate, mb_tensor_f32(dx));
 }
 
-mb_status mb_linear_dw_ref(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, mb_tensor *dw, mb_tensor *opt_dbias)
+mb_status mb_linear_dw_ref(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, mb_tensor *dw,
+                           mb_tensor *opt_dbias)
 {
     int64_t rows = mb_ops_rows(x), n = mb_ops_width(dy);
     if (opt_dbias != NULL) add_dbias(mb_tensor_f32(dy), rows, n, mb_tensor_f32(opt_dbias));
@@ -116,8 +119,8 @@ mb_status mb_grouped_linear_ref(mb_ops *ops, const mb_tensor *x, const int32_t *
 {
     int64_t n = mb_ops_width(y), k = mb_ops_width(x);
     for (int64_t e = 0; e < groups; e++) {
-        forward(ops, mb_tensor_f32(x) + offsets[e] * k, offsets[e + 1] - offsets[e], &w[e]->tensor, NULL, false,
-                mb_tensor_f32(y) + offsets[e] * n);
+        forward(ops, mb_tensor_f32(x) + offsets[e] * k, offsets[e + 1] - offsets[e], &w[e]->tensor, NULL,
+                false, mb_tensor_f32(y) + offsets[e] * n);
     }
     return MB_OK;
 }
@@ -135,8 +138,8 @@ done:
     return status;
 }
 
-mb_status mb_grouped_linear_dw_ref(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const int32_t *offsets,
-                                   int64_t groups, mb_tensor *dw)
+mb_status mb_grouped_linear_dw_ref(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x,
+                                   const int32_t *offsets, int64_t groups, mb_tensor *dw)
 {
     mb_status status = MB_OK;
     int64_t n = mb_ops_width(dy), k = mb_ops_width(x);

@@ -1,4 +1,5 @@
-/* norm (ref): root mean square norm.  Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization". */
+/* norm (ref): root mean square norm.  Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
+ */
 #include <math.h>
 
 #include "ops/ref/ref.h"

@@ -1,15 +1,16 @@
 /* route (ref): softmax and top-K of the router, rows to experts and back.
- * Source: Shazeer et al. 2017; Fedus et al. 2021 (softmax before top-K); Jiang et al. 2024 (Mixtral: weights normalised over the picks).
+ * Source: Shazeer et al. 2017; Fedus et al. 2021 (softmax before top-K); Jiang et al. 2024 (Mixtral: weights
+ * normalised over the picks).
  */
 #include <math.h>
 #include <string.h>
 
 #include "ops/ref/ref.h"
 
-/* ---- router -------------------------------------------------------------------------------------------------------- */
+/* ---- router ---- */
 
-static void row_route(const float *logits, int64_t experts, int64_t picks, bool normalise, float *probs, int32_t *ids,
-                      float *weights)
+static void row_route(const float *logits, int64_t experts, int64_t picks, bool normalise, float *probs,
+                      int32_t *ids, float *weights)
 {
     float top = logits[0];
     double sum = 0;
@@ -41,13 +42,14 @@ mb_status mb_route_ref(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool
     int64_t tokens = mb_ops_rows(logits), experts = mb_ops_width(logits);
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
     for (int64_t t = 0; t < tokens; t++) {
-        row_route(mb_tensor_f32(logits) + t * experts, experts, picks, normalise, mb_tensor_f32(probs) + t * experts,
-                  ids + t * picks, mb_tensor_f32(weights) + t * picks);
+        row_route(mb_tensor_f32(logits) + t * experts, experts, picks, normalise,
+                  mb_tensor_f32(probs) + t * experts, ids + t * picks, mb_tensor_f32(weights) + t * picks);
     }
     return MB_OK;
 }
 
-/* weights = p_k / s with s the sum of the picked: dp_k = (dw_k - sum_j dw_j w_j) / s; then through the softmax. */
+/* weights = p_k / s with s the sum of the picked: dp_k = (dw_k - sum_j dw_j w_j) / s; then through the
+ * softmax. */
 static void row_route_backward(const float *probs, int64_t experts, const int32_t *ids, const float *weights,
                                int64_t picks, bool normalise, const float *dweights, float *dlogits)
 {
@@ -69,20 +71,21 @@ static void row_route_backward(const float *probs, int64_t experts, const int32_
     }
 }
 
-mb_status mb_route_backward_ref(mb_ops *ops, const mb_tensor *probs, const int32_t *ids, const mb_tensor *weights,
-                                bool normalise, const mb_tensor *dweights, mb_tensor *dlogits)
+mb_status mb_route_backward_ref(mb_ops *ops, const mb_tensor *probs, const int32_t *ids,
+                                const mb_tensor *weights, bool normalise, const mb_tensor *dweights,
+                                mb_tensor *dlogits)
 {
     int64_t tokens = mb_ops_rows(probs), experts = mb_ops_width(probs), picks = mb_ops_width(weights);
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
     for (int64_t t = 0; t < tokens; t++) {
         row_route_backward(mb_tensor_f32(probs) + t * experts, experts, ids + t * picks,
-                           mb_tensor_f32(weights) + t * picks, picks, normalise, mb_tensor_f32(dweights) + t * picks,
-                           mb_tensor_f32(dlogits) + t * experts);
+                           mb_tensor_f32(weights) + t * picks, picks, normalise,
+                           mb_tensor_f32(dweights) + t * picks, mb_tensor_f32(dlogits) + t * experts);
     }
     return MB_OK;
 }
 
-/* ---- rows to experts and back --------------------------------------------------------------------------------------- */
+/* ---- rows to experts and back ---- */
 
 /* Counting sort: stable, so rows of one expert stay in the order of tokens, then picks. */
 mb_status mb_dispatch_ref(mb_ops *ops, const int32_t *ids, int64_t tokens, int64_t picks, int64_t experts,
@@ -110,7 +113,8 @@ mb_status mb_gather_ref(mb_ops *ops, const mb_tensor *x, const mb_dispatch *disp
     int64_t d = mb_ops_width(x);
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
     for (int64_t p = 0; p < dispatch->rows; p++) {
-        memcpy(mb_tensor_f32(y) + p * d, mb_tensor_f32(x) + dispatch->row_token[p] * d, (size_t)d * sizeof(float));
+        memcpy(mb_tensor_f32(y) + p * d, mb_tensor_f32(x) + dispatch->row_token[p] * d,
+               (size_t)d * sizeof(float));
     }
     return MB_OK;
 }
@@ -130,8 +134,8 @@ mb_status mb_gather_backward_ref(mb_ops *ops, const mb_tensor *dy, const mb_disp
     return MB_OK;
 }
 
-mb_status mb_combine_ref(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch, const mb_tensor *weights,
-                         mb_tensor *y)
+mb_status mb_combine_ref(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch,
+                         const mb_tensor *weights, mb_tensor *y)
 {
     int64_t tokens = mb_ops_rows(y), d = mb_ops_width(y), picks = mb_ops_width(weights);
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
@@ -140,14 +144,16 @@ mb_status mb_combine_ref(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dis
             int64_t row = dispatch->slot_row[t * picks + k];
             float weight = mb_tensor_f32(weights)[t * picks + k];
             if (row < 0) continue;
-            for (int64_t i = 0; i < d; i++) mb_tensor_f32(y)[t * d + i] += weight * mb_tensor_f32(x)[row * d + i];
+            for (int64_t i = 0; i < d; i++)
+                mb_tensor_f32(y)[t * d + i] += weight * mb_tensor_f32(x)[row * d + i];
         }
     }
     return MB_OK;
 }
 
-mb_status mb_combine_backward_ref(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const mb_dispatch *dispatch,
-                                  const mb_tensor *weights, mb_tensor *dx, mb_tensor *opt_dweights)
+mb_status mb_combine_backward_ref(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x,
+                                  const mb_dispatch *dispatch, const mb_tensor *weights, mb_tensor *dx,
+                                  mb_tensor *opt_dweights)
 {
     int64_t tokens = mb_ops_rows(dy), d = mb_ops_width(dy), picks = mb_ops_width(weights);
 #pragma omp parallel for schedule(static) num_threads(ops->threads)

@@ -158,11 +158,28 @@ static void test_arena_scopes(void **state)
     mb_arena_destroy(&arena);
 }
 
+/* Releasing over several chunks gives every byte back, so going round again does not raise the peak. */
+static void test_release_over_chunks(void **state)
+{
+    (void)state;
+    mb_arena *arena = NULL;
+    mb_test_ok(mb_arena_create(64, &arena));
+    assert_non_null(mb_arena_alloc(arena, 64, 1));
+    for (int round = 0; round < 5; round++) {
+        mb_arena_mark mark = mb_arena_mark_get(arena);
+        for (int i = 0; i < 40; i++) assert_non_null(mb_arena_alloc(arena, 640, 1));
+        mb_arena_release(arena, mark);
+        assert_int_equal(mb_arena_peak_bytes(arena), 64 + 40 * 640);
+    }
+    mb_arena_destroy(&arena);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_blocks),  cmocka_unit_test(test_too_large), cmocka_unit_test(test_growth),
-        cmocka_unit_test(test_threads), cmocka_unit_test(test_arena),     cmocka_unit_test(test_arena_scopes),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_release_over_chunks), cmocka_unit_test(test_arena),     cmocka_unit_test(test_arena_scopes),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, mb_test_teardown);

@@ -8,7 +8,8 @@
 
 enum { SEED = 20260, SOURCES = 4, MOST = 400 };
 
-static const char *const names[SOURCES] = {"web", "books", "code", "web"}; /* the last one is the first's other file */
+static const char *const names[SOURCES] = {"web", "books", "code",
+                                           "web"}; /* the last one is the first's other file */
 
 typedef struct table {
     double score[MOST];
@@ -56,7 +57,8 @@ static int group_of(const table *t, int64_t i, bool is_none)
 }
 
 /* Take per group, best first, `target[g]` records, or as many as fit into that many tokens. */
-static int64_t brute_force(const table *t, bool is_none, const int64_t target[3], bool by_tokens, int64_t *out)
+static int64_t brute_force(const table *t, bool is_none, const int64_t target[3], bool by_tokens,
+                           int64_t *out)
 {
     int64_t order[MOST], n = 0, used[3] = {0}, count = 0;
     bool is_full[3] = {false};
@@ -76,17 +78,20 @@ static int64_t brute_force(const table *t, bool is_none, const int64_t target[3]
     return count;
 }
 
-static mb_status run(const table *t, const mb_select_options *options, int64_t **record, double **score, int64_t *count)
+static mb_status run(const table *t, const mb_select_options *options, int64_t **record, double **score,
+                     int64_t *count)
 {
     mb_comm *comm = NULL;
     mb_test_ok(mb_comm_create(NULL, NULL, &comm));
-    const mb_select_rows rows = {.count = t->n, .score = t->score, .record_hash = t->hash, .source = t->source, .tokens = t->tokens};
+    const mb_select_rows rows = {
+        .count = t->n, .score = t->score, .record_hash = t->hash, .source = t->source, .tokens = t->tokens};
     mb_status status = mb_select_run(comm, &rows, t->n, names, SOURCES, options, record, score, count);
     mb_comm_destroy(&comm);
     return status;
 }
 
-static void check(const table *t, const mb_select_options *options, bool is_none, const int64_t target[3], bool by_tokens)
+static void check(const table *t, const mb_select_options *options, bool is_none, const int64_t target[3],
+                  bool by_tokens)
 {
     int64_t *record = NULL, count, expected[MOST], n = brute_force(t, is_none, target, by_tokens, expected);
     double *score = NULL;
@@ -122,7 +127,8 @@ static void test_counts(void **state)
             const int64_t all[3] = {k};
             check(&t, &(mb_select_options){.selection_count = k, .quota = "none"}, true, all, false);
             mb_test_ok(mb_select_quota_apportion(k, weight, 3, target));
-            check(&t, &(mb_select_options){.selection_count = k, .quota = "proportional"}, false, target, false);
+            check(&t, &(mb_select_options){.selection_count = k, .quota = "proportional"}, false, target,
+                  false);
         }
     }
 }
@@ -140,7 +146,8 @@ static void test_budgets(void **state)
             const int64_t all[3] = {budget};
             check(&t, &(mb_select_options){.token_budget = budget, .quota = "none"}, true, all, true);
             mb_test_ok(mb_select_quota_apportion(budget, weight, 3, target));
-            check(&t, &(mb_select_options){.token_budget = budget, .quota = "proportional"}, false, target, true);
+            check(&t, &(mb_select_options){.token_budget = budget, .quota = "proportional"}, false, target,
+                  true);
         }
     }
 }
@@ -149,10 +156,12 @@ static void test_lists_and_equal(void **state)
 {
     (void)state;
     table t = make_table(MOST, false);
-    check(&t, &(mb_select_options){.selection_count = 31, .quota = "equal"}, false, (int64_t[]){11, 10, 10}, false);
-    check(&t, &(mb_select_options){.selection_count = 40, .quota = "code=1,books=3"}, false, (int64_t[]){0, 30, 10}, false);
-    check(&t, &(mb_select_options){.selection_percentage = 0.05, .quota = "web=0.5,books=0.25,code=0.25"}, false,
-          (int64_t[]){10, 5, 5}, false);
+    check(&t, &(mb_select_options){.selection_count = 31, .quota = "equal"}, false, (int64_t[]){11, 10, 10},
+          false);
+    check(&t, &(mb_select_options){.selection_count = 40, .quota = "code=1,books=3"}, false,
+          (int64_t[]){0, 30, 10}, false);
+    check(&t, &(mb_select_options){.selection_percentage = 0.05, .quota = "web=0.5,books=0.25,code=0.25"},
+          false, (int64_t[]){10, 5, 5}, false);
 }
 
 static void test_apportion(void **state)
@@ -188,24 +197,33 @@ static void test_errors(void **state)
     count_groups(&t, false, weight);
     int64_t usable = (int64_t)(weight[0] + weight[1] + weight[2]);
     assert_true(usable < 100);
-    snprintf(part, sizeof part, "there are %lld with a score and %lld", (long long)usable, (long long)(100 - usable));
+    snprintf(part, sizeof part, "there are %lld with a score and %lld", (long long)usable,
+             (long long)(100 - usable));
     fails(&t, &(mb_select_options){.selection_count = 100, .quota = "none"}, MB_ERANGE, part);
     fails(&t, &(mb_select_options){.selection_percentage = 1, .quota = "proportional"}, MB_ERANGE, part);
-    fails(&plain, &(mb_select_options){.selection_percentage = 0.001, .quota = "none"}, MB_ERANGE, "of 100 records");
-    fails(&plain, &(mb_select_options){.selection_count = 90, .quota = "equal"}, MB_ERANGE, "wants 30 records of source");
+    fails(&plain, &(mb_select_options){.selection_percentage = 0.001, .quota = "none"}, MB_ERANGE,
+          "of 100 records");
+    fails(&plain, &(mb_select_options){.selection_count = 90, .quota = "equal"}, MB_ERANGE,
+          "wants 30 records of source");
     fails(&plain, &(mb_select_options){.selection_count = 9, .quota = "wob=1"}, MB_EUSAGE, "no source 'wob'");
     fails(&plain, &(mb_select_options){.selection_count = 9, .quota = "web=1,web=2"}, MB_EUSAGE, "twice");
-    fails(&plain, &(mb_select_options){.selection_count = 9, .quota = "web=0"}, MB_EUSAGE, "no source a share");
-    fails(&plain, &(mb_select_options){.selection_count = 9, .quota = "best"}, MB_EUSAGE, "neither proportional");
-    fails(&plain, &(mb_select_options){.selection_count = 9, .token_budget = 9, .quota = "none"}, MB_EUSAGE, "take one of them");
+    fails(&plain, &(mb_select_options){.selection_count = 9, .quota = "web=0"}, MB_EUSAGE,
+          "no source a share");
+    fails(&plain, &(mb_select_options){.selection_count = 9, .quota = "best"}, MB_EUSAGE,
+          "neither proportional");
+    fails(&plain, &(mb_select_options){.selection_count = 9, .token_budget = 9, .quota = "none"}, MB_EUSAGE,
+          "take one of them");
     plain.tokens[0] = plain.tokens[1] = 50;
-    plain.score[0] = 9; /* the best does not fit */
-    fails(&plain, &(mb_select_options){.token_budget = 49, .quota = "none"}, MB_ERANGE, "the selection is empty");
+    plain.score[0] = INFINITY; /* the best does not fit */
+    plain.hash[0] = plain.source[0] = 0;
+    fails(&plain, &(mb_select_options){.token_budget = 49, .quota = "none"}, MB_ERANGE,
+          "the selection is empty");
     plain.source[17] = 4;
     fails(&plain, &(mb_select_options){.selection_count = 9, .quota = "none"}, MB_EDATA, "record 17");
 }
 
-/* Sampling: low temperature gives the best, every record is drawn at high temperature equally often, no record twice, better ones more often in between. */
+/* Sampling: low temperature gives the best, every record is drawn at high temperature equally often, no
+ * record twice, better ones more often in between. */
 static void test_temperature(void **state)
 {
     (void)state;
@@ -217,14 +235,15 @@ static void test_temperature(void **state)
         t.hash[i] = mb_rng_u64(SEED, MB_RNG_DATA, 40, (uint64_t)i);
         t.tokens[i] = 1;
     }
-    check(&t, &(mb_select_options){.selection_count = TAKEN, .quota = "none", .temperature = 1e-5, .seed = 3}, true,
-          (int64_t[]){TAKEN}, false);
+    check(&t, &(mb_select_options){.selection_count = TAKEN, .quota = "none", .temperature = 1e-5, .seed = 3},
+          true, (int64_t[]){TAKEN, 0, 0}, false);
     for (int pass = 0; pass < 2; pass++) {
         for (int seed = 0; seed < RUNS; seed++) {
             int64_t *record = NULL, count;
             double *score = NULL;
             bool seen[N] = {false};
-            const mb_select_options options = {.selection_count = TAKEN, .quota = "none", .temperature = pass == 0 ? 1e6 : 1, .seed = seed};
+            const mb_select_options options = {
+                .selection_count = TAKEN, .quota = "none", .temperature = pass == 0 ? 1e6 : 1, .seed = seed};
             mb_test_ok(run(&t, &options, &record, &score, &count));
             assert_int_equal(count, TAKEN);
             for (int64_t i = 0; i < count; i++) {
@@ -241,8 +260,10 @@ static void test_temperature(void **state)
     for (int i = 0; i < N; i++) {
         double d = hits[0][i] - RUNS / 4.0;
         spread += d * d / (RUNS / 4.0 * 0.75);
-        if (i < N / 2) low += hits[1][i];
-        else high += hits[1][i];
+        if (i < N / 2)
+            low += hits[1][i];
+        else
+            high += hits[1][i];
     }
     assert_true(spread < 75); /* chi-square of about 39 degrees: 1 in 10^4 above */
     assert_true(high > 2 * low);
@@ -252,7 +273,9 @@ static void test_exact_sum(void **state)
 {
     (void)state;
     mb_exact_sum sum = {{0}}, other = {{0}};
-    const double values[] = {1e300, 1, -1e300, 0x1p-1074, -0.1, 3, 0x1.fffffffffffffp1023, -0x1.fffffffffffffp1023, 0.1, 1e-310, -1e-310, -4};
+    const double values[] = {
+        1e300, 1,      -1e300,  0x1p-1074, -0.1, 3, 0x1.fffffffffffffp1023, -0x1.fffffffffffffp1023,
+        0.1,   1e-310, -1e-310, -4};
     for (size_t i = 0; i < sizeof values / sizeof *values; i++) mb_exact_sum_add(&sum, values[i]);
     assert_true(mb_exact_sum_get(&sum) == 0x1p-1074);
     memset(&sum, 0, sizeof sum);
@@ -337,7 +360,8 @@ static void test_auc(void **state)
     good[6] = NAN;
     double sum = 0;
     for (int i = 0; i < 200; i++) {
-        for (int j = 0; j < 300 && !isnan(good[i]); j++) sum += good[i] > bad[j] ? 1 : good[i] == bad[j] ? 0.5 : 0;
+        for (int j = 0; j < 300 && !isnan(good[i]); j++)
+            sum += good[i] > bad[j] ? 1 : good[i] == bad[j] ? 0.5 : 0;
     }
     assert_true(mb_select_auc(good, 200, bad, 300) == sum / (199.0 * 300));
     assert_true(mb_select_auc(good, 1, good, 1) == 0.5);
@@ -347,10 +371,11 @@ static void test_auc(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_counts),      cmocka_unit_test(test_budgets), cmocka_unit_test(test_lists_and_equal),
-        cmocka_unit_test(test_apportion),   cmocka_unit_test(test_errors),  cmocka_unit_test(test_temperature),
-        cmocka_unit_test(test_exact_sum),   cmocka_unit_test(test_correlate), cmocka_unit_test(test_compare),
-        cmocka_unit_test(test_auc),
+        cmocka_unit_test(test_counts),          cmocka_unit_test(test_budgets),
+        cmocka_unit_test(test_lists_and_equal), cmocka_unit_test(test_apportion),
+        cmocka_unit_test(test_errors),          cmocka_unit_test(test_temperature),
+        cmocka_unit_test(test_exact_sum),       cmocka_unit_test(test_correlate),
+        cmocka_unit_test(test_compare),         cmocka_unit_test(test_auc),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, mb_test_teardown);

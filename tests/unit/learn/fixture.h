@@ -142,7 +142,8 @@ static inline mb_status fix_train(fix_run *run, const mb_trainer_options *option
     mb_free(run->trained);
     run->count = mb_params_trained_count(mb_lm_params(lm));
     run->trained = mb_calloc((size_t)run->count, sizeof(float));
-    memcpy(run->trained, mb_params_trained(mb_lm_params(lm)), (size_t)run->count * sizeof(float));
+    if (run->count > 0)
+        memcpy(run->trained, mb_params_trained(mb_lm_params(lm)), (size_t)run->count * sizeof(float));
     mb_objective_destroy(&objective);
     mb_shard_close(&shard);
     mb_lm_destroy(&lm);

@@ -25,7 +25,8 @@ static void gates_create(gates *g, int64_t routers, int64_t rows)
         g->gradient[l] = mb_calloc((size_t)(rows * EXPERTS), sizeof(float));
         g->ids[l] = mb_calloc((size_t)(rows * PICKS), sizeof(int32_t));
     }
-    g->routing = (mb_routing){.routers = routers,
+    g->routing = (mb_routing){.threads = 2,
+                              .routers = routers,
                               .rows = rows,
                               .experts = EXPERTS,
                               .good = GOOD,

@@ -253,6 +253,58 @@ static void test_against_transformers(void **state)
     compare_with_golden("cpu");
 }
 
+/* Records of no token or one, and records whose mask is all zero, change nothing but the counts. */
+static void test_records_without_targets(void **state)
+{
+    (void)state;
+    static const struct {
+        int64_t count, masked;
+    } rows[] = {{1, 1}, {12, 0}, {1, 1}, {9, 1}, {0, 0}, {7, 0}, {2, 1}};
+    static const char *const objectives[] = {"lm", "sft", "router_warmup"}, *names[] = {"s"};
+    mb_shard_info info = {.tokenizer_hash = "t",
+                          .template_hash = "",
+                          .max_length = 64,
+                          .vocab_size = FIX_VOCAB,
+                          .source_names = names,
+                          .source_files = names,
+                          .source_count = 1,
+                          .has_loss_mask = true};
+    mb_shard_writer *writer = NULL;
+    char *path = mb_test_path(folder, "few.h5");
+    mb_test_ok(mb_shard_writer_create(path, &info, &writer));
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        uint32_t tokens[12] = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8};
+        uint8_t mask[12] = {0};
+        for (int t = 1; t < 12; t++) mask[t] = (uint8_t)rows[i].masked;
+        mb_shard_record record = {.tokens = tokens,
+                                  .loss_mask = mask,
+                                  .count = rows[i].count,
+                                  .source_index = (int64_t)i,
+                                  .record_hash = i};
+        mb_test_ok(mb_shard_writer_add(writer, &record));
+    }
+    mb_test_ok(mb_shard_writer_close(&writer));
+    for (int i = 0; i < 3; i++) {
+        mb_trainer_options options = fix_trainer_options();
+        fix_run run = {.arch = fix_arch(4, 2),
+                       .train = i == 2 ? "router" : "all",
+                       .objective = objectives[i],
+                       .shard = path};
+        char name[32];
+        options.batch_size = i == 2 ? 2 : 1;
+        options.epochs = 2;
+        snprintf(name, sizeof name, "few_%d", i);
+        run_in(&run, name);
+        mb_test_ok(fix_train(&run, &options));
+        assert_true(isfinite(run.report.loss));
+        assert_int_equal(run.report.records, 2 * 6);
+        assert_int_equal(run.report.tokens, 2 * 32);
+        run_free(&run);
+        fix_trainer_free(&options);
+    }
+    mb_free(path);
+}
+
 /* ---- same bits ---- */
 
 /* Lanes beyond the micro-batches are cut off; one lane and three agree but for rounding. */
@@ -485,6 +537,87 @@ static void test_rotation(void **state)
     fix_trainer_free(&options);
 }
 
+/* A newest checkpoint that is torn is passed over: the run goes on from the one before and ends the same. */
+static void test_torn_state(void **state)
+{
+    (void)state;
+    mb_trainer_options options = fix_trainer_options();
+    fix_run whole = {.arch = fix_arch(4, 0), .train = "all", .objective = "lm", .shard = plain}, torn = whole;
+    options.max_steps = 9;
+    options.save_steps = 3;
+    run_in(&whole, "untorn");
+    run_in(&torn, "torn");
+    mb_test_ok(fix_train(&whole, &options));
+    mb_test_ok(fix_train(&torn, &options));
+    char *newest = mb_test_path(torn.folder, "state/step_9/trainer.h5");
+    assert_int_equal(truncate(newest, 1000), 0);
+    mb_test_ok(fix_train(&torn, &options));
+    assert_int_equal(torn.report.steps, 9);
+    assert_memory_equal(whole.trained, torn.trained, (size_t)whole.count * sizeof(float));
+    char *states = mb_test_path(torn.folder, "state/step_9");
+    mb_test_ok(mb_checkpoint_check(states, true));
+    mb_free(states);
+    mb_free(newest);
+    run_free(&whole);
+    run_free(&torn);
+    fix_trainer_free(&options);
+}
+
+/* Train from the golden model's folder and read what was written: adapter, delta, whole. */
+static void test_saved_weights(void **state)
+{
+    (void)state;
+    static const char *const saves[] = {"delta", "full", "lora"};
+    mb_ops *ops = NULL;
+    mb_comm *comm = NULL;
+    mb_shard *shard = NULL;
+    mb_h5 *file = NULL;
+    mb_test_ok(mb_h5_open("tests/golden/losses/losses.h5", &file));
+    char *path = write_golden_shard(file);
+    mb_h5_destroy(&file);
+    mb_test_ok(mb_comm_create(NULL, NULL, &comm));
+    mb_test_ok(mb_ops_create("ref", 1, &ops));
+    mb_test_ok(mb_shard_open(path, 0, &shard));
+    for (int i = 0; i < 3; i++) {
+        bool lora = i == 2;
+        mb_lora_options adapter = {.r = 2, .alpha = 4, .dropout = 0.1, .targets = "q_proj,v_proj", .seed = 3};
+        mb_lm_options model = {
+            .path = "tests/golden/losses/olmoe", .train = "router", .opt_lora = lora ? &adapter : NULL};
+        mb_trainer_options options = fix_trainer_options();
+        mb_objective_options choice = fix_objective_options("sft");
+        mb_objective *objective = NULL;
+        mb_trainer_report report;
+        mb_lm *lm = NULL, *again = NULL;
+        char *run_folder = mb_test_path(folder, saves[i]), *final = mb_test_path(run_folder, "final");
+        options.max_steps = 3;
+        options.gradient_accumulation_steps = 1;
+        mb_free(options.save);
+        options.save = mb_strdup(i == 1 ? "full" : "delta");
+        mb_test_ok(mb_lm_open(ops, &model, &lm));
+        mb_test_ok(mb_objective_create(&choice, lm, &objective));
+        mb_test_ok(mb_trainer_run(comm, lm, objective, shard, &options, run_folder, model.path, &report));
+        model.opt_lora = NULL;
+        if (lora) model.opt_adapter = final;
+        if (!lora) model.path = final;
+        mb_test_ok(mb_lm_open(ops, &model, &again));
+        int64_t n = mb_params_trained_count(mb_lm_params(lm));
+        assert_int_equal(n, mb_params_trained_count(mb_lm_params(again)));
+        assert_memory_equal(mb_params_trained(mb_lm_params(lm)), mb_params_trained(mb_lm_params(again)),
+                            (size_t)n * sizeof(float));
+        mb_objective_destroy(&objective);
+        mb_lm_destroy(&lm);
+        mb_lm_destroy(&again);
+        fix_objective_free(&choice);
+        fix_trainer_free(&options);
+        mb_free(run_folder);
+        mb_free(final);
+    }
+    mb_shard_close(&shard);
+    mb_ops_destroy(&ops);
+    mb_comm_destroy(&comm);
+    mb_free(path);
+}
+
 /* ---- gradients without a step ---- */
 
 static void test_gradients(void **state)
@@ -548,12 +681,21 @@ static void test_gradients(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_loss_falls),      cmocka_unit_test(test_router_warmup),
-        cmocka_unit_test(test_sft_mask),        cmocka_unit_test(test_against_transformers),
-        cmocka_unit_test(test_lanes),           cmocka_unit_test(test_balance_scope),
-        cmocka_unit_test(test_stop_and_resume), cmocka_unit_test(test_other_settings),
-        cmocka_unit_test(test_refusals),        cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_rotation),        cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_loss_falls),
+        cmocka_unit_test(test_router_warmup),
+        cmocka_unit_test(test_sft_mask),
+        cmocka_unit_test(test_against_transformers),
+        cmocka_unit_test(test_records_without_targets),
+        cmocka_unit_test(test_lanes),
+        cmocka_unit_test(test_balance_scope),
+        cmocka_unit_test(test_stop_and_resume),
+        cmocka_unit_test(test_other_settings),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_rotation),
+        cmocka_unit_test(test_torn_state),
+        cmocka_unit_test(test_saved_weights),
+        cmocka_unit_test(test_gradients),
     };
     setenv("MB_COMM", "self", 1);
     setenv("MB_LOG", "error", 1);

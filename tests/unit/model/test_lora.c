@@ -216,6 +216,28 @@ static void test_new_adapter_changes_nothing_yet(void **state)
     mb_ops_destroy(&ops);
 }
 
+static void test_all_linear_is_written_name_by_name(void **state)
+{
+    (void)state;
+    mb_ops *ops = cases_ops("ref");
+    char *folder = cases_temporary();
+    const mb_lora_options lora = {.r = 2, .alpha = 3.5, .targets = "q_proj,all-linear,gate", .rslora = true};
+    mb_lora_options options;
+    mb_lm *lm = lora_open(ops, CASES_FOLDER "/olmoe_plain", &lora, NULL, "all");
+    assert_status_ok(mb_lm_write(lm, folder, "adapter", MB_F32));
+    const int64_t trained = mb_params_trained_count(mb_lm_params(lm));
+    mb_lm_destroy(&lm);
+    assert_status_ok(mb_lora_read_options(folder, &options));
+    assert_string_equal(options.targets, "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj,gate");
+    assert_true(options.alpha == 3.5 && options.rslora);
+    mb_free((char *)options.targets);
+    lm = lora_open(ops, CASES_FOLDER "/olmoe_plain", NULL, folder, "all");
+    assert_int_equal(mb_params_trained_count(mb_lm_params(lm)), trained);
+    mb_lm_destroy(&lm);
+    cases_remove(folder);
+    mb_ops_destroy(&ops);
+}
+
 static void test_merged_model_equals_adapter(void **state)
 {
     (void)state;
@@ -302,6 +324,7 @@ int main(void)
         cmocka_unit_test(test_adapters_of_peft_give_its_logits),
         cmocka_unit_test(test_written_adapter_is_that_of_peft),
         cmocka_unit_test(test_new_adapter_changes_nothing_yet),
+        cmocka_unit_test(test_all_linear_is_written_name_by_name),
         cmocka_unit_test(test_merged_model_equals_adapter),
         cmocka_unit_test(test_what_we_do_not_do_is_refused),
     };

@@ -1,6 +1,7 @@
 /* ops_fixture: what the op tests share: backends to run on, random data, comparison with f64.
  *
- * Every configuration (backend, instruction set, matrix library) is created anew; one that this machine or build has not is skipped.
+ * Every configuration (backend, instruction set, matrix library) is created anew; one that this machine or
+ * build has not is skipped.
  */
 #ifndef MB_TEST_OPS_FIXTURE_H
 #define MB_TEST_OPS_FIXTURE_H
@@ -27,8 +28,8 @@ typedef struct fixture_config {
 } fixture_config;
 
 static const fixture_config fixture_configs[] = {
-    {"ref", NULL, NULL},         {"cpu", "avx512", "dnnl"},  {"cpu", "avx512", "cblas"},
-    {"cpu", "avx2", "dnnl"},     {"cpu", "portable", "cblas"},
+    {"ref", NULL, NULL},     {"cpu", "avx512", "dnnl"},    {"cpu", "avx512", "cblas"},
+    {"cpu", "avx2", "dnnl"}, {"cpu", "portable", "cblas"},
 };
 enum { FIXTURE_CONFIGS = sizeof fixture_configs / sizeof fixture_configs[0] };
 
@@ -82,7 +83,8 @@ static inline double *fixture_f64(int64_t n)
 }
 
 /* Largest difference over the largest value must be below tolerance. */
-static inline void fixture_near(const char *what, const float *got, const double *want, int64_t n, double tolerance)
+static inline void fixture_near(const char *what, const float *got, const double *want, int64_t n,
+                                double tolerance)
 {
     double worst = 0, size = 1e-30;
     int64_t at = 0;
@@ -92,8 +94,8 @@ static inline void fixture_near(const char *what, const float *got, const double
         if (fabs(want[i]) > size) size = fabs(want[i]);
     }
     if (!(worst <= tolerance * size)) {
-        fail_msg("%s: element %lld is %.9g, expected %.9g (relative to %.3g: %.3g, allowed %.3g)", what, (long long)at,
-                 (double)got[at], want[at], size, worst / size, tolerance);
+        fail_msg("%s: element %lld is %.9g, expected %.9g (relative to %.3g: %.3g, allowed %.3g)", what,
+                 (long long)at, (double)got[at], want[at], size, worst / size, tolerance);
     }
 }
 
@@ -141,8 +143,8 @@ static inline void fixture_record(fixture_tape *tape, const float *x, int64_t n)
 typedef void (*fixture_function)(const void *context, const double *x, double *out);
 
 /* out[n] += gradient of sum(dy * f(x)) by central differences. */
-static inline void fixture_gradient(fixture_function f, const void *context, const float *x, int64_t n, const float *dy,
-                                    int64_t m, double *out)
+static inline void fixture_gradient(fixture_function f, const void *context, const float *x, int64_t n,
+                                    const float *dy, int64_t m, double *out)
 {
     const double h = 1e-5;
     double *at = fixture_f64(n), *up = fixture_f64(m), *down = fixture_f64(m);
@@ -160,21 +162,28 @@ static inline void fixture_gradient(fixture_function f, const void *context, con
     mb_free(at), mb_free(up), mb_free(down);
 }
 
-/* Run `body` on every configuration with 1 and 2 threads; both must leave the same bits on the tape. */
+/* Run `body` on every configuration with 1, 2 and 3 threads; all must leave the same bits on the tape, and
+ * the scratch as it was. */
 static inline void fixture_each(void (*body)(mb_ops *ops, fixture_tape *tape))
 {
+    enum { RUNS = 3 };
     for (int c = 0; c < FIXTURE_CONFIGS; c++) {
-        fixture_tape tapes[2] = {{0}, {0}};
-        for (int i = 0; i < 2; i++) {
+        fixture_tape tapes[RUNS] = {{0}};
+        for (int i = 0; i < RUNS; i++) {
             mb_ops *ops = fixture_ops(&fixture_configs[c], i + 1);
             if (ops == NULL) break;
+            mb_arena_mark before = mb_arena_mark_get(mb_ops_scratch(ops));
             body(ops, &tapes[i]);
+            mb_arena_mark after = mb_arena_mark_get(mb_ops_scratch(ops));
+            assert_true(before.chunk == after.chunk && before.used == after.used);
             mb_ops_destroy(&ops);
         }
-        assert_int_equal(tapes[0].n, tapes[1].n);
-        fixture_same(fixture_configs[c].isa != NULL ? fixture_configs[c].isa : "ref", tapes[0].data, tapes[1].data,
-                     tapes[0].n);
-        mb_free(tapes[0].data), mb_free(tapes[1].data);
+        for (int i = 1; i < RUNS; i++) {
+            assert_int_equal(tapes[0].n, tapes[i].n);
+            fixture_same(fixture_configs[c].isa != NULL ? fixture_configs[c].isa : "ref", tapes[0].data,
+                         tapes[i].data, tapes[0].n);
+        }
+        for (int i = 0; i < RUNS; i++) mb_free(tapes[i].data);
     }
 }
 

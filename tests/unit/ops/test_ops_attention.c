@@ -1,4 +1,5 @@
-/* test_ops_attention: attention against f64, gradients against finite differences, masks, and bits of a segment's rows.
+/* test_ops_attention: attention against f64, gradients against finite differences, masks, and bits of a
+ * segment's rows.
  *
  * 1. naive attention
  * 2. values
@@ -18,12 +19,16 @@ static mb_attention_shape shape_of(const attention_case *c, int32_t *offsets)
 {
     offsets[0] = 0;
     for (int64_t s = 0; s < c->segments; s++) offsets[s + 1] = offsets[s] + c->sizes[s];
-    return (mb_attention_shape){.segments = c->segments, .offsets = offsets, .heads = c->heads,
-                                .kv_heads = c->kv_heads, .head_width = c->width,
-                                .scale = (float)(1 / sqrt((double)c->width)), .window = c->window};
+    return (mb_attention_shape){.segments = c->segments,
+                                .offsets = offsets,
+                                .heads = c->heads,
+                                .kv_heads = c->kv_heads,
+                                .head_width = c->width,
+                                .scale = (float)(1 / sqrt((double)c->width)),
+                                .window = c->window};
 }
 
-/* ---- 1. naive attention -------------------------------------------------------------------------------------------- */
+/* ---- 1. naive attention ---- */
 
 static double dot(const double *a, const double *b, int64_t n)
 {
@@ -58,10 +63,10 @@ static void naive(const void *context, const double *x, double *out)
     }
 }
 
-/* ---- 2. values ----------------------------------------------------------------------------------------------------- */
+/* ---- 2. values ---- */
 
 typedef struct arrays {
-    int64_t rows, wide, narrow; /* floats of q and of k */
+    int64_t rows, wide, narrow;              /* floats of q and of k */
     float *x, *o, *lse, *d_o, *dq, *dk, *dv; /* x = q, k, v one after the other */
     mb_tensor q, k, v, to, tlse, td_o, tdq, tdk, tdv;
 } arrays;
@@ -77,7 +82,8 @@ static arrays arrays_create(const mb_attention_shape *s)
     a.q = mb_tensor_view3(MB_F32, a.x, t, s->heads, dh);
     a.k = mb_tensor_view3(MB_F32, a.x + a.wide, t, s->kv_heads, dh);
     a.v = mb_tensor_view3(MB_F32, a.x + a.wide + a.narrow, t, s->kv_heads, dh);
-    a.to = mb_tensor_view3(MB_F32, a.o, t, s->heads, dh), a.tlse = mb_tensor_view2(MB_F32, a.lse, t, s->heads);
+    a.to = mb_tensor_view3(MB_F32, a.o, t, s->heads, dh),
+    a.tlse = mb_tensor_view2(MB_F32, a.lse, t, s->heads);
     a.td_o = mb_tensor_view3(MB_F32, a.d_o, t, s->heads, dh);
     a.tdq = mb_tensor_view3(MB_F32, a.dq, t, s->heads, dh);
     a.tdk = mb_tensor_view3(MB_F32, a.dk, t, s->kv_heads, dh);
@@ -94,8 +100,8 @@ static void arrays_destroy(arrays *a)
 static void run_both(mb_ops *ops, const mb_attention_shape *s, arrays *a, fixture_tape *tape)
 {
     fixture_ok(mb_ops_attention(ops, s, &a->q, &a->k, &a->v, &a->to, &a->tlse));
-    fixture_ok(mb_ops_attention_backward(ops, s, &a->q, &a->k, &a->v, &a->to, &a->tlse, &a->td_o, &a->tdq, &a->tdk,
-                                         &a->tdv));
+    fixture_ok(mb_ops_attention_backward(ops, s, &a->q, &a->k, &a->v, &a->to, &a->tlse, &a->td_o, &a->tdq,
+                                         &a->tdk, &a->tdv));
     fixture_record(tape, a->o, a->wide);
     fixture_record(tape, a->lse, a->rows * s->heads);
     fixture_record(tape, a->dq, a->wide);
@@ -140,7 +146,7 @@ static void test_values(void **state)
     fixture_each(values);
 }
 
-/* ---- 3. gradients -------------------------------------------------------------------------------------------------- */
+/* ---- 3. gradients ---- */
 
 static void check_gradients(mb_ops *ops, const attention_case *c, fixture_tape *tape)
 {
@@ -213,13 +219,14 @@ static void test_long_gradients(void **state)
     }
 }
 
-/* ---- 4. bits ------------------------------------------------------------------------------------------------------- */
+/* ---- 4. bits ---- */
 
 /* A segment alone has the bits it has among others, and its first rows do not see the later ones. */
 static void test_segment_bits(void **state)
 {
     (void)state;
-    const attention_case both = {.segments = 3, .heads = 2, .kv_heads = 1, .width = 32, .sizes = {17, 300, 5}};
+    const attention_case both = {
+        .segments = 3, .heads = 2, .kv_heads = 1, .width = 32, .sizes = {17, 300, 5}};
     const attention_case alone = {.segments = 1, .heads = 2, .kv_heads = 1, .width = 32, .sizes = {300}};
     const attention_case prefix = {.segments = 1, .heads = 2, .kv_heads = 1, .width = 32, .sizes = {211}};
     const attention_case *parts[] = {&alone, &prefix};
@@ -269,8 +276,9 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_values),       cmocka_unit_test(test_gradients), cmocka_unit_test(test_long_gradients),
-        cmocka_unit_test(test_segment_bits), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_values),         cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_long_gradients), cmocka_unit_test(test_segment_bits),
+        cmocka_unit_test(test_refused),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     printf("# seed %d\n", FIXTURE_SEED);

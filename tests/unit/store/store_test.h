@@ -49,6 +49,15 @@ static inline const char *test_path(void **state, const char *name)
     return folder->text;
 }
 
+/* Write a file quickly (no sync, no rename), for tests that write thousands. */
+static inline void test_write(const char *path, const void *bytes, size_t n)
+{
+    FILE *stream = fopen(path, "w");
+    assert_non_null(stream);
+    assert_int_equal(fwrite(bytes, 1, n, stream), n);
+    assert_int_equal(fclose(stream), 0);
+}
+
 #define assert_ok(call)                                                                                      \
     do {                                                                                                     \
         mb_status got_status = (call);                                                                       \
