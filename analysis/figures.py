@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C"]
 DASHES = ["-", "--", "-.", ":"]
+MARKERS = "oDs^vPX*"
 GOOD, BAD = COLOURS[0], COLOURS[1]
 
 # The same thing has the same colour in every figure.

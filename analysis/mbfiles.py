@@ -66,7 +66,7 @@ def read_metrics(path):
     """{name: array} of a metrics.h5, with "step"; nested names keep their slash ("r_mean/0"). None when
     missing."""
     if not os.path.exists(path):
-        return None
+        return read_metrics_lines(os.path.splitext(path)[0] + ".jsonl")
     import h5py
 
     columns = {}
@@ -78,6 +78,19 @@ def read_metrics(path):
                 else None
             )
         )
+    return columns if "step" in columns else None
+
+
+def read_metrics_lines(path):
+    """The same from the metrics.jsonl of a stage that has not published metrics.h5 yet; None when missing."""
+    if not os.path.exists(path):
+        return None
+    import numpy
+
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if line.endswith("}\n")]  # the last may be half written
+    names = {name for row in rows for name in row if name != "time"}
+    columns = {name: numpy.array([row.get(name, numpy.nan) for row in rows], dtype=float) for name in names}
     return columns if "step" in columns else None
 
 
@@ -147,8 +160,10 @@ class Run:
 
     def metrics(self, stage):
         """Curves of a training stage, or None."""
-        path = self.need(stage, "metrics.h5")
-        return read_metrics(path) if path else None
+        found = read_metrics(self.path(stage, "metrics.h5"))
+        if found is None:
+            self.need(stage, "metrics.h5")
+        return found
 
     def stages(self, prefix=""):
         """Names of the stages that start so, in name order."""
@@ -186,35 +201,29 @@ def read_labels(path):
     return labels
 
 
-def find_value(tree, *names):
-    """The first text stored in nested objects under one of these keys ("labels.path" stands for {"labels":
-    {"path": ...}} too)."""
-    if isinstance(tree, dict):
-        for name in names:
-            head, _, rest = name.partition(".")
-            found = tree.get(name)
-            if found is None and rest and isinstance(tree.get(head), dict):
-                found = find_value(tree[head], rest)
-            if isinstance(found, str) and found:
-                return found
-        for value in tree.values():
-            found = find_value(value, *names)
-            if found:
-                return found
+def labels_beside(run):
+    """labels.jsonl beside the files the corpus was sharded from, or one folder above; None without one."""
+    path = run.path("score", "scores.h5")
+    if not os.path.exists(path):
+        return None
+    try:
+        with open_h5(path) as file:
+            sources = [text_of(name) for name in file["source_files"][...]] if "source_files" in file else []
+    except ImportError:
+        return None
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for source in sources:
+        for place in (os.path.dirname(source), os.path.dirname(os.path.dirname(source))):
+            for base in ("", root):
+                found = os.path.join(base, place, "labels.jsonl")
+                if os.path.isfile(found):
+                    return found
     return None
 
 
 def find_labels(run, given=None):
-    """Path of the labels: the one given, else the one the stage auc was run with; None when there is none."""
-    if given:
-        return given
-    done = read_json(run.path("auc", "done.json"))
-    stored = find_value(done, "labels.path", "labels_path") if done else None
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    for place in (stored, os.path.join(root, stored)) if stored else ():
-        if os.path.isfile(place):
-            return place
-    return None
+    """Path of the labels: the one given, else the one beside the corpus if the stage auc has run; or None."""
+    return given or (labels_beside(run) if os.path.isdir(run.path("auc")) else None)
 
 
 def selected_kinds(run, name, labels):

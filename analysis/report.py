@@ -17,8 +17,19 @@ import os
 import sys
 from functools import partial
 
-from mbfiles import find_labels, find_value, open_runs, read_json, read_labels, selected_kinds
-from tables import as_html, as_text, by_auc, decimals, mean_of, percent, spread_of, with_spread, write_csv
+from mbfiles import find_labels, open_runs, read_json, read_labels, selected_kinds
+from tables import (
+    as_html,
+    as_text,
+    by_auc,
+    damage_kinds,
+    decimals,
+    mean_of,
+    percent,
+    spread_of,
+    with_spread,
+    write_csv,
+)
 
 TARGETS = ("selected", "random", "all", "base")  # in this order, others behind
 
@@ -26,14 +37,18 @@ TARGETS = ("selected", "random", "all", "base")  # in this order, others behind
 # ---- 1. collecting -----------------------------------------------------------------------------------------
 
 
+def selection_hash(run, name):
+    """Content hash of a selection's file, from its record."""
+    done = read_json(run.path("select-" + name, "done.json")) or {}
+    return done.get("outputs", {}).get("selected_data.jsonl")
+
+
 def best_selection(run, given=None):
     """Name of the selection the target `selected` was trained on: given, recorded, else the first that is not
     random."""
     names = [name for name in run.parts("select-") if name != "random"]
-    stored = (
-        find_value(read_json(run.path("shard-selected", "done.json")) or {}, "dataset.inputs", "inputs") or ""
-    )
-    recorded = [name for name in names if f"select-{name}/" in stored]
+    used = (read_json(run.path("shard-selected", "done.json")) or {}).get("inputs", {}).get("selected")
+    recorded = [name for name in names if used and selection_hash(run, name) == used]
     for name in [given] + recorded + ["good_mass"] + names:
         if name in names:
             return name
@@ -247,7 +262,7 @@ def merged_auc(data):
 
 def auc_table(auc):
     """AUC of every score per kind, best first, with the price; over seeds the spread of `all` too."""
-    kinds = [kind for kind in auc["counts"] if kind != "good"]
+    kinds = damage_kinds(auc)
     rows = []
     for name in by_auc(auc):
         entry = auc["scores"][name]
@@ -278,7 +293,7 @@ def time_table(data):
                     str(done.get("program", "-")),
                     "-" if seconds is None else f"{seconds:.1f}",
                     str(provenance.get("ranks", "-")),
-                    str(provenance.get("start", "-")),
+                    str(provenance.get("started", "-")),
                 ]
             )
     rows.sort(key=lambda row: row[4])
@@ -615,7 +630,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="Report of a data selection study.")
     parser.add_argument("run", help="run folder, with stages or with seed_<n> folders inside")
     parser.add_argument(
-        "--labels", help="labels.jsonl of the corpus (default: the one the stage auc was run with)"
+        "--labels",
+        help="labels.jsonl of the corpus (default: the one beside the corpus, when the stage auc has run)",
     )
     parser.add_argument(
         "--selected", help="selection the target `selected` was trained on (default: as recorded)"

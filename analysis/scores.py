@@ -9,9 +9,9 @@ import sys
 
 import numpy
 
-from figures import BAD, COLOURS, DASHES, GOOD, colour, grid, legend_right, plt, save
+from figures import BAD, DASHES, GOOD, MARKERS, colour, grid, legend_right, plt, save
 from mbfiles import read_json, read_labels, read_scores
-from tables import by_auc
+from tables import by_auc, damage_kinds
 
 
 def kinds_of(table, labels):
@@ -19,11 +19,6 @@ def kinds_of(table, labels):
     return numpy.array(
         [labels.get((s, int(i)), "") for s, i in zip(table["source"], table["source_index"])], dtype=object
     )
-
-
-def damage_kinds(auc):
-    """The kinds of damage of an auc.json, in its order."""
-    return [kind for kind in auc.get("counts", {}) if kind != "good"]
 
 
 def number(value, form="{:.3f}"):
@@ -88,8 +83,9 @@ def plot_histograms(table, kinds=None):
         axes.set(title=name, yticks=[])
         axes.spines["left"].set_visible(False)
         axes.grid(False)
-    if kinds is not None:
-        panels[0].legend(loc="upper left", bbox_to_anchor=(0, 1.0), handlelength=1.2)
+        axes.locator_params(axis="x", nbins=4)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper right", ncol=2, handlelength=1.2)
     figure.suptitle("Distribution of every score (density; right is better)", x=0.01, ha="left")
     figure.tight_layout()
     return figure
@@ -187,57 +183,26 @@ def plot_layers(auc):
     return figure
 
 
-def spread_labels(points, lowest=0.0, gap=0.035):
-    """Heights for labels beside points, from the top down, no two closer than the gap."""
-    heights, last = {}, float("inf")
-    for name, value in sorted(points.items(), key=lambda item: -item[1]):
-        last = heights[name] = min(value, last - gap)
-    return heights
-
-
 def plot_cost(auc):
     """AUC against FLOPs per token, the price of a score; scores that need no model stand at the left."""
-    entries = {
-        n: (e.get("flops_per_token") or 0, e["all"])
-        for n, e in auc["scores"].items()
-        if e.get("all") is not None
-    }
-    paid = [cost for cost, _ in entries.values() if cost > 0]
-    if not paid:
+    names = [name for name in by_auc(auc) if auc["scores"][name].get("all") is not None]
+    costs = {name: auc["scores"][name].get("flops_per_token") or 0 for name in names}
+    if not any(costs.values()):
         return None
-    free = min(paid) / 6
+    free = min(cost for cost in costs.values() if cost > 0) / 4
     figure, axes = plt.subplots(figsize=(6.4, 3.4))
-    places = {}
-    for name, (cost, value) in entries.items():
-        places.setdefault(round(numpy.log10(cost or free), 1), {})[name] = value
-    for members in places.values():
-        heights = spread_labels(members, gap=0.045)
-        for name, value in members.items():
-            cost = entries[name][0] or free
-            axes.plot(cost, value, "o", markersize=5, color=COLOURS[0] if entries[name][0] else COLOURS[7])
-            axes.annotate(
-                name,
-                (cost, value),
-                xytext=(cost * 1.12, heights[name]),
-                textcoords="data",
-                fontsize=9,
-                va="center",
-                arrowprops={
-                    "arrowstyle": "-",
-                    "linewidth": 0.4,
-                    "color": "#8C8C8C",
-                    "shrinkA": 0,
-                    "shrinkB": 2,
-                },
-            )
+    for i, name in enumerate(names):
+        place = (costs[name] or free, auc["scores"][name]["all"])
+        label = name if costs[name] else name + " (no model)"
+        axes.plot(
+            *place, MARKERS[i % len(MARKERS)], markersize=7, alpha=0.85, color=colour(name, i), label=label
+        )
     axes.axhline(0.5, color="black", linewidth=0.6, linestyle=":")
-    axes.set(
-        xscale="log",
-        xlabel="FLOPs per token (grey, at the left: no model needed)",
-        ylabel="AUC, all kinds",
-        title="What a score costs and what it tells",
-        xlim=(free / 1.5, max(paid) * 4),
-    )
+    axes.axvline(free * 2, color="#8C8C8C", linewidth=0.6)
+    axes.set(xscale="log", xlim=(free / 1.6, max(costs.values()) * 1.6))
+    axes.set(xlabel="FLOPs per token (left of the line: 0)", ylabel="AUC, all kinds")
+    axes.set_title("What a score costs and what it tells (dotted: chance)")
+    legend_right(axes)
     return figure
 
 

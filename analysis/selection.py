@@ -9,7 +9,7 @@ import sys
 
 import numpy
 
-from figures import DASHES, colour, legend_right, plt, save
+from figures import DASHES, MARKERS, colour, legend_right, plt, save
 from mbfiles import Run, find_labels, read_labels, read_scores
 from scores import kinds_of
 from tables import mean_of
@@ -51,6 +51,7 @@ def plot_quality(table, kinds):
     for i, (_, name, x, y) in enumerate(sorted(finals, key=lambda f: -f[0])):
         axes.plot(100 * x, 100 * y, color=colour(name, i), linestyle=DASHES[i // 2 % 4], label=name)
     share = is_good.mean() if len(is_good) else 0
+    lowest = min([share] + [y[x >= 0.03].min() for _, _, x, y in finals])
     x = numpy.linspace(0.01, 1, 200)
     axes.plot(
         100 * x,
@@ -65,7 +66,7 @@ def plot_quality(table, kinds):
         ylabel="good among those kept (%)",
         title="Quality by rank",
         xlim=(0, 100),
-        ylim=(max(0, 100 * share - 25), 103),
+        ylim=(100 * lowest - 4, 103),
     )
     legend_right(axes)
     return figure
@@ -79,13 +80,12 @@ def plot_sources(selections):
     figure, axes = plt.subplots(figsize=(6.4, 1.0 + 0.36 * min(60, len(names))))
     rows = numpy.arange(len(names))
     axes.barh(rows, [100 * available[n] / total for n in names], height=0.62, color="#DDDDDD", label="corpus")
-    markers = "oDs^vPX*"
     for i, (label, summary) in enumerate(selections.items()):
         height = rows + (i - (len(selections) - 1) / 2) * 0.5 / max(1, len(selections))
         axes.plot(
             [100 * summary["sources"].get(n, {}).get("share", 0) for n in names],
             height,
-            markers[i % len(markers)],
+            MARKERS[i % len(MARKERS)],
             markersize=5.5,
             color=colour(label, i),
             linestyle="none",
@@ -150,7 +150,9 @@ def main(arguments=None):
     """Figures of one run's selections."""
     parser = argparse.ArgumentParser(description="What was selected: share of every source, quality by rank.")
     parser.add_argument("run", help="run folder")
-    parser.add_argument("--labels", help="labels.jsonl (default: the one the stage auc was run with)")
+    parser.add_argument(
+        "--labels", help="labels.jsonl (default: the one beside the corpus, when auc has run)"
+    )
     parser.add_argument("--out", default=".", help="folder for the PNG files (default: here)")
     options = parser.parse_args(arguments)
     run = Run(options.run)

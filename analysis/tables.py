@@ -33,6 +33,17 @@ def by_auc(auc):
     return sorted(auc["scores"], key=lambda n: -(auc["scores"][n].get("all") or 0))
 
 
+KNOWN_KINDS = ("words", "chars", "noise", "base64", "lines", "fragments", "html")
+
+
+def damage_kinds(auc):
+    """The kinds of damage of an auc.json: the demo's in their usual order, others behind in the file's."""
+    found = [kind for kind in auc.get("counts", {}) if kind != "good"]
+    return [kind for kind in KNOWN_KINDS if kind in found] + [
+        kind for kind in found if kind not in KNOWN_KINDS
+    ]
+
+
 def decimals(value):
     """An AUC as '0.893'."""
     return "-" if value is None else f"{value:.3f}"

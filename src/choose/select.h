@@ -50,13 +50,12 @@ mb_status mb_select_run(mb_comm *comm, const mb_select_rows *rows, int64_t total
                         const mb_select_options *options, int64_t **out_record, double **out_score,
                         int64_t *out_count);
 
-/* Two selections or two score columns against each other. */
-/* Keys identify records, each at most once per side. */
+/* Two selections against each other. Keys identify records, each at most once per side. */
 typedef struct mb_select_comparison {
     int64_t a, b, both;
     double jaccard; /* 1 for two empty selections */
-    double spearman,
-        kendall; /* average ranks; tau-b; over records both have a score for; NaN when not computable */
+    /* Average ranks and tau-b, over records both have a score for; NaN when not computable. */
+    double spearman, kendall;
 } mb_select_comparison;
 mb_status mb_select_compare(const int64_t *a, const double *opt_a_score, int64_t a_count, const int64_t *b,
                             const double *opt_b_score, int64_t b_count, mb_select_comparison *out_comparison);

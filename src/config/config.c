@@ -122,10 +122,10 @@ typedef struct apply_state {
     mb_config *config;
     mb_option_table *tables;
     int64_t n;
-    const char *known; /* "model|dataset|..." */
+    const char *known;             /* "model|dataset|..." */
     const mb_option_table *others; /* keys of all programs */
     int64_t others_count;
-    json_t *given;     /* keys that were set */
+    json_t *given; /* keys that were set */
 } apply_state;
 
 /* Is name one of "a|b|c"? */
@@ -186,7 +186,8 @@ static mb_status unknown_key(const apply_state *a, const char *key, bool in_stag
     if (is_others && !in_stage) return MB_OK; /* a default for another program */
     const char *nearest = mb_option_nearest(a->tables, a->n, key);
     if (is_others && nearest == NULL)
-        return mb_fail(MB_EUSAGE, "%s: '%s' is a key of another program, not of this one (see --help)", where, key);
+        return mb_fail(MB_EUSAGE, "%s: '%s' is a key of another program, not of this one (see --help)", where,
+                       key);
     if (nearest == NULL && in_stage && a->config->stage != NULL) {
         snprintf(longer, sizeof longer, "%s.%s", a->config->stage, key);
         nearest = mb_option_nearest(a->tables, a->n, longer);
@@ -429,9 +430,13 @@ mb_status mb_config_apply(mb_config *config, mb_option_table *tables, int64_t n,
                           const mb_option_table *opt_others, int64_t others)
 {
     mb_status status = MB_OK;
-    apply_state a = {
-        .config = config, .tables = tables, .n = n, .known = known_prefixes,
-        .others = opt_others, .others_count = others, .given = json_object()};
+    apply_state a = {.config = config,
+                     .tables = tables,
+                     .n = n,
+                     .known = known_prefixes,
+                     .others = opt_others,
+                     .others_count = others,
+                     .given = json_object()};
     if (a.given == NULL) MB_RAISE(MB_ENOMEM, "not enough memory for the configuration");
     for (int64_t t = 0; t < n; t++) MB_TRY(mb_option_defaults(&tables[t]));
     MB_TRY(apply_defaults(&a));
@@ -564,14 +569,18 @@ mb_status mb_config_text(const mb_config *config, const char *key, mb_str *s)
 {
     mb_status status = MB_OK;
     const json_t *value = NULL;
-    const json_t *starts[2] = {config->stage != NULL ? json_object_get(config->study.root, config->stage) : NULL,
+    const json_t *starts[2] = {config->stage != NULL ? json_object_get(config->study.root, config->stage)
+                                                     : NULL,
                                config->study.root};
     for (int64_t i = config->overrides_count - 1; i >= 0; i--)
         if (strcmp(config->overrides[i].key, key) == 0) return mb_str_add(s, config->overrides[i].value);
     for (int i = 0; i < 2 && value == NULL; i++) value = find_value(starts[i], key);
-    if (value == NULL) MB_RAISE(MB_ENOTFOUND, "%s: no key '%s'", config->path ? config->path : "command line", key);
-    if (is_aggregate(value)) MB_TRY(mb_json_print(value, 0, false, s));
-    else MB_TRY(add_scalar(value, s));
+    if (value == NULL)
+        MB_RAISE(MB_ENOTFOUND, "%s: no key '%s'", config->path ? config->path : "command line", key);
+    if (is_aggregate(value))
+        MB_TRY(mb_json_print(value, 0, false, s));
+    else
+        MB_TRY(add_scalar(value, s));
 done:
     return status;
 }

@@ -34,8 +34,9 @@ mb_status mb_config_override(mb_config *config, const char *assignment);
  * and nearest valid name; aliases are accepted and reported once by mb_info; a missing required key is
  * MB_EUSAGE. `known_prefixes`: first key parts of ALL programs ("model|dataset|training|score|select|..."),
  * so that a top-level group another program reads is accepted; a top-level group that is nearly one of them
- * and no stage's is warned about. opt_others: tables of all programs; a default at the top level may name one of
- * their keys, which is then passed over (a stage's own group and the command line may not). Call mb_option_free on the tables after a failure too. */
+ * and no stage's is warned about. opt_others: tables of all programs; a default at the top level may name one
+ * of their keys, which is then passed over (a stage's own group and the command line may not). Call
+ * mb_option_free on the tables after a failure too. */
 mb_status mb_config_apply(mb_config *config, mb_option_table *tables, int64_t n, const char *known_prefixes,
                           const mb_option_table *opt_others, int64_t others);
 
@@ -47,8 +48,8 @@ mb_status mb_config_print(const mb_option_table *tables, int64_t n, mb_str *s);
 /* Names of the top-level groups of the file, comma separated. */
 mb_status mb_config_groups(const mb_config *config, mb_str *s);
 
-/* The value of any key as text, without a table: command line, stage group, top level. Groups and lists as JSON.
- * MB_ENOTFOUND. For scripts (moe-config get). */
+/* The value of any key as text, without a table: command line, stage group, top level. Groups and lists as
+ * JSON. MB_ENOTFOUND. For scripts (moe-config get). */
 mb_status mb_config_text(const mb_config *config, const char *key, mb_str *s);
 
 #endif

@@ -15,9 +15,11 @@
 /* probs[n] = softmax(logits[n]); returns the logsumexp. */
 static double softmax_row(const float *logits, int64_t n, double *probs)
 {
-    double top = logits[0], sum = 0;
+    double top = logits[0];
     for (int64_t e = 1; e < n; e++) top = logits[e] > top ? logits[e] : top;
-    for (int64_t e = 0; e < n; e++) {
+    probs[0] = exp((double)logits[0] - top);
+    double sum = probs[0];
+    for (int64_t e = 1; e < n; e++) {
         probs[e] = exp((double)logits[e] - top);
         sum += probs[e];
     }

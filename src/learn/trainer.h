@@ -6,6 +6,13 @@
  * gradient_accumulation_steps micro-batches of batch_size records, shared over lanes. Order: a permutation
  * per epoch keyed by (seed, epoch). The last step of an epoch may be short. Equal bits on any number of ranks
  * up to `lanes`, after any kill and resume.
+ *
+ * A step that a stop (base/stop.h) interrupts is given up between two micro-batches and done again by the
+ * next run. time_limit_minutes counts from mb_trainer_run; every run does at least one step. max_steps and
+ * max_tokens replace epochs, whichever comes first. A line of metrics is of its step alone; what depends on
+ * the machine (tokens per second) stands under provenance/, which content hashes leave out. State checkpoints
+ * come at epoch ends (the last too), every save_steps and save_minutes; the weights epoch_<n> (n from 1, the
+ * last part of an epoch counts) before them; final is a relative link to the last.
  */
 #ifndef MB_TRAINER_H
 #define MB_TRAINER_H

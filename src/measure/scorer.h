@@ -3,18 +3,25 @@
  * Layer: measure.  Uses: comm, store (shard, scores), model (lm).
  *
  * Tiles (runs of consecutive records, cut by tokens) and parts (runs of tiles, a file each) are formed by the
- * data before anybody asks how many ranks there are; ranks take parts from a shared queue. Scores of a
- * record, over all its tokens (up to max_length): good_mass        softmax mass of the good experts over all
- * gates (logits without the trash bias), mean over tokens and layers; higher is better good_logits      sum
- * of the good experts' raw logits, mean over tokens, summed over layers (per layer: not summed); higher
- *   perplexity       of the source model, exp of the mean loss of tokens 2..n; lower; NaN for a record of one
- * token entropy          of the source model's router softmax in nats, mean over tokens and layers; lower
- *   bytes_per_token  bytes of the text per token; higher.   length: tokens; higher.   Both of the whole
- * record repeats          share of tokens in runs of 8 that stood earlier in the record (scorer_record.h);
- * lower; of the whole record random           uniform by (seed, record_hash) flops_per_token is the forward
- * cost of getting that score alone: all blocks and the head for perplexity; for router scores the blocks up
- * to the last asked layer, whose experts are not computed. NaN scores (bad weights, no tokens) stay NaN: they
- * are never selected.
+ * data before anybody asks how many ranks there are; ranks take parts from a shared queue.
+ *
+ * Scores of a record, over all its tokens up to max_length (bytes_per_token, length, repeats: of the whole
+ * record):
+ * - good_mass: softmax mass of the good experts over all gates (logits without the trash bias), mean over
+ *   tokens and layers; higher is better
+ * - good_logits: sum of the good experts' raw logits, mean over tokens, summed over layers (the stored layers
+ *   are not summed); higher
+ * - perplexity: of the source model, exp of the mean loss of tokens 2..n; lower; NaN for a record of one
+ * token
+ * - entropy: of the source model's router softmax in nats, mean over tokens and layers; lower
+ * - bytes_per_token: bytes of the text per token; higher
+ * - length: tokens; higher
+ * - repeats: share of tokens in runs of 8 that stood earlier in the record (scorer_record.h); lower
+ * - random: uniform by (seed, record_hash)
+ *
+ * flops_per_token is the forward cost of getting that score alone: all blocks and the head for perplexity;
+ * for router scores the blocks up to the last asked layer, whose experts are not computed. NaN scores (no
+ * tokens) stay NaN: they are never selected.
  */
 #ifndef MB_SCORER_H
 #define MB_SCORER_H
@@ -25,8 +32,7 @@
 #include "store/scores.h"
 
 typedef struct mb_scorer_options {
-    char *scores;        /* score.scores: list
-                            "good_mass,good_logits,perplexity,entropy,bytes_per_token,length,repeats,random" */
+    char *scores;        /* score.scores: list of the names above, all by default */
     char *score_layers;  /* score.score_layers: "all", or list of MoE layer numbers from 0 (negative from the
                             end), "0,1,-1" */
     int64_t tile_tokens; /* score.tile_tokens 8192 */

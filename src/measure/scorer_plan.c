@@ -1,7 +1,8 @@
 /* scorer_plan.c: columns, layers, costs, parts.
  *
- * Parts are runs of whole tiles of at least PART_TOKENS tokens, more for a big corpus so that there are never
- * many more than PARTS of them: a file each, and the most that a restart repeats per rank.
+ * Parts are runs of whole tiles: a file each, what ranks share out, and the most that a restart repeats per
+ * rank. About FEW_PARTS of them in a small corpus, of PART_TOKENS tokens in a larger one, never many more
+ * than MOST_PARTS.
  *
  * 1. columns   2. layers   3. costs   4. parts   5. the plan
  */
@@ -10,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PART_TOKENS = 65536, PARTS = 1024 };
+enum { PART_TOKENS = 65536, FEW_PARTS = 64, MOST_PARTS = 1024 };
 
 /* ---- 1. columns ---- */
 
@@ -184,8 +185,9 @@ static void set_costs(mb_scorer_plan *plan, const mb_lm *router, const mb_lm *so
 static mb_status form_parts(mb_scorer_plan *plan, const mb_shard *shard)
 {
     mb_status status = MB_OK;
-    int64_t least = (plan->tiles.tokens + PARTS - 1) / PARTS, held = 0;
-    if (least < PART_TOKENS) least = PART_TOKENS;
+    int64_t least = plan->tiles.tokens / FEW_PARTS, held = 0;
+    if (least > PART_TOKENS) least = PART_TOKENS;
+    if (least < plan->tiles.tokens / MOST_PARTS) least = plan->tiles.tokens / MOST_PARTS;
     MB_NEW_ARRAY(plan->part_first, plan->tiles.count + 1);
     for (int64_t t = 0; t < plan->tiles.count; t++) {
         if (t == 0 || held >= least) {

@@ -108,7 +108,7 @@ mb_arena *mb_ops_scratch(mb_ops *ops)
 static mb_status finish(mb_ops *ops, mb_arena_mark mark, mb_status status, const char *op)
 {
     mb_arena_release(ops->scratch, mark);
-    return status == MB_OK ? MB_OK : mb_status_trace(status, op, __FILE__, 0);
+    return status == MB_OK ? MB_OK : mb_status_trace(status, op, __FILE__, __LINE__);
 }
 
 /* ---- 3. dense products ---- */

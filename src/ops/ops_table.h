@@ -13,7 +13,7 @@
 #include "ops/ops.h"
 
 /* clang-format off */
-#define MB_OPS_LIST(X)                                                                                        \
+#define MB_OPS_LIST(X)                                                                                       \
     X(linear) X(linear_dx) X(linear_dw)                                                                      \
     X(grouped_linear) X(grouped_linear_dx) X(grouped_linear_dw)                                              \
     X(rms_norm) X(rms_norm_backward) X(swiglu) X(swiglu_backward) X(rope)                                    \

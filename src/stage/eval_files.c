@@ -9,11 +9,14 @@
 #include "base/files.h"
 #include "base/version_info.h"
 
-/* results.json without dates (its bytes say the same for the same numbers), and the harness's own <model>/results_<time>.json. */
-mb_status mb_eval_files_write(const mb_program *program, const char *model, const char *opt_adapter, int64_t limit, json_t *results, double seconds)
+/* results.json without dates (its bytes say the same for the same numbers), and the harness's own
+ * <model>/results_<time>.json. */
+mb_status mb_eval_files_write(const mb_program *program, const char *model, const char *opt_adapter,
+                              int64_t limit, json_t *results, double seconds)
 {
     mb_status status = MB_OK;
-    char *plain = mb_program_path(program, "results.json"), *folder = NULL, *dated = NULL, *name = mb_strdup(model), time_text[32], seconds_text[32];
+    char *plain = mb_program_path(program, "results.json"), *folder = NULL, *dated = NULL,
+         *name = mb_strdup(model), time_text[32], seconds_text[32];
     MB_TRY(mb_json_write(plain, results, 2, false));
     for (char *p = name; p != NULL && *p; ++p)
         if (strchr("/\\:*?\"<>| ", *p) != NULL) *p = '_';
@@ -21,8 +24,9 @@ mb_status mb_eval_files_write(const mb_program *program, const char *model, cons
     for (char *p = time_text; *p; ++p)
         if (*p == ':') *p = '-';
     snprintf(seconds_text, sizeof seconds_text, "%.3f", seconds);
-    MB_TRY(mb_json_set(results, "config", json_pack("{s:s, s:s, s:s?, s:I}", "model", "moebatch", "model_args", model, "adapter", opt_adapter, "limit",
-                                                    (json_int_t)limit)));
+    MB_TRY(mb_json_set(results, "config",
+                       json_pack("{s:s, s:s, s:s?, s:I}", "model", "moebatch", "model_args", model, "adapter",
+                                 opt_adapter, "limit", (json_int_t)limit)));
     MB_TRY(mb_json_set(results, "git_hash", json_string(mb_version_source())));
     MB_TRY(mb_json_set(results, "date", json_real((double)time(NULL))));
     MB_TRY(mb_json_set(results, "model_name", json_string(model)));

@@ -18,7 +18,7 @@
 #include "store/shard.h"
 #include "text/tokenizer.h"
 
-/* ---- 1. HDF5 files ---------------------------------------------------------------------------------------- */
+/* ---- 1. HDF5 files ---- */
 
 static mb_status show_object(void *context, mb_h5 *file, const char *path, bool is_group)
 {
@@ -52,9 +52,11 @@ static mb_status check_shard(const char *path)
         MB_TRY(mb_shard_read(shard, i, &record));
         if (record.count > longest) longest = record.count;
     }
-    printf("token shard: %lld records, %lld tokens, longest %lld, %lld sources, tokenizer %s\n", (long long)mb_shard_count(shard), (long long)mb_shard_tokens(shard),
-           (long long)longest, (long long)mb_shard_sources(shard), mb_shard_tokenizer_hash(shard));
-    for (int64_t s = 0; s < mb_shard_sources(shard); ++s) printf("  source %s: %s\n", mb_shard_source_name(shard, s), mb_shard_source_file(shard, s));
+    printf("token shard: %lld records, %lld tokens, longest %lld, %lld sources, tokenizer %s\n",
+           (long long)mb_shard_count(shard), (long long)mb_shard_tokens(shard), (long long)longest,
+           (long long)mb_shard_sources(shard), mb_shard_tokenizer_hash(shard));
+    for (int64_t s = 0; s < mb_shard_sources(shard); ++s)
+        printf("  source %s: %s\n", mb_shard_source_name(shard, s), mb_shard_source_file(shard, s));
 done:
     mb_shard_close(&shard);
     return status;
@@ -80,7 +82,7 @@ done:
     return status;
 }
 
-/* ---- 2. folders ---------------------------------------------------------------------------------------------- */
+/* ---- 2. folders ---- */
 
 static bool has(const char *folder, const char *name)
 {
@@ -112,11 +114,14 @@ static mb_status inspect_model(const char *path)
     mb_status status = MB_OK;
     mb_arch arch = {0};
     MB_TRY(mb_arch_read(path, &arch));
-    printf("decoder: %s, D %lld, %lld layers, %lld heads (%lld key/value), F %lld, V %lld, %.4g M parameters\n", arch.family == MB_FAMILY_OLMOE ? "OLMoE" : "Llama",
-           (long long)arch.width, (long long)arch.layers, (long long)arch.heads, (long long)arch.kv_heads, (long long)arch.ffn, (long long)arch.vocab,
-           (double)mb_arch_parameters(&arch) / 1e6);
+    printf(
+        "decoder: %s, D %lld, %lld layers, %lld heads (%lld key/value), F %lld, V %lld, %.4g M parameters\n",
+        arch.family == MB_FAMILY_OLMOE ? "OLMoE" : "Llama", (long long)arch.width, (long long)arch.layers,
+        (long long)arch.heads, (long long)arch.kv_heads, (long long)arch.ffn, (long long)arch.vocab,
+        (double)mb_arch_parameters(&arch) / 1e6);
     if (arch.experts > 0)
-        printf("experts: %lld, top-%lld, trash %lld, trash_logit_bias %g\n", (long long)arch.experts, (long long)arch.picks, (long long)arch.trash, arch.trash_logit_bias);
+        printf("experts: %lld, top-%lld, trash %lld, trash_logit_bias %g\n", (long long)arch.experts,
+               (long long)arch.picks, (long long)arch.trash, arch.trash_logit_bias);
 done:
     mb_arch_reset(&arch);
     return status;
@@ -136,24 +141,32 @@ static mb_status inspect_folder(const char *path)
     if (has(path, "adapter_config.json")) printf("PEFT adapter\n");
     if (has(path, "delta.json")) printf("delta on another model\n");
     if (has(path, "config.json")) MB_TRY(inspect_model(path));
-    if (has(path, "model.safetensors") || has(path, "model.safetensors.index.json") || has(path, "adapter_model.safetensors")) MB_TRY(inspect_weights(path));
+    if (has(path, "model.safetensors") || has(path, "model.safetensors.index.json") ||
+        has(path, "adapter_model.safetensors"))
+        MB_TRY(inspect_weights(path));
     if (has(path, "tokenizer.json")) {
         mb_tokenizer *tokenizer = NULL;
         MB_TRY(mb_tokenizer_open(path, &tokenizer));
-        printf("tokenizer: %lld ids, hash %s\n", (long long)mb_tokenizer_count(tokenizer), mb_tokenizer_hash(tokenizer));
+        printf("tokenizer: %lld ids, hash %s\n", (long long)mb_tokenizer_count(tokenizer),
+               mb_tokenizer_hash(tokenizer));
         mb_tokenizer_close(&tokenizer);
         is_known = true;
     }
     if (has(path, "done.json")) printf("stage results: done.json is there\n");
-    is_known = is_known || has(path, "config.json") || has(path, "done.json") || has(path, "adapter_config.json") || has(path, "delta.json");
-    if (!is_known) MB_RAISE(MB_EFORMAT, "%s: not a model, adapter, checkpoint, tokenizer or stage folder (no config.json, adapter_config.json, manifest.json, tokenizer.json or done.json)", path);
+    is_known = is_known || has(path, "config.json") || has(path, "done.json") ||
+               has(path, "adapter_config.json") || has(path, "delta.json");
+    if (!is_known)
+        MB_RAISE(MB_EFORMAT,
+                 "%s: not a model, adapter, checkpoint, tokenizer or stage folder (no config.json, "
+                 "adapter_config.json, manifest.json, tokenizer.json or done.json)",
+                 path);
     MB_TRY(mb_contenthash_path(path, hash));
     printf("content hash %s\nwhole: yes\n", hash);
 done:
     return status;
 }
 
-/* ---- 3. plain files ------------------------------------------------------------------------------------------------ */
+/* ---- 3. plain files ---- */
 
 static mb_status inspect_plain(const char *path)
 {
@@ -164,12 +177,19 @@ static mb_status inspect_plain(const char *path)
         MB_TRY(inspect_weights(path));
     } else if (mb_str_is_suffix(path, "tokenizer.json")) {
         MB_TRY(mb_tokenizer_open(path, &tokenizer));
-        printf("%s: tokenizer, %lld ids, hash %s\n", path, (long long)mb_tokenizer_count(tokenizer), mb_tokenizer_hash(tokenizer));
+        printf("%s: tokenizer, %lld ids, hash %s\n", path, (long long)mb_tokenizer_count(tokenizer),
+               mb_tokenizer_hash(tokenizer));
     } else if (mb_str_is_suffix(path, ".json")) {
         MB_TRY(mb_json_read(path, &json));
-        printf("%s: JSON, %s\n", path, json_is_object(json) ? "object" : json_is_array(json) ? "array" : "value");
+        printf("%s: JSON, %s\n", path,
+               json_is_object(json)  ? "object"
+               : json_is_array(json) ? "array"
+                                     : "value");
     } else {
-        MB_RAISE(MB_EUNSUPPORTED, "%s: not a kind of file this program knows (HDF5, safetensors, JSON, tokenizer, or a folder of them)", path);
+        MB_RAISE(MB_EUNSUPPORTED,
+                 "%s: not a kind of file this program knows (HDF5, safetensors, JSON, tokenizer, or a folder "
+                 "of them)",
+                 path);
     }
     printf("whole: yes\n");
 done:
@@ -178,13 +198,14 @@ done:
     return status;
 }
 
-/* ---- 4. run --------------------------------------------------------------------------------------------------------------- */
+/* ---- 4. run ---- */
 
 static bool is_h5(const char *path)
 {
     char head[8] = {0};
     FILE *file = fopen(path, "rb");
-    const bool found = file != NULL && fread(head, 1, 8, file) == 8 && memcmp(head, "\211HDF\r\n\032\n", 8) == 0;
+    const bool found =
+        file != NULL && fread(head, 1, 8, file) == 8 && memcmp(head, "\211HDF\r\n\032\n", 8) == 0;
     if (file != NULL) fclose(file);
     return found;
 }
@@ -193,15 +214,19 @@ mb_status mb_inspect_file_run(const char *path, bool want_hash)
 {
     mb_status status = MB_OK;
     char hash[MB_HASH_TEXT];
-    if (!mb_files_is_file(path) && !mb_files_is_folder(path)) MB_RAISE(MB_ENOTFOUND, "%s: no such file or folder", path);
+    if (!mb_files_is_file(path) && !mb_files_is_folder(path))
+        MB_RAISE(MB_ENOTFOUND, "%s: no such file or folder", path);
     if (want_hash) {
         MB_TRY(mb_contenthash_path(path, hash));
         printf("%s\n", hash);
         goto done;
     }
-    if (mb_files_is_folder(path)) MB_TRY(inspect_folder(path));
-    else if (is_h5(path) || mb_str_is_suffix(path, ".h5")) MB_TRY(inspect_h5(path));
-    else MB_TRY(inspect_plain(path));
+    if (mb_files_is_folder(path))
+        MB_TRY(inspect_folder(path));
+    else if (is_h5(path) || mb_str_is_suffix(path, ".h5"))
+        MB_TRY(inspect_h5(path));
+    else
+        MB_TRY(inspect_plain(path));
 done:
     return status;
 }

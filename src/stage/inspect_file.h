@@ -9,7 +9,8 @@
 
 #include "base/status.h"
 
-/* Prints to standard output. want_hash: also (or only, for plain files) the content hash. MB_ENOTFOUND, MB_EFORMAT (not whole: says what is wrong). */
+/* Prints to standard output. want_hash: also (or only, for plain files) the content hash. MB_ENOTFOUND,
+ * MB_EFORMAT (not whole: says what is wrong). */
 mb_status mb_inspect_file_run(const char *path, bool want_hash);
 
 #endif

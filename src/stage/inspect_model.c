@@ -11,7 +11,7 @@
 #include "learn/trainer.h"
 #include "store/h5.h"
 
-/* ---- 1. token files ------------------------------------------------------------------------------------------------ */
+/* ---- 1. token files ---- */
 
 typedef struct sequences {
     int64_t count;
@@ -28,7 +28,9 @@ static mb_status read_ids(const json_t *list, const char *path, int64_t number, 
 {
     mb_status status = MB_OK;
     uint32_t *ids = NULL;
-    if (!json_is_array(list) || json_array_size(list) == 0) MB_RAISE(MB_EDATA, "%s: sequence %lld is not an array of ids with at least one", path, (long long)number);
+    if (!json_is_array(list) || json_array_size(list) == 0)
+        MB_RAISE(MB_EDATA, "%s: sequence %lld is not an array of ids with at least one", path,
+                 (long long)number);
     MB_NEW_ARRAY(ids, json_array_size(list));
     for (size_t i = 0; i < json_array_size(list); ++i) {
         const json_t *id = json_array_get(list, i);
@@ -36,7 +38,10 @@ static mb_status read_ids(const json_t *list, const char *path, int64_t number, 
             MB_RAISE(MB_EDATA, "%s: sequence %lld, entry %zu is not a token id", path, (long long)number, i);
         ids[i] = (uint32_t)json_integer_value(id);
     }
-    *record = (mb_shard_record){.tokens = ids, .count = (int64_t)json_array_size(list), .source_index = number, .record_hash = (uint64_t)number};
+    *record = (mb_shard_record){.tokens = ids,
+                                .count = (int64_t)json_array_size(list),
+                                .source_index = number,
+                                .record_hash = (uint64_t)number};
     ids = NULL;
 done:
     mb_free(ids);
@@ -49,7 +54,8 @@ static mb_status read_sequences(const char *path, int64_t vocab, sequences *out)
     json_t *json = NULL;
     if (path == NULL) MB_RAISE(MB_EUSAGE, "tokens= is missing: a JSON array of arrays of token ids");
     MB_TRY(mb_json_read(path, &json));
-    if (!json_is_array(json) || json_array_size(json) == 0) MB_RAISE(MB_EDATA, "%s: a JSON array of arrays of token ids is expected", path);
+    if (!json_is_array(json) || json_array_size(json) == 0)
+        MB_RAISE(MB_EDATA, "%s: a JSON array of arrays of token ids is expected", path);
     MB_NEW_ARRAY(out->records, json_array_size(json));
     for (; out->count < (int64_t)json_array_size(json); ++out->count) {
         mb_shard_record *record = &out->records[out->count];
@@ -57,8 +63,9 @@ static mb_status read_sequences(const char *path, int64_t vocab, sequences *out)
         for (int64_t t = 0; t < record->count; ++t)
             if (record->tokens[t] >= (uint64_t)vocab) {
                 ++out->count;
-                MB_RAISE(MB_EDATA, "%s: sequence %lld, entry %lld: id %u is outside the model's %lld tokens", path, (long long)(out->count - 1), (long long)t,
-                         record->tokens[t], (long long)vocab);
+                MB_RAISE(MB_EDATA, "%s: sequence %lld, entry %lld: id %u is outside the model's %lld tokens",
+                         path, (long long)(out->count - 1), (long long)t, record->tokens[t],
+                         (long long)vocab);
             }
     }
 done:
@@ -66,9 +73,10 @@ done:
     return status;
 }
 
-/* ---- 2. forward ------------------------------------------------------------------------------------------------------- */
+/* ---- 2. forward ---- */
 
-static mb_status write_sequence(mb_h5 *file, mb_lm *lm, int64_t number, int64_t tokens, const mb_lm_output *output)
+static mb_status write_sequence(mb_h5 *file, mb_lm *lm, int64_t number, int64_t tokens,
+                                const mb_lm_output *output)
 {
     mb_status status = MB_OK;
     const mb_arch *arch = mb_lm_arch(lm);
@@ -83,7 +91,9 @@ static mb_status write_sequence(mb_h5 *file, mb_lm *lm, int64_t number, int64_t 
     MB_TRY(mb_h5_write(file, path, &view));
     if (n == 0) goto done;
     MB_NEW_ARRAY(routers, n * tokens * gates);
-    for (int64_t l = 0; l < n; ++l) memcpy(routers + l * tokens * gates, output->router_logits[l], (size_t)(tokens * gates) * sizeof *routers);
+    for (int64_t l = 0; l < n; ++l)
+        memcpy(routers + l * tokens * gates, output->router_logits[l],
+               (size_t)(tokens * gates) * sizeof *routers);
     snprintf(path, sizeof path, "/seq_%05lld/router_logits", (long long)number);
     view = mb_tensor_view3(MB_F32, routers, n, tokens, gates);
     MB_TRY(mb_h5_write(file, path, &view));
@@ -92,7 +102,8 @@ done:
     return status;
 }
 
-static mb_status forward_one(mb_h5 *file, mb_lm *lm, mb_lm_pass *pass, int64_t number, const mb_shard_record *record)
+static mb_status forward_one(mb_h5 *file, mb_lm *lm, mb_lm_pass *pass, int64_t number,
+                             const mb_shard_record *record)
 {
     mb_status status = MB_OK;
     const int64_t n = record->count;
@@ -107,7 +118,14 @@ static mb_status forward_one(mb_h5 *file, mb_lm *lm, mb_lm_pass *pass, int64_t n
         ids[t] = (int32_t)record->tokens[t];
         targets[t] = (int32_t)record->tokens[t + 1 < n ? t + 1 : t];
     }
-    const mb_lm_batch batch = {.tokens = n, .segments = 1, .ids = ids, .positions = numbers, .offsets = offsets, .head_rows = n, .head_row = numbers, .targets = targets};
+    const mb_lm_batch batch = {.tokens = n,
+                               .segments = 1,
+                               .ids = ids,
+                               .positions = numbers,
+                               .offsets = offsets,
+                               .head_rows = n,
+                               .head_row = numbers,
+                               .targets = targets};
     const mb_lm_want want = {.hidden = true, .logits = true};
     MB_TRY(mb_lm_forward(pass, &batch, &want, &output));
     MB_TRY(write_sequence(file, lm, number, n, &output));
@@ -122,7 +140,8 @@ static mb_status open_model(mb_ops *ops, const mb_inspect_model *inspect, const 
 {
     mb_status status = MB_OK;
     mb_lm_options options = inspect->lm;
-    if (options.path == NULL || inspect->out == NULL) MB_RAISE(MB_EUSAGE, "model= (a folder) and out= (an .h5 file) are needed");
+    if (options.path == NULL || inspect->out == NULL)
+        MB_RAISE(MB_EUSAGE, "model= (a folder) and out= (an .h5 file) are needed");
     options.train = train;
     MB_TRY(mb_lm_open(ops, &options, out_lm));
 done:
@@ -150,7 +169,7 @@ done:
     return status;
 }
 
-/* ---- 3. gradients ------------------------------------------------------------------------------------------------------ */
+/* ---- 3. gradients ---- */
 
 static mb_status write_gradients(const char *path, mb_lm *lm, const mb_objective_terms *terms)
 {
@@ -176,13 +195,15 @@ done:
     return status;
 }
 
-static mb_status compute_gradients(const mb_inspect_model *inspect, mb_lm *lm, mb_objective *objective, const sequences *s)
+static mb_status compute_gradients(const mb_inspect_model *inspect, mb_lm *lm, mb_objective *objective,
+                                   const sequences *s)
 {
     mb_status status = MB_OK;
     int64_t *samples = NULL;
     float *gradient = NULL;
     mb_objective_terms terms = {0};
-    mb_microbatch microbatch = {.records = s->count, .record = s->records, .step_microbatches = 1, .seed = 42};
+    mb_microbatch microbatch = {
+        .records = s->count, .record = s->records, .step_microbatches = 1, .seed = 42};
     MB_NEW_ARRAY(samples, s->count);
     MB_NEW_ARRAY(gradient, mb_params_trained_count(mb_lm_params(lm)) + 1);
     for (int64_t i = 0; i < s->count; ++i) {
@@ -206,7 +227,10 @@ mb_status mb_inspect_model_gradients(mb_ops *ops, const mb_inspect_model *inspec
     mb_lm *lm = NULL;
     mb_objective *objective = NULL;
     sequences s = {0};
-    const char *train = inspect->opt_train != NULL ? inspect->opt_train : mb_str_equal(inspect->objective->objective, "router_warmup") ? "router" : inspect->lm.opt_adapter != NULL ? "lora" : "all";
+    const char *train = inspect->opt_train != NULL                                     ? inspect->opt_train
+                        : mb_str_equal(inspect->objective->objective, "router_warmup") ? "router"
+                        : inspect->lm.opt_adapter != NULL                              ? "lora"
+                                                                                       : "all";
     MB_TRY(open_model(ops, inspect, train, &lm));
     MB_TRY(read_sequences(inspect->tokens, mb_lm_arch(lm)->vocab, &s));
     MB_TRY(mb_objective_create(inspect->objective, lm, &objective));

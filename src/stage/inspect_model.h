@@ -8,16 +8,17 @@
 #include "learn/objective.h"
 
 typedef struct mb_inspect_model {
-    mb_lm_options lm;                       /* train is set by the calls */
-    const char *tokens;                     /* JSON array of arrays of ids */
-    const char *out;                        /* .h5 */
-    const mb_objective_options *objective;  /* gradients only */
-    const char *opt_train;                  /* gradients: what trains; NULL by objective */
+    mb_lm_options lm;                      /* train is set by the calls */
+    const char *tokens;                    /* JSON array of arrays of ids */
+    const char *out;                       /* .h5 */
+    const mb_objective_options *objective; /* gradients only */
+    const char *opt_train;                 /* gradients: what trains; NULL by objective */
 } mb_inspect_model;
 
 /* /seq_00000/logits [T,V], hidden [T,D], router_logits [L,T,E'] of every sequence, each a pass of its own. */
 mb_status mb_inspect_model_forward(mb_ops *ops, const mb_inspect_model *inspect);
-/* /loss, /loss_terms/<name>, /grad/<tensor> of one micro-batch of all sequences; the terms are printed too. */
+/* /loss, /loss_terms/<name>, /grad/<tensor> of one micro-batch of all sequences; the terms are printed too.
+ */
 mb_status mb_inspect_model_gradients(mb_ops *ops, const mb_inspect_model *inspect);
 
 #endif

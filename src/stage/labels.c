@@ -27,12 +27,15 @@ typedef struct labels {
     int64_t count, capacity;
     char *kinds[MAX_KINDS]; /* kinds[0] is "good" */
     int64_t kind_count;
-    int64_t *row_kind;      /* [N] kind of each row, -1 none */
+    int64_t *row_kind; /* [N] kind of each row, -1 none */
 } labels;
 
-/* ---- 1. reading labels ------------------------------------------------------------------------------------- */
+/* ---- 1. reading labels ---- */
 
-static uint64_t key_of(const char *source, int64_t index) { return mb_hash_u64(source, strlen(source), (uint64_t)index); }
+static uint64_t key_of(const char *source, int64_t index)
+{
+    return mb_hash_u64(source, strlen(source), (uint64_t)index);
+}
 
 static int by_key(const void *a, const void *b)
 {
@@ -44,7 +47,8 @@ static mb_status find_kind(labels *l, const char *kind, int64_t *out_kind)
 {
     for (int64_t k = 0; k < l->kind_count; ++k)
         if (strcmp(l->kinds[k], kind) == 0) return *out_kind = k, MB_OK;
-    if (l->kind_count == MAX_KINDS) return mb_fail(MB_EDATA, "labels: more than %d kinds of damage", MAX_KINDS);
+    if (l->kind_count == MAX_KINDS)
+        return mb_fail(MB_EDATA, "labels: more than %d kinds of damage", MAX_KINDS);
     if ((l->kinds[l->kind_count] = mb_strdup(kind)) == NULL) return MB_ENOMEM;
     return *out_kind = l->kind_count++, MB_OK;
 }
@@ -94,7 +98,8 @@ static mb_status read_labels(labels *l, const char *path, const mb_scores *score
         l->row_kind[i] = found != NULL ? found->kind : -1;
         matched += found != NULL;
     }
-    if (matched == 0) MB_RAISE(MB_EDATA, "%s: no label matches a record of the score table (source, index)", path);
+    if (matched == 0)
+        MB_RAISE(MB_EDATA, "%s: no label matches a record of the score table (source, index)", path);
 done:
     mb_records_close(&records);
     return status;
@@ -107,23 +112,30 @@ static void free_labels(labels *l)
     mb_free(l->row_kind);
 }
 
-/* ---- 2. AUC of one column ------------------------------------------------------------------------------------- */
+/* ---- 2. AUC of one column ---- */
 
 /* kind < 0: all kinds of damage together. values: higher is better. NaN when one side is empty. */
-static double column_auc(const labels *l, const double *values, int64_t n, int64_t kind, double *good, double *bad)
+static double column_auc(const labels *l, const double *values, int64_t n, int64_t kind, double *good,
+                         double *bad)
 {
     int64_t good_count = 0, bad_count = 0;
     for (int64_t i = 0; i < n; ++i) {
         if (l->row_kind[i] < 0 || isnan(values[i])) continue;
-        if (l->row_kind[i] == 0) good[good_count++] = values[i];
-        else if (kind < 0 || l->row_kind[i] == kind) bad[bad_count++] = values[i];
+        if (l->row_kind[i] == 0)
+            good[good_count++] = values[i];
+        else if (kind < 0 || l->row_kind[i] == kind)
+            bad[bad_count++] = values[i];
     }
     return good_count > 0 && bad_count > 0 ? mb_select_auc(good, good_count, bad, bad_count) : NAN;
 }
 
-static json_t *real_or_null(double value) { return isfinite(value) ? json_real(value) : json_null(); }
+static json_t *real_or_null(double value)
+{
+    return isfinite(value) ? json_real(value) : json_null();
+}
 
-static mb_status add_column(const labels *l, const mb_scores *scores, const mb_scores_column *column, double *work, json_t *out_scores, mb_str *table)
+static mb_status add_column(const labels *l, const mb_scores *scores, const mb_scores_column *column,
+                            double *work, json_t *out_scores, mb_str *table)
 {
     mb_status status = MB_OK;
     const int64_t n = mb_scores_count(scores);
@@ -142,7 +154,8 @@ static mb_status add_column(const labels *l, const mb_scores *scores, const mb_s
     for (int64_t layer = 0; column->has_layers && layer < mb_scores_layers(scores); ++layer) {
         MB_TRY(mb_scores_read_layers(scores, column->name, &layer, 1, 0, n, values));
         for (int64_t i = 0; i < n && !column->higher_is_better; ++i) values[i] = -values[i];
-        if (json_array_append_new(layers, real_or_null(column_auc(l, values, n, -1, good, bad))) != 0) MB_RAISE(MB_ENOMEM, "no memory");
+        if (json_array_append_new(layers, real_or_null(column_auc(l, values, n, -1, good, bad))) != 0)
+            MB_RAISE(MB_ENOMEM, "no memory");
     }
     MB_TRY(mb_json_set(entry, "layers", json_incref(layers)));
     MB_TRY(mb_json_set(entry, "flops_per_token", json_real(column->flops_per_token)));
@@ -153,7 +166,7 @@ done:
     return status;
 }
 
-/* ---- 3. report ---------------------------------------------------------------------------------------------------- */
+/* ---- 3. report ---- */
 
 static mb_status count_kinds(const labels *l, int64_t n, json_t *report)
 {
@@ -182,7 +195,8 @@ mb_status mb_labels_auc(const mb_scores *scores, const char *labels_path, const 
     MB_TRY(mb_str_add_format(&table, "AUC              %9s", "all"));
     for (int64_t k = 1; k < l.kind_count; ++k) MB_TRY(mb_str_add_format(&table, " %9.9s", l.kinds[k]));
     MB_TRY(mb_str_add(&table, "  FLOPs/token\n"));
-    for (int64_t i = 0; i < mb_scores_columns(scores); ++i) MB_TRY(add_column(&l, scores, mb_scores_column_get(scores, i), work, columns, &table));
+    for (int64_t i = 0; i < mb_scores_columns(scores); ++i)
+        MB_TRY(add_column(&l, scores, mb_scores_column_get(scores, i), work, columns, &table));
     MB_TRY(mb_json_set(report, "scores", json_incref(columns)));
     MB_TRY(count_kinds(&l, mb_scores_count(scores), report));
     MB_TRY(mb_json_write(json_path, report, 2, false));

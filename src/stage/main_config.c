@@ -20,7 +20,8 @@ static mb_status declare(mb_program *program)
     config_program *own;
     MB_NEW(own);
     program->own = own;
-    MB_TRY(mb_program_add_table(program, "what to look for", own_options, sizeof own_options / sizeof *own_options, own));
+    MB_TRY(mb_program_add_table(program, "what to look for", own_options,
+                                sizeof own_options / sizeof *own_options, own));
 done:
     return status;
 }
@@ -48,8 +49,13 @@ done:
 
 int main(int argc, char **argv)
 {
-    static const mb_program_spec spec = {.name = "moe-config", .purpose = "print a key of a study file, or its groups (a program's whole resolved configuration: that program with --print-config)",
-                                         .modes = "get|groups", .example = "  moe-config get file=conf/study/demo.cfg group=warmup key=training.learning_rate",
-                                         .declare = declare, .run = run};
+    static const mb_program_spec spec = {
+        .name = "moe-config",
+        .purpose = "print a key of a study file, or its groups (a program's whole resolved configuration: "
+                   "that program with --print-config)",
+        .modes = "get|groups",
+        .example = "  moe-config get file=conf/study/demo.cfg group=warmup key=training.learning_rate",
+        .declare = declare,
+        .run = run};
     return mb_program_main(argc, argv, &spec);
 }

@@ -29,11 +29,16 @@ static mb_status verify(mb_program *program, const char *target, bool expect_equ
     mb_status status = MB_OK;
     mb_convert_program *own = program->own;
     mb_convert_report report;
-    MB_TRY(mb_convert_verify(program->ops, own->model.path, own->model.adapter, target, NULL, 64, expect_equal, tolerance, &report));
-    mb_info("%lld tensors: %lld identical, %lld changed, %lld added; largest logit difference %.3g (relative), mean trash mass %.3g, loss %.4f -> %.4f", (long long)report.tensors,
-            (long long)report.identical, (long long)report.changed, (long long)report.added, report.max_logit_difference, report.mean_trash_mass, report.loss_before, report.loss_after);
+    MB_TRY(mb_convert_verify(program->ops, own->model.path, own->model.adapter, target, NULL, 64,
+                             expect_equal, tolerance, &report));
+    mb_info("%lld tensors: %lld identical, %lld changed, %lld added; largest logit difference %.3g "
+            "(relative), mean trash mass %.3g, loss %.4f -> %.4f",
+            (long long)report.tensors, (long long)report.identical, (long long)report.changed,
+            (long long)report.added, report.max_logit_difference, report.mean_trash_mass, report.loss_before,
+            report.loss_after);
     MB_TRY(mb_program_result_int(program, "tensors_identical", report.identical));
-    if (isfinite(report.max_logit_difference)) MB_TRY(mb_program_result_real(program, "max_logit_difference", report.max_logit_difference));
+    if (isfinite(report.max_logit_difference))
+        MB_TRY(mb_program_result_real(program, "max_logit_difference", report.max_logit_difference));
 done:
     return status;
 }
@@ -47,18 +52,25 @@ static mb_status convert(mb_program *program, const char *target)
     own->trash.trash_init = own->trash_init;
     own->trash.seed = (uint64_t)own->seed;
     if (mb_str_equal(mode, "init")) {
-        if (own->config == NULL) MB_RAISE(MB_EUSAGE, "init needs convert.config: the config.json of the new model");
+        if (own->config == NULL)
+            MB_RAISE(MB_EUSAGE, "init needs convert.config: the config.json of the new model");
         MB_TRY(mb_convert_init(program->ops, own->config, own->tokenizer, (uint64_t)own->seed, target));
         goto done;
     }
-    if (mb_str_equal(mode, "trash")) MB_TRY(mb_convert_trash(source, target, &own->trash));
-    else if (mb_str_equal(mode, "plain")) MB_TRY(mb_convert_plain(source, target));
-    else if (mb_str_equal(mode, "full")) MB_TRY(mb_convert_full(program->ops, source, target));
+    if (mb_str_equal(mode, "trash"))
+        MB_TRY(mb_convert_trash(source, target, &own->trash));
+    else if (mb_str_equal(mode, "plain"))
+        MB_TRY(mb_convert_plain(source, target));
+    else if (mb_str_equal(mode, "full"))
+        MB_TRY(mb_convert_full(program->ops, source, target));
     else {
-        if (own->model.adapter == NULL) MB_RAISE(MB_EUSAGE, "merge needs model.adapter: the PEFT folder to merge into model.path");
+        if (own->model.adapter == NULL)
+            MB_RAISE(MB_EUSAGE, "merge needs model.adapter: the PEFT folder to merge into model.path");
         MB_TRY(mb_convert_merge(program->ops, source, own->model.adapter, target));
     }
-    if (own->verify) MB_TRY(verify(program, target, !mb_str_equal(mode, "trash") || is_closed, mb_str_equal(mode, "merge") ? 1e-4 : 1e-6));
+    if (own->verify)
+        MB_TRY(verify(program, target, !mb_str_equal(mode, "trash") || is_closed,
+                      mb_str_equal(mode, "merge") ? 1e-4 : 1e-6));
 done:
     return status;
 }
@@ -70,15 +82,18 @@ static mb_status run(mb_program *program)
     bool is_done = false;
     char *target = NULL;
     const bool is_init = mb_str_equal(program->mode, "init");
-    if (!is_init && own->model.path == NULL) MB_RAISE(MB_EUSAGE, "model.path is missing: the folder to convert");
+    if (!is_init && own->model.path == NULL)
+        MB_RAISE(MB_EUSAGE, "model.path is missing: the folder to convert");
     if (program->is_dry_run) goto done;
     MB_TRY(mb_program_open_ops(program));
     if (mb_str_equal(program->mode, "verify")) {
-        if (own->against == NULL) MB_RAISE(MB_EUSAGE, "verify needs convert.target: the folder to compare model.path with");
+        if (own->against == NULL)
+            MB_RAISE(MB_EUSAGE, "verify needs convert.target: the folder to compare model.path with");
         MB_TRY(verify(program, own->against, false, 1e-6));
         goto done;
     }
-    MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter", own->model.adapter, "config", own->config, "tokenizer", own->tokenizer, NULL));
+    MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter", own->model.adapter,
+                                "config", own->config, "tokenizer", own->tokenizer, NULL));
     if (is_done) goto done;
     target = mb_program_path(program, "model");
     MB_TRY(mb_comm_agree(program->comm, mb_program_is_root(program) ? convert(program, target) : MB_OK));
@@ -92,10 +107,15 @@ done:
 int main(int argc, char **argv)
 {
     static const mb_program_spec spec = {
-        .name = "moe-convert", .purpose = "convert a model folder: add trash experts, export them as a stock model, merge an adapter, resolve a delta, start from scratch; prove it",
+        .name = "moe-convert",
+        .purpose = "convert a model folder: add trash experts, export them as a stock model, merge an "
+                   "adapter, resolve a delta, start from scratch; prove it",
         .modes = "trash|plain|merge|full|init|verify",
-        .example = "  moe-convert trash model.path=models/olmoe output.dir=checkpoints/x/convert      -> checkpoints/x/convert/model\n"
-                   "  moe-convert merge model.path=models/llama model.adapter=sft/final output.dir=checkpoints/x/merged",
-        .declare = declare, .run = run};
+        .example = "  moe-convert trash model.path=models/olmoe output.dir=checkpoints/x/convert      -> "
+                   "checkpoints/x/convert/model\n"
+                   "  moe-convert merge model.path=models/llama model.adapter=sft/final "
+                   "output.dir=checkpoints/x/merged",
+        .declare = declare,
+        .run = run};
     return mb_program_main(argc, argv, &spec);
 }

@@ -26,7 +26,7 @@ done:
     return status;
 }
 
-/* ---- perplexity --------------------------------------------------------------------------------------------- */
+/* ---- perplexity ---- */
 
 static mb_status run_perplexity(mb_program *program, mb_lm *lm, json_t *results, mb_h5 *opt_file)
 {
@@ -38,14 +38,18 @@ static mb_status run_perplexity(mb_program *program, mb_lm *lm, json_t *results,
     MB_TRY(mb_comm_agree(program->comm, mb_shard_open(own->shard_path, 0, &shard)));
     const int64_t n = mb_shard_sources(shard) + 1;
     MB_NEW_ARRAY(rows, n);
-    MB_TRY(mb_perplexity_run(program->comm, lm, shard, own->max_length, own->tile_tokens, own->only_masked, rows));
+    MB_TRY(mb_perplexity_run(program->comm, lm, shard, own->max_length, own->tile_tokens, own->only_masked,
+                             rows));
     for (int64_t i = 0; i < n; ++i) {
         const char *name = rows[i].source != NULL ? rows[i].source : "all";
-        mb_info("  perplexity %-20s %10.4f per token, %8.4f per byte (%lld tokens)", name, rows[i].token_perplexity, rows[i].byte_perplexity, (long long)rows[i].tokens);
+        mb_info("  perplexity %-20s %10.4f per token, %8.4f per byte (%lld tokens)", name,
+                rows[i].token_perplexity, rows[i].byte_perplexity, (long long)rows[i].tokens);
         if (rows[i].tokens == 0) continue;
-        MB_TRY(mb_json_set(table, name, json_pack("{s:f, s:f, s:f, s:f, s:I, s:I}", "perplexity", rows[i].token_perplexity, "byte_perplexity", rows[i].byte_perplexity,
-                                                  "bits_per_byte", rows[i].bits_per_byte, "nll", rows[i].nll, "tokens", (json_int_t)rows[i].tokens, "records",
-                                                  (json_int_t)rows[i].records)));
+        MB_TRY(mb_json_set(table, name,
+                           json_pack("{s:f, s:f, s:f, s:f, s:I, s:I}", "perplexity", rows[i].token_perplexity,
+                                     "byte_perplexity", rows[i].byte_perplexity, "bits_per_byte",
+                                     rows[i].bits_per_byte, "nll", rows[i].nll, "tokens",
+                                     (json_int_t)rows[i].tokens, "records", (json_int_t)rows[i].records)));
         if (opt_file == NULL) continue;
         char path[256];
         snprintf(path, sizeof path, "/perplexity/%s", name);
@@ -60,9 +64,10 @@ done:
     return status;
 }
 
-/* ---- multiple choice ---------------------------------------------------------------------------------------------- */
+/* ---- multiple choice ---- */
 
-static mb_status write_choice(mb_program *program, const mb_task *task, const mb_choice_result *result, json_t *results, mb_h5 *file)
+static mb_status write_choice(mb_program *program, const mb_task *task, const mb_choice_result *result,
+                              json_t *results, mb_h5 *file)
 {
     mb_status status = MB_OK;
     mb_eval_program *own = program->own;
@@ -82,7 +87,8 @@ done:
     return status;
 }
 
-static mb_status run_task(mb_program *program, mb_lm *lm, const mb_tokenizer *tokenizer, const char *word, json_t *results, mb_h5 *opt_file)
+static mb_status run_task(mb_program *program, mb_lm *lm, const mb_tokenizer *tokenizer, const char *word,
+                          json_t *results, mb_h5 *opt_file)
 {
     mb_status status = MB_OK;
     mb_eval_program *own = program->own;
@@ -91,16 +97,20 @@ static mb_status run_task(mb_program *program, mb_lm *lm, const mb_tokenizer *to
     mb_dtype dtype;
     char kind[64];
     const char *equals = strchr(word, '=');
-    if (equals == NULL || (size_t)(equals - word) >= sizeof kind) MB_RAISE(MB_EUSAGE, "eval.tasks: '%s': say kind=file, e.g. arc_easy=datasets/arc_easy_test.jsonl", word);
+    if (equals == NULL || (size_t)(equals - word) >= sizeof kind)
+        MB_RAISE(MB_EUSAGE, "eval.tasks: '%s': say kind=file, e.g. arc_easy=datasets/arc_easy_test.jsonl",
+                 word);
     snprintf(kind, sizeof kind, "%.*s", (int)(equals - word), word);
     MB_TRY(mb_dtype_parse(own->softmax_dtype, &dtype));
     status = mb_task_open(kind, equals + 1, strcmp(kind, "mmlu") == 0 ? own->fewshot : 0, own->limit, &task);
     MB_TRY(mb_comm_agree(program->comm, status));
     const int64_t longest = own->max_length > 0 ? own->max_length : mb_lm_arch(lm)->max_positions;
-    MB_TRY(mb_choice_run(program->comm, lm, task, tokenizer, longest, own->tile_tokens, dtype, own->near_tie, &result));
-    mb_info("  %-20s acc %.4f +- %.4f, acc_norm %.4f, %lld questions, %lld near-ties", task->name, result.acc, result.acc_stderr, result.acc_norm, (long long)result.count,
-            (long long)result.near_ties);
-    MB_TRY(mb_comm_agree(program->comm, opt_file != NULL ? write_choice(program, task, &result, results, opt_file) : MB_OK));
+    MB_TRY(mb_choice_run(program->comm, lm, task, tokenizer, longest, own->tile_tokens, dtype, own->near_tie,
+                         &result));
+    mb_info("  %-20s acc %.4f +- %.4f, acc_norm %.4f, %lld questions, %lld near-ties", task->name, result.acc,
+            result.acc_stderr, result.acc_norm, (long long)result.count, (long long)result.near_ties);
+    MB_TRY(mb_comm_agree(program->comm,
+                         opt_file != NULL ? write_choice(program, task, &result, results, opt_file) : MB_OK));
 done:
     mb_choice_result_reset(&result);
     mb_task_close(&task);
@@ -114,7 +124,9 @@ static mb_status run_tasks(mb_program *program, mb_lm *lm, json_t *results, mb_h
     mb_tokenizer *tokenizer = NULL;
     char **tasks = NULL;
     int64_t n = 0;
-    MB_TRY(mb_comm_agree(program->comm, mb_tokenizer_open(own->tokenizer != NULL ? own->tokenizer : own->model.path, &tokenizer)));
+    MB_TRY(mb_comm_agree(
+        program->comm,
+        mb_tokenizer_open(own->tokenizer != NULL ? own->tokenizer : own->model.path, &tokenizer)));
     MB_TRY(mb_option_list_split(own->tasks, &tasks, &n));
     for (int64_t i = 0; i < n; ++i) MB_TRY(run_task(program, lm, tokenizer, tasks[i], results, opt_file));
 done:
@@ -138,7 +150,9 @@ static mb_status evaluate(mb_program *program, mb_lm *lm)
     if (own->tasks != NULL) MB_TRY(run_tasks(program, lm, results, file));
     if (mb_program_is_root(program)) {
         status = mb_h5_close(&file);
-        if (status == MB_OK) status = mb_eval_files_write(program, own->model.path, own->model.adapter, own->limit, results, mb_clock_seconds() - started);
+        if (status == MB_OK)
+            status = mb_eval_files_write(program, own->model.path, own->model.adapter, own->limit, results,
+                                         mb_clock_seconds() - started);
     }
     MB_TRY(mb_comm_agree(program->comm, status));
     MB_TRY(mb_program_finish_run(program, "results.json", "eval.h5", NULL));
@@ -155,12 +169,15 @@ static mb_status run(mb_program *program)
     mb_eval_program *own = program->own;
     bool is_done = false;
     mb_lm *lm = NULL;
-    if (own->shard_path == NULL && own->tasks == NULL) MB_RAISE(MB_EUSAGE, "nothing to evaluate: give dataset.path (perplexity) or eval.tasks");
+    if (own->shard_path == NULL && own->tasks == NULL)
+        MB_RAISE(MB_EUSAGE, "nothing to evaluate: give dataset.path (perplexity) or eval.tasks");
     if (program->is_dry_run) goto done;
-    MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter", own->model.adapter, "dataset", own->shard_path, NULL));
+    MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter", own->model.adapter,
+                                "dataset", own->shard_path, NULL));
     if (is_done) goto done;
     MB_TRY(mb_program_open_ops(program));
-    MB_TRY(mb_comm_agree(program->comm, mb_model_options_open(&own->model, program->ops, "none", NULL, 0, &lm)));
+    MB_TRY(
+        mb_comm_agree(program->comm, mb_model_options_open(&own->model, program->ops, "none", NULL, 0, &lm)));
     MB_TRY(evaluate(program, lm));
 done:
     mb_lm_destroy(&lm);
@@ -170,8 +187,13 @@ done:
 int main(int argc, char **argv)
 {
     static const mb_program_spec spec = {
-        .name = "moe-eval", .purpose = "perplexity of token shards, and multiple choice by lm-evaluation-harness's rules, the same on 1 and on N ranks",
-        .example = "  moe-eval model.path=models/llama model.adapter=sft/final eval.tasks=arc_easy=arc_easy_test.jsonl dataset.path=heldout/shard.h5 output.dir=checkpoints/x/eval",
-        .declare = declare, .run = run};
+        .name = "moe-eval",
+        .purpose = "perplexity of token shards, and multiple choice by lm-evaluation-harness's rules, the "
+                   "same on 1 and on N ranks",
+        .example = "  moe-eval model.path=models/llama model.adapter=sft/final "
+                   "eval.tasks=arc_easy=arc_easy_test.jsonl dataset.path=heldout/shard.h5 "
+                   "output.dir=checkpoints/x/eval",
+        .declare = declare,
+        .run = run};
     return mb_program_main(argc, argv, &spec);
 }

@@ -26,13 +26,15 @@ done:
     return status;
 }
 
-/* ---- encode ----------------------------------------------------------------------------------------------------------- */
+/* ---- encode ---- */
 
-static mb_status encode_line(const mb_tokenizer *tokenizer, mb_tokenizer_scratch *scratch, const json_t *text, bool add_special, mb_ids *ids, mb_str *out)
+static mb_status encode_line(const mb_tokenizer *tokenizer, mb_tokenizer_scratch *scratch, const json_t *text,
+                             bool add_special, mb_ids *ids, mb_str *out)
 {
     mb_status status = MB_OK;
     mb_ids_reset(ids);
-    MB_TRY(mb_tokenizer_encode(tokenizer, scratch, json_string_value(text), json_string_length(text), add_special, ids));
+    MB_TRY(mb_tokenizer_encode(tokenizer, scratch, json_string_value(text), json_string_length(text),
+                               add_special, ids));
     MB_TRY(mb_str_add(out, "["));
     for (int64_t i = 0; i < ids->count; ++i) MB_TRY(mb_str_add_format(out, i ? ", %u" : "%u", ids->data[i]));
     MB_TRY(mb_str_add(out, "]\n"));
@@ -49,7 +51,8 @@ static mb_status run_encode(mb_program *program)
     mb_ids ids = {0};
     mb_str text = MB_STR_EMPTY, out = MB_STR_EMPTY;
     int64_t line = 0;
-    if (own->tokenizer == NULL || own->input == NULL || own->out == NULL) MB_RAISE(MB_EUSAGE, "encode needs tokenizer=, input= (one JSON string per line) and out=");
+    if (own->tokenizer == NULL || own->input == NULL || own->out == NULL)
+        MB_RAISE(MB_EUSAGE, "encode needs tokenizer=, input= (one JSON string per line) and out=");
     MB_TRY(mb_tokenizer_open(own->tokenizer, &tokenizer));
     MB_TRY(mb_tokenizer_scratch_create(tokenizer, &scratch));
     MB_TRY(mb_files_read(own->input, 0, &text));
@@ -57,8 +60,10 @@ static mb_status run_encode(mb_program *program)
         char *stop = memchr(p, '\n', (size_t)(end - p));
         if (stop == NULL) stop = end;
         json_t *value = json_loadb(p, (size_t)(stop - p), JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
-        status = json_is_string(value) ? encode_line(tokenizer, scratch, value, own->add_special_tokens, &ids, &out)
-                                       : mb_fail(MB_EDATA, "%s: line %lld is not a JSON string", own->input, (long long)line + 1);
+        status =
+            json_is_string(value)
+                ? encode_line(tokenizer, scratch, value, own->add_special_tokens, &ids, &out)
+                : mb_fail(MB_EDATA, "%s: line %lld is not a JSON string", own->input, (long long)line + 1);
         json_decref(value);
         MB_TRY(status);
         p = stop + 1;
@@ -79,21 +84,29 @@ static mb_status run_model(mb_program *program)
     mb_inspect_program *own = program->own;
     mb_free(own->objective.objective);
     own->objective.objective = mb_strdup(own->objective_name);
-    const mb_inspect_model inspect = {.lm = {.path = own->model, .opt_adapter = own->adapter, .trash_expert_ratio = own->trash_expert_ratio},
-                                      .tokens = own->tokens, .out = own->out, .objective = &own->objective, .opt_train = own->train};
+    const mb_inspect_model inspect = {.lm = {.path = own->model,
+                                             .opt_adapter = own->adapter,
+                                             .trash_expert_ratio = own->trash_expert_ratio},
+                                      .tokens = own->tokens,
+                                      .out = own->out,
+                                      .objective = &own->objective,
+                                      .opt_train = own->train};
     MB_TRY(mb_program_open_ops(program));
-    if (mb_str_equal(program->mode, "forward")) MB_TRY(mb_inspect_model_forward(program->ops, &inspect));
-    else MB_TRY(mb_inspect_model_gradients(program->ops, &inspect));
+    if (mb_str_equal(program->mode, "forward"))
+        MB_TRY(mb_inspect_model_forward(program->ops, &inspect));
+    else
+        MB_TRY(mb_inspect_model_gradients(program->ops, &inspect));
 done:
     return status;
 }
 
-/* ---- main --------------------------------------------------------------------------------------------------------------- */
+/* ---- main ---- */
 
 static mb_status run(mb_program *program)
 {
     mb_inspect_program *own = program->own;
-    if (mb_str_equal(program->mode, "forward") || mb_str_equal(program->mode, "gradients")) return run_model(program);
+    if (mb_str_equal(program->mode, "forward") || mb_str_equal(program->mode, "gradients"))
+        return run_model(program);
     if (mb_str_equal(program->mode, "encode")) return run_encode(program);
     if (program->operand == NULL) return mb_fail(MB_EUSAGE, "file needs a path: moe-inspect file PATH");
     return mb_inspect_file_run(program->operand, own->hash);
@@ -102,12 +115,18 @@ static mb_status run(mb_program *program)
 int main(int argc, char **argv)
 {
     static const mb_program_spec spec = {
-        .name = "moe-inspect", .purpose = "prove the engine from outside: forward passes, gradients, token ids, and what a file is and whether it is whole",
-        .modes = "forward|gradients|encode|file", .has_operand = true,
-        .example = "  moe-inspect forward model=DIR tokens=ids.json out=o.h5 [adapter=DIR]\n"
-                   "  moe-inspect gradients model=DIR tokens=ids.json objective=router_warmup out=g.h5 [training.constraint_loss=barrier ...]\n"
-                   "  moe-inspect encode tokenizer=DIR input=strings.jsonl out=ids.jsonl add_special_tokens=false\n"
-                   "  moe-inspect file PATH [--hash]",
-        .declare = declare, .run = run};
+        .name = "moe-inspect",
+        .purpose = "prove the engine from outside: forward passes, gradients, token ids, and what a file is "
+                   "and whether it is whole",
+        .modes = "forward|gradients|encode|file",
+        .has_operand = true,
+        .example =
+            "  moe-inspect forward model=DIR tokens=ids.json out=o.h5 [adapter=DIR]\n"
+            "  moe-inspect gradients model=DIR tokens=ids.json objective=router_warmup out=g.h5 "
+            "[training.constraint_loss=barrier ...]\n"
+            "  moe-inspect encode tokenizer=DIR input=strings.jsonl out=ids.jsonl add_special_tokens=false\n"
+            "  moe-inspect file PATH [--hash]",
+        .declare = declare,
+        .run = run};
     return mb_program_main(argc, argv, &spec);
 }

@@ -1,4 +1,5 @@
-/* moe-score: every record of a shard through the router (and, for comparison, the unconverted model) into a score table. */
+/* moe-score: every record of a shard through the router (and, for comparison, the unconverted model) into a
+ * score table. */
 #include <string.h>
 
 #include "base/log.h"
@@ -40,17 +41,22 @@ static mb_status open_models(mb_program *program, mb_lm **router, mb_lm **source
 {
     mb_score_program *own = program->own;
     mb_status status = MB_OK;
-    const bool wants_router = is_asked(program, "good_mass") || is_asked(program, "good_logits"), wants_source = is_asked(program, "perplexity") || is_asked(program, "entropy");
+    const bool wants_router = is_asked(program, "good_mass") || is_asked(program, "good_logits"),
+               wants_source = is_asked(program, "perplexity") || is_asked(program, "entropy");
     if (wants_router) {
         MB_TRY(mb_model_options_open(&own->model, program->ops, "none", NULL, 0, router));
         const mb_arch *arch = mb_lm_arch(*router);
         if (arch->trash + arch->declared_trash == 0)
-            MB_RAISE(MB_EUSAGE, "%s has no trash experts; convert it first (moe-convert trash), or set model.trash_expert_ratio", own->model.path);
+            MB_RAISE(MB_EUSAGE,
+                     "%s has no trash experts; convert it first (moe-convert trash), or set "
+                     "model.trash_expert_ratio",
+                     own->model.path);
     }
     if (wants_source) {
         mb_model_options options = {.path = own->source_model != NULL ? own->source_model : own->model.path};
         MB_TRY(mb_model_options_open(&options, program->ops, "none", NULL, 0, source));
-        if (is_asked(program, "entropy") && mb_lm_routers(*source) == 0) MB_RAISE(MB_EUSAGE, "score entropy needs a source model with routers; %s is dense", options.path);
+        if (is_asked(program, "entropy") && mb_lm_routers(*source) == 0)
+            MB_RAISE(MB_EUSAGE, "score entropy needs a source model with routers; %s is dense", options.path);
     }
 done:
     return status;
@@ -67,7 +73,9 @@ static mb_status run(mb_program *program)
     mb_scorer_report report;
     if (own->shard_path == NULL) MB_RAISE(MB_EUSAGE, "dataset.path is missing: the token shard to score");
     if (!program->is_dry_run)
-        MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter", own->model.adapter, "source_model", own->source_model, "dataset", own->shard_path, NULL));
+        MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter",
+                                    own->model.adapter, "source_model", own->source_model, "dataset",
+                                    own->shard_path, NULL));
     if (is_done) goto done;
     MB_TRY(mb_program_open_ops(program));
     status = mb_shard_open(own->shard_path, 0, &shard);
@@ -76,8 +84,9 @@ static mb_status run(mb_program *program)
     if (program->is_dry_run) goto done;
     out_path = mb_program_path(program, "scores.h5");
     MB_TRY(mb_scorer_run(program->comm, router, source, shard, &own->scorer, out_path, &report));
-    mb_info("%lld records, %lld tokens in %.1f s (%.0f tokens/s)%s", (long long)report.records, (long long)report.tokens, report.seconds,
-            (double)report.tokens / report.seconds, report.skipped_parts > 0 ? "; parts of an earlier run were used" : "");
+    mb_info("%lld records, %lld tokens in %.1f s (%.0f tokens/s)%s", (long long)report.records,
+            (long long)report.tokens, report.seconds, (double)report.tokens / report.seconds,
+            report.skipped_parts > 0 ? "; parts of an earlier run were used" : "");
     MB_TRY(mb_program_result_int(program, "records", report.records));
     MB_TRY(mb_program_result_int(program, "tokens", report.tokens));
     MB_TRY(mb_program_result_real(program, "score_seconds", report.seconds));
@@ -93,7 +102,12 @@ done:
 int main(int argc, char **argv)
 {
     static const mb_program_spec spec = {
-        .name = "moe-score", .purpose = "score every record of a shard by the router's mass on the good experts, and by what it is compared with",
-        .example = "  mpirun -np 4 moe-score model.path=warmup/final score.source_model=models/olmoe dataset.path=shard.h5 output.dir=checkpoints/x/score", .declare = declare, .run = run};
+        .name = "moe-score",
+        .purpose = "score every record of a shard by the router's mass on the good experts, and by what it "
+                   "is compared with",
+        .example = "  mpirun -np 4 moe-score model.path=warmup/final score.source_model=models/olmoe "
+                   "dataset.path=shard.h5 output.dir=checkpoints/x/score",
+        .declare = declare,
+        .run = run};
     return mb_program_main(argc, argv, &spec);
 }

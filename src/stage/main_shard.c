@@ -50,9 +50,11 @@ static mb_status shard(mb_program *program, const char *out_path)
     mb_status status = MB_OK;
     mb_shard_build_report report;
     MB_TRY(mb_shard_build_run(program->comm, &own->build, out_path, &report));
-    mb_info("%lld records, %lld tokens (%.2f bytes each) in %.1f s; left out: %lld bad, %lld too long; cut %lld, split %lld", (long long)report.records,
-            (long long)report.tokens, (double)report.bytes / (double)report.tokens, report.seconds, (long long)report.bad, (long long)report.skipped_long,
-            (long long)report.cut, (long long)report.split);
+    mb_info("%lld records, %lld tokens (%.2f bytes each) in %.1f s; left out: %lld bad, %lld too long; cut "
+            "%lld, split %lld",
+            (long long)report.records, (long long)report.tokens, (double)report.bytes / (double)report.tokens,
+            report.seconds, (long long)report.bad, (long long)report.skipped_long, (long long)report.cut,
+            (long long)report.split);
     MB_TRY(mb_program_result_int(program, "records", report.records));
     MB_TRY(mb_program_result_int(program, "tokens", report.tokens));
     MB_TRY(mb_program_result_int(program, "bad", report.bad));
@@ -72,14 +74,17 @@ static mb_status run(mb_program *program)
         mb_shard_input *inputs = NULL;
         int64_t n = 0;
         MB_TRY(mb_shard_build_inputs(&own->build, &inputs, &n));
-        mb_info("%lld inputs are there and would be %s", (long long)n, is_tokenizer ? "learnt from" : "sharded");
+        mb_info("%lld inputs are there and would be %s", (long long)n,
+                is_tokenizer ? "learnt from" : "sharded");
         mb_shard_build_free_inputs(&inputs, n);
         goto done;
     }
     MB_TRY(begin(program, &is_done));
     if (is_done) goto done;
     if (is_tokenizer) {
-        if (mb_program_is_root(program)) status = mb_shard_build_tokenizer(&own->build, own->vocab_size, own->min_frequency, program->options.output_dir);
+        if (mb_program_is_root(program))
+            status = mb_shard_build_tokenizer(&own->build, own->vocab_size, own->min_frequency,
+                                              program->options.output_dir);
         MB_TRY(mb_comm_agree(program->comm, status));
         MB_TRY(mb_program_finish_run(program, "tokenizer.json", NULL));
         goto done;
@@ -94,9 +99,15 @@ done:
 int main(int argc, char **argv)
 {
     static const mb_program_spec spec = {
-        .name = "moe-shard", .purpose = "turn JSONL, JSON or CSV records into a token shard (HDF5), or learn a small byte-level BPE from them", .modes = "build|tokenizer",
-        .example = "  moe-shard build dataset.inputs=gsm8k=train.jsonl tokenizer.path=models/olmoe output.dir=checkpoints/demo/shard\n"
-                   "  moe-shard tokenizer dataset.inputs=all=corpus.jsonl tokenizer.vocab_size=2048 output.dir=checkpoints/demo/tokenizer",
-        .declare = declare, .run = run};
+        .name = "moe-shard",
+        .purpose = "turn JSONL, JSON or CSV records into a token shard (HDF5), or learn a small byte-level "
+                   "BPE from them",
+        .modes = "build|tokenizer",
+        .example = "  moe-shard build dataset.inputs=gsm8k=train.jsonl tokenizer.path=models/olmoe "
+                   "output.dir=checkpoints/demo/shard\n"
+                   "  moe-shard tokenizer dataset.inputs=all=corpus.jsonl tokenizer.vocab_size=2048 "
+                   "output.dir=checkpoints/demo/tokenizer",
+        .declare = declare,
+        .run = run};
     return mb_program_main(argc, argv, &spec);
 }

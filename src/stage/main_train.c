@@ -1,4 +1,5 @@
-/* moe-train: train a model on a token shard (objectives lm, sft, router_warmup; full, router-only or LoRA). */
+/* moe-train: train a model on a token shard (objectives lm, sft, router_warmup; full, router-only or LoRA).
+ */
 #include <stdio.h>
 
 #include "base/log.h"
@@ -30,12 +31,21 @@ static mb_status open_model(mb_program *program, mb_lm **out_lm)
 {
     mb_train_program *own = program->own;
     mb_status status = MB_OK;
-    const bool is_warmup = mb_str_equal(own->objective.objective, "router_warmup"), is_lora = mb_str_equal(own->peft_mode, "lora");
-    const mb_lora_options lora = {.r = own->lora_r, .alpha = own->lora_alpha, .dropout = own->lora_dropout, .rslora = own->use_rslora, .seed = (uint64_t)own->trainer.seed,
+    const bool is_warmup = mb_str_equal(own->objective.objective, "router_warmup"),
+               is_lora = mb_str_equal(own->peft_mode, "lora");
+    const mb_lora_options lora = {.r = own->lora_r,
+                                  .alpha = own->lora_alpha,
+                                  .dropout = own->lora_dropout,
+                                  .rslora = own->use_rslora,
+                                  .seed = (uint64_t)own->trainer.seed,
                                   .targets = is_warmup ? "gate" : own->lora_targets};
-    const char *train = own->train_parts != NULL ? own->train_parts : is_warmup || mb_str_equal(own->peft_mode, "full_rank") ? "router" : "all";
+    const char *train = own->train_parts != NULL                                 ? own->train_parts
+                        : is_warmup || mb_str_equal(own->peft_mode, "full_rank") ? "router"
+                                                                                 : "all";
     if (is_lora) train = "lora";
-    MB_TRY(mb_model_options_open(&own->model, program->ops, train, is_lora && own->model.adapter == NULL ? &lora : NULL, (uint64_t)own->trainer.seed, out_lm));
+    MB_TRY(mb_model_options_open(&own->model, program->ops, train,
+                                 is_lora && own->model.adapter == NULL ? &lora : NULL,
+                                 (uint64_t)own->trainer.seed, out_lm));
     mb_info("%.4g M parameters train", (double)mb_params_trained_count(mb_lm_params(*out_lm)) / 1e6);
 done:
     return status;
@@ -45,11 +55,15 @@ static void log_forecast(mb_program *program, mb_lm *lm)
 {
     mb_train_program *own = program->own;
     mb_lm_plan plan;
-    const int64_t tokens = own->trainer.batch_size * (own->trainer.max_length > 0 ? own->trainer.max_length : 512);
+    const int64_t tokens =
+        own->trainer.batch_size * (own->trainer.max_length > 0 ? own->trainer.max_length : 512);
     const int64_t trained = mb_params_trained_count(mb_lm_params(lm));
     if (mb_lm_plan_get(mb_lm_arch(lm), "none", NULL, tokens, true, &plan) != MB_OK) return;
-    mb_info("memory forecast per rank: weights %.0f MiB, packed %.0f, optimiser and gradients %.0f, activations up to %.0f", (double)plan.weights / 1048576,
-            (double)plan.packed / 1048576, (double)mb_trainer_plan(trained, own->trainer.lanes, mb_comm_size(program->comm)) / 1048576, (double)plan.activations / 1048576);
+    mb_info("memory forecast per rank: weights %.0f MiB, packed %.0f, optimiser and gradients %.0f, "
+            "activations up to %.0f",
+            (double)plan.weights / 1048576, (double)plan.packed / 1048576,
+            (double)mb_trainer_plan(trained, own->trainer.lanes, mb_comm_size(program->comm)) / 1048576,
+            (double)plan.activations / 1048576);
 }
 
 static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
@@ -61,10 +75,14 @@ static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
     MB_TRY(mb_objective_create(&own->objective, lm, &objective));
     log_forecast(program, lm);
     if (program->is_dry_run) goto done;
-    status = mb_trainer_run(program->comm, lm, objective, shard, &own->trainer, program->options.output_dir, own->model.path, &report);
-    if (status == MB_ESTOPPED) mb_warn("stopped at a checkpoint in %s; run the same command again to go on", program->options.output_dir);
+    status = mb_trainer_run(program->comm, lm, objective, shard, &own->trainer, program->options.output_dir,
+                            own->model.path, &report);
+    if (status == MB_ESTOPPED)
+        mb_warn("stopped at a checkpoint in %s; run the same command again to go on",
+                program->options.output_dir);
     MB_TRY(status);
-    mb_info("%lld steps, %lld tokens, loss %.4f, %.1f s (%.0f tokens/s), peak memory %.0f MiB", (long long)report.steps, (long long)report.tokens, report.loss, report.seconds,
+    mb_info("%lld steps, %lld tokens, loss %.4f, %.1f s (%.0f tokens/s), peak memory %.0f MiB",
+            (long long)report.steps, (long long)report.tokens, report.loss, report.seconds,
             report.tokens_per_second, (double)mb_memory_peak_bytes() / 1048576);
     MB_TRY(mb_program_result_real(program, "loss", report.loss));
     MB_TRY(mb_program_result_int(program, "steps", report.steps));
@@ -85,14 +103,18 @@ static mb_status run(mb_program *program)
     mb_shard *shard = NULL;
     if (own->shard_path == NULL) MB_RAISE(MB_EUSAGE, "dataset.path is missing: the token shard to train on");
     if (!program->is_dry_run)
-        MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter", own->model.adapter, "dataset", own->shard_path, NULL));
+        MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter",
+                                    own->model.adapter, "dataset", own->shard_path, NULL));
     if (is_done) goto done;
     MB_TRY(mb_program_open_ops(program));
     status = mb_shard_open(own->shard_path, 0, &shard);
     if (status == MB_OK) status = open_model(program, &lm);
     if (status == MB_OK && mb_shard_vocab_size(shard) > mb_lm_arch(lm)->vocab)
-        status = mb_fail(MB_EDATA, "%s was made with a tokenizer of %lld tokens, the model has %lld; shard the data with the model's own tokenizer", own->shard_path,
-                         (long long)mb_shard_vocab_size(shard), (long long)mb_lm_arch(lm)->vocab);
+        status =
+            mb_fail(MB_EDATA,
+                    "%s was made with a tokenizer of %lld tokens, the model has %lld; shard the data with "
+                    "the model's own tokenizer",
+                    own->shard_path, (long long)mb_shard_vocab_size(shard), (long long)mb_lm_arch(lm)->vocab);
     MB_TRY(mb_comm_agree(program->comm, status));
     MB_TRY(train(program, lm, shard));
 done:
@@ -104,9 +126,14 @@ done:
 int main(int argc, char **argv)
 {
     static const mb_program_spec spec = {
-        .name = "moe-train", .purpose = "train a model on a token shard: language modelling, fine-tuning on answers, or router warm-up; on any number of ranks, with exact resume",
-        .example = "  mpirun -np 4 moe-train model.path=models/olmoe-trash dataset.path=shard.h5 training.objective=router_warmup output.dir=checkpoints/x/warmup\n"
-                   "  moe-train model.path=models/llama dataset.path=shard.h5 training.objective=sft training.peft_mode=lora training.lora.r=16 output.dir=checkpoints/x/sft",
-        .declare = declare, .run = run};
+        .name = "moe-train",
+        .purpose = "train a model on a token shard: language modelling, fine-tuning on answers, or router "
+                   "warm-up; on any number of ranks, with exact resume",
+        .example = "  mpirun -np 4 moe-train model.path=models/olmoe-trash dataset.path=shard.h5 "
+                   "training.objective=router_warmup output.dir=checkpoints/x/warmup\n"
+                   "  moe-train model.path=models/llama dataset.path=shard.h5 training.objective=sft "
+                   "training.peft_mode=lora training.lora.r=16 output.dir=checkpoints/x/sft",
+        .declare = declare,
+        .run = run};
     return mb_program_main(argc, argv, &spec);
 }

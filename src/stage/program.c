@@ -16,28 +16,37 @@
 #include "config/config.h"
 #include "stage/program_options.h"
 
-/* First parts of keys over all programs: a top-level group of that name in a study file holds defaults; other groups are stages. */
-static const char known_prefixes[] = "model|dataset|tokenizer|training|score|select|data_selection|selector_model|target_model|eval|convert|output|run|"
+/* First parts of keys over all programs: a top-level group of that name in a study file holds defaults; other
+ * groups are stages. */
+static const char known_prefixes[] = "model|dataset|tokenizer|training|score|select|data_selection|selector_"
+                                     "model|target_model|eval|convert|output|run|"
                                      "data_process|report|study|scores|labels|backend|threads|models|seeds";
 
-/* ---- 1. options of every program ------------------------------------------------------------------------------ */
+/* ---- 1. options of every program ---- */
 
 static const mb_option common_options[] = {
-    MB_OPTION_TEXT(mb_program_options, output_dir, "output.dir", NULL, NULL, "folder of this stage's results; a finished one is not run again",
+    MB_OPTION_TEXT(mb_program_options, output_dir, "output.dir", NULL, NULL,
+                   "folder of this stage's results; a finished one is not run again",
                    "output.path|output.output_dir|out_dir"),
-    MB_OPTION_TEXT(mb_program_options, backend, "backend", "auto", "auto|cpu|ref", "what does the arithmetic", NULL),
-    MB_OPTION_INT(mb_program_options, threads, "threads", "0", 0, 4096, "threads", "threads of this rank; 0: OMP_NUM_THREADS, else its cores", NULL),
-    MB_OPTION_BOOL(mb_program_options, force, "run.force", "false", "run even when the stage's record says it is done", NULL),
+    MB_OPTION_TEXT(mb_program_options, backend, "backend", "auto", "auto|cpu|ref", "what does the arithmetic",
+                   NULL),
+    MB_OPTION_INT(mb_program_options, threads, "threads", "0", 0, 4096, "threads",
+                  "threads of this rank; 0: OMP_NUM_THREADS, else its cores", NULL),
+    MB_OPTION_BOOL(mb_program_options, force, "run.force", "false",
+                   "run even when the stage's record says it is done", NULL),
 };
 
-mb_status mb_program_add_table(mb_program *program, const char *title, const mb_option *options, int64_t count, void *target)
+mb_status mb_program_add_table(mb_program *program, const char *title, const mb_option *options,
+                               int64_t count, void *target)
 {
-    if (program->table_count >= MB_PROGRAM_MAX_TABLES) return mb_fail(MB_ERANGE, "%s: too many option tables", program->spec->name);
-    program->tables[program->table_count++] = (mb_option_table){.title = title, .options = options, .count = count, .target = target};
+    if (program->table_count >= MB_PROGRAM_MAX_TABLES)
+        return mb_fail(MB_ERANGE, "%s: too many option tables", program->spec->name);
+    program->tables[program->table_count++] =
+        (mb_option_table){.title = title, .options = options, .count = count, .target = target};
     return MB_OK;
 }
 
-/* ---- 2. command line -------------------------------------------------------------------------------------------- */
+/* ---- 2. command line ---- */
 
 typedef struct command_line {
     const char *config_path, *stage;
@@ -57,29 +66,47 @@ static bool is_mode(const char *modes, const char *word)
 static mb_status read_word(mb_program *program, command_line *line, const char *word)
 {
     if (word[0] == '-') {
-        if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) line->help = true;
-        else if (strcmp(word, "--version") == 0) line->version = true;
-        else if (strcmp(word, "--print-config") == 0) line->print_config = true;
-        else if (strcmp(word, "--print-keys") == 0) line->markdown = true;
-        else if (strcmp(word, "--dry-run") == 0) program->is_dry_run = true;
-        else if (strcmp(word, "--hash") == 0) line->assignments[line->assignment_count++] = "hash=true";
-        else return mb_fail(MB_EUSAGE, "%s: unknown option %s; options are key=value, see %s --help", program->spec->name, word, program->spec->name);
+        if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0)
+            line->help = true;
+        else if (strcmp(word, "--version") == 0)
+            line->version = true;
+        else if (strcmp(word, "--print-config") == 0)
+            line->print_config = true;
+        else if (strcmp(word, "--print-keys") == 0)
+            line->markdown = true;
+        else if (strcmp(word, "--dry-run") == 0)
+            program->is_dry_run = true;
+        else if (strcmp(word, "--hash") == 0)
+            line->assignments[line->assignment_count++] = "hash=true";
+        else
+            return mb_fail(MB_EUSAGE, "%s: unknown option %s; options are key=value, see %s --help",
+                           program->spec->name, word, program->spec->name);
         return MB_OK;
     }
     const char *equals = strchr(word, '=');
     if (equals != NULL) {
-        if (strncmp(word, "stage=", 6) == 0) line->stage = word + 6;
-        else if (strncmp(word, "config=", 7) == 0) line->config_path = word + 7;
-        else if (program->spec->modes != NULL && strncmp(word, "mode=", 5) == 0) return read_word(program, line, word + 5);
-        else line->assignments[line->assignment_count++] = word;
+        if (strncmp(word, "stage=", 6) == 0)
+            line->stage = word + 6;
+        else if (strncmp(word, "config=", 7) == 0)
+            line->config_path = word + 7;
+        else if (program->spec->modes != NULL && strncmp(word, "mode=", 5) == 0)
+            return read_word(program, line, word + 5);
+        else
+            line->assignments[line->assignment_count++] = word;
         return MB_OK;
     }
-    if (program->spec->modes != NULL && program->mode == NULL && is_mode(program->spec->modes, word)) program->mode = word;
-    else if (mb_str_is_suffix(word, ".cfg") && line->config_path == NULL && !(program->mode && strcmp(program->mode, "file") == 0)) line->config_path = word;
-    else if (program->spec->has_operand && program->operand == NULL) program->operand = word;
+    if (program->spec->modes != NULL && program->mode == NULL && is_mode(program->spec->modes, word))
+        program->mode = word;
+    else if (mb_str_is_suffix(word, ".cfg") && line->config_path == NULL &&
+             !(program->mode && strcmp(program->mode, "file") == 0))
+        line->config_path = word;
+    else if (program->spec->has_operand && program->operand == NULL)
+        program->operand = word;
     else
-        return mb_fail(MB_EUSAGE, "%s: '%s' is %s; give options as key=value (see %s --help)", program->spec->name, word,
-                       program->spec->modes && !program->mode ? "no mode (modes: see --help)" : "not understood", program->spec->name);
+        return mb_fail(
+            MB_EUSAGE, "%s: '%s' is %s; give options as key=value (see %s --help)", program->spec->name, word,
+            program->spec->modes && !program->mode ? "no mode (modes: see --help)" : "not understood",
+            program->spec->name);
     return MB_OK;
 }
 
@@ -96,16 +123,19 @@ static void print_help(const mb_program *program)
 {
     const mb_program_spec *spec = program->spec;
     mb_str text = MB_STR_EMPTY;
-    printf("%s: %s\n\nUsage: %s%s%s%s%s [study.cfg stage=GROUP] [key=value ...]\n", spec->name, spec->purpose, spec->name, spec->modes ? " {" : "",
-           spec->modes ? spec->modes : "", spec->modes ? "}" : "", spec->has_operand ? " [PATH]" : "");
+    printf("%s: %s\n\nUsage: %s%s%s%s%s [study.cfg stage=GROUP] [key=value ...]\n", spec->name, spec->purpose,
+           spec->name, spec->modes ? " {" : "", spec->modes ? spec->modes : "", spec->modes ? "}" : "",
+           spec->has_operand ? " [PATH]" : "");
     if (spec->example != NULL) printf("\n%s\n", spec->example);
-    if (mb_option_help(program->tables, program->table_count, &text) == MB_OK) printf("\n%s", mb_str_text(&text));
+    if (mb_option_help(program->tables, program->table_count, &text) == MB_OK)
+        printf("\n%s", mb_str_text(&text));
     printf("\nAlso: --help  --version  --print-config  --dry-run\n"
-           "Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 bad input data, 75 stopped at a checkpoint (run again)\n");
+           "Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 bad input data, 75 stopped at a "
+           "checkpoint (run again)\n");
     mb_str_destroy(&text);
 }
 
-/* ---- 3. start and end --------------------------------------------------------------------------------------------- */
+/* ---- 3. start and end ---- */
 
 static mb_status apply_config(mb_program *program, const command_line *line)
 {
@@ -126,11 +156,14 @@ static bool answer_question(mb_program *program, const command_line *line)
 {
     mb_str text = MB_STR_EMPTY;
     bool is_answered = true;
-    if (line->help) print_help(program);
-    else if (line->version) printf("%s %s\n", program->spec->name, mb_version_source());
+    if (line->help)
+        print_help(program);
+    else if (line->version)
+        printf("%s %s\n", program->spec->name, mb_version_source());
     else if (line->markdown && mb_option_markdown(program->tables, program->table_count, &text) == MB_OK)
         printf("## %s\n\n%s\n\n%s\n", program->spec->name, program->spec->purpose, mb_str_text(&text));
-    else is_answered = false;
+    else
+        is_answered = false;
     mb_str_destroy(&text);
     return is_answered;
 }
@@ -144,17 +177,20 @@ static void report_failure(const mb_program *program, mb_status status)
     (void)program;
 }
 
-static mb_status start_and_run(mb_program *program, int argc, char **argv, command_line *line, bool *out_has_ranks)
+static mb_status start_and_run(mb_program *program, int argc, char **argv, command_line *line,
+                               bool *out_has_ranks)
 {
     mb_status status = MB_OK;
     MB_TRY(program->spec->declare(program));
-    MB_TRY(mb_program_add_table(program, "every program", common_options, sizeof common_options / sizeof *common_options, &program->options));
+    MB_TRY(mb_program_add_table(program, "every program", common_options,
+                                sizeof common_options / sizeof *common_options, &program->options));
     MB_TRY(read_command_line(program, argc, argv, line));
     if (answer_question(program, line)) goto done;
     MB_TRY(apply_config(program, line));
     program->stage = line->stage != NULL ? line->stage : program->spec->name + strlen("moe-");
     if (program->spec->modes != NULL && program->mode == NULL)
-        MB_RAISE(MB_EUSAGE, "%s: say what to do: %s {%s} ...", program->spec->name, program->spec->name, program->spec->modes);
+        MB_RAISE(MB_EUSAGE, "%s: say what to do: %s {%s} ...", program->spec->name, program->spec->name,
+                 program->spec->modes);
     if (line->print_config) {
         mb_str text = MB_STR_EMPTY;
         status = mb_config_print(program->tables, program->table_count, &text);
@@ -196,19 +232,21 @@ int mb_program_main(int argc, char **argv, const mb_program_spec *spec)
     mb_comm_destroy(&program.comm);
     mb_log_close();
     if (getenv("MB_CHECK_LEAKS") != NULL && mb_memory_live_blocks() != 0) {
-        fprintf(stderr, "%s: %lld blocks still alive at the end\n", spec->name, (long long)mb_memory_live_blocks());
+        fprintf(stderr, "%s: %lld blocks still alive at the end\n", spec->name,
+                (long long)mb_memory_live_blocks());
         return 1;
     }
     return code;
 }
 
-/* ---- 4. run folder ------------------------------------------------------------------------------------------------------ */
+/* ---- 4. run folder ---- */
 
 mb_status mb_program_open_ops(mb_program *program)
 {
     mb_status status = MB_OK;
     MB_TRY(mb_ops_create(program->options.backend, (int)program->options.threads, &program->ops));
-    mb_info("%s, %d rank%s", mb_ops_describe(program->ops), mb_comm_size(program->comm), mb_comm_size(program->comm) == 1 ? "" : "s");
+    mb_info("%s, %d rank%s", mb_ops_describe(program->ops), mb_comm_size(program->comm),
+            mb_comm_size(program->comm) == 1 ? "" : "s");
 done:
     return status;
 }
@@ -216,9 +254,11 @@ done:
 /* Keys whose value does not change a result, or whose content is hashed as an input. */
 static bool is_passed_over(const char *key)
 {
-    return mb_str_is_prefix(key, "output.") || mb_str_is_prefix(key, "run.") || mb_str_is_suffix(key, ".path") || mb_str_equal(key, "threads") ||
-           mb_str_equal(key, "model.adapter") || mb_str_equal(key, "dataset.inputs") || mb_str_equal(key, "training.time_limit_minutes") ||
-           mb_str_is_prefix(key, "training.logging") || mb_str_is_prefix(key, "training.save_minutes");
+    return mb_str_is_prefix(key, "output.") || mb_str_is_prefix(key, "run.") ||
+           mb_str_is_suffix(key, ".path") || mb_str_equal(key, "threads") ||
+           mb_str_equal(key, "model.adapter") || mb_str_equal(key, "dataset.inputs") ||
+           mb_str_equal(key, "training.time_limit_minutes") || mb_str_is_prefix(key, "training.logging") ||
+           mb_str_is_prefix(key, "training.save_minutes");
 }
 
 /* Lease, configuration and inputs of output.dir. */
@@ -226,7 +266,8 @@ static mb_status open_run(mb_program *program, const char *const *names, const c
 {
     mb_status status = MB_OK;
     json_t *config = NULL;
-    MB_TRY(mb_runfolder_open(program->options.output_dir, program->spec->name, program->stage, &program->run));
+    MB_TRY(
+        mb_runfolder_open(program->options.output_dir, program->spec->name, program->stage, &program->run));
     MB_TRY(mb_config_resolved(program->tables, program->table_count, &config));
     const char *key;
     json_t *value;
@@ -254,7 +295,8 @@ static mb_status move_aside(mb_program *program)
         if (aside == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
         if (!mb_files_is_folder(aside)) break;
     }
-    mb_info("%s was made otherwise (%s); it is kept as %s", program->options.output_dir, mb_runfolder_reason(program->run), aside);
+    mb_info("%s was made otherwise (%s); it is kept as %s", program->options.output_dir,
+            mb_runfolder_reason(program->run), aside);
     mb_runfolder_close(&program->run);
     MB_TRY(mb_files_rename(program->options.output_dir, aside));
 done:
@@ -263,8 +305,10 @@ done:
     return status;
 }
 
-/* Rank 0's part: is there work? Then the folder is ours, and empty but for what an interrupted run of the same work left. */
-static mb_status claim_run(mb_program *program, const char *const *names, const char *const *paths, int64_t n, int64_t *out_is_done)
+/* Rank 0's part: is there work? Then the folder is ours, and empty but for what an interrupted run of the
+ * same work left. */
+static mb_status claim_run(mb_program *program, const char *const *names, const char *const *paths, int64_t n,
+                           int64_t *out_is_done)
 {
     mb_status status = MB_OK;
     MB_TRY(open_run(program, names, paths, n));
@@ -280,12 +324,15 @@ done:
     return status;
 }
 
-mb_status mb_program_begin_run_list(mb_program *program, const char *const *names, const char *const *paths, int64_t n, bool *out_is_done)
+mb_status mb_program_begin_run_list(mb_program *program, const char *const *names, const char *const *paths,
+                                    int64_t n, bool *out_is_done)
 {
     mb_status status = MB_OK;
     int64_t is_done = 0;
     if (program->options.output_dir == NULL)
-        MB_RAISE(MB_EUSAGE, "%s: output.dir is missing: say where the results go, e.g. output.dir=checkpoints/my-run/%s", program->spec->name, program->stage);
+        MB_RAISE(MB_EUSAGE,
+                 "%s: output.dir is missing: say where the results go, e.g. output.dir=checkpoints/my-run/%s",
+                 program->spec->name, program->stage);
     if (mb_program_is_root(program)) status = claim_run(program, names, paths, n, &is_done);
     MB_TRY(mb_comm_agree(program->comm, status));
     MB_TRY(mb_comm_bcast(program->comm, &is_done, sizeof is_done, 0));
@@ -315,9 +362,11 @@ mb_status mb_program_finish_run(mb_program *program, ...)
     va_list list;
     va_start(list, program);
     if (mb_program_is_root(program)) {
-        for (const char *path; status == MB_OK && (path = va_arg(list, const char *)) != NULL;) status = mb_runfolder_output(program->run, path);
+        for (const char *path; status == MB_OK && (path = va_arg(list, const char *)) != NULL;)
+            status = mb_runfolder_output(program->run, path);
         if (status == MB_OK)
-            status = mb_runfolder_finish(program->run, mb_comm_size(program->comm), program->ops != NULL ? mb_ops_describe(program->ops) : NULL);
+            status = mb_runfolder_finish(program->run, mb_comm_size(program->comm),
+                                         program->ops != NULL ? mb_ops_describe(program->ops) : NULL);
     }
     va_end(list);
     return mb_comm_agree(program->comm, status);

@@ -2,8 +2,9 @@
  *
  * Layer: stage.  Uses: everything below.
  *
- * A program is a table of options and a run function. mb_program_main does the rest: --help, --version, --print-config, --dry-run, `[mode] [file.cfg] key=value ...`,
- * MPI only when launched by one, the stop flag, error printing, and one exit code agreed by all ranks.
+ * A program is a table of options and a run function. mb_program_main does the rest: --help, --version,
+ * --print-config, --dry-run, `[mode] [file.cfg] key=value ...`, MPI only when launched by one, the stop flag,
+ * error printing, and one exit code agreed by all ranks.
  */
 #ifndef MB_PROGRAM_H
 #define MB_PROGRAM_H
@@ -46,24 +47,27 @@ struct mb_program {
     const char *stage;   /* stage= group or the program's own name without "moe-" */
     bool is_dry_run;
     mb_comm *comm;
-    mb_ops *ops;         /* NULL until mb_program_open_ops */
-    mb_runfolder *run;   /* NULL until mb_program_begin_run */
-    void *own;           /* the program's own struct, from mb_calloc in declare; freed at the end */
+    mb_ops *ops;       /* NULL until mb_program_open_ops */
+    mb_runfolder *run; /* NULL until mb_program_begin_run */
+    void *own;         /* the program's own struct, from mb_calloc in declare; freed at the end */
 };
 
 int mb_program_main(int argc, char **argv, const mb_program_spec *spec);
 
 /* target: zeroed struct that lives as long as the program. */
-mb_status mb_program_add_table(mb_program *program, const char *title, const mb_option *options, int64_t count, void *target);
+mb_status mb_program_add_table(mb_program *program, const char *title, const mb_option *options,
+                               int64_t count, void *target);
 
 /* Backend by options.backend/threads; logs its description. */
 mb_status mb_program_open_ops(mb_program *program);
 
-/* Rank 0 takes the lease on output.dir and records the configuration; every rank learns whether the stage is done already. Inputs: pairs (name, path), ending with NULL; NULL paths are passed over.
- * Collective. *out_is_done: nothing to do. */
+/* Rank 0 takes the lease on output.dir and records the configuration; every rank learns whether the stage is
+ * done already. Inputs: pairs (name, path), ending with NULL; NULL paths are passed over. Collective.
+ * *out_is_done: nothing to do. */
 mb_status mb_program_begin_run(mb_program *program, bool *out_is_done, ...);
 /* The same with n pairs in arrays. */
-mb_status mb_program_begin_run_list(mb_program *program, const char *const *names, const char *const *paths, int64_t n, bool *out_is_done);
+mb_status mb_program_begin_run_list(mb_program *program, const char *const *names, const char *const *paths,
+                                    int64_t n, bool *out_is_done);
 /* Rank 0 hashes the outputs (paths relative to the folder, NULL-ended) and writes done.json. Collective. */
 mb_status mb_program_finish_run(mb_program *program, ...);
 /* A figure for done.json (rank 0; others do nothing). */
@@ -71,6 +75,9 @@ mb_status mb_program_result_real(mb_program *program, const char *name, double v
 mb_status mb_program_result_int(mb_program *program, const char *name, int64_t value);
 /* Path inside output.dir; mb_free. */
 char *mb_program_path(const mb_program *program, const char *name);
-static inline bool mb_program_is_root(const mb_program *program) { return mb_comm_rank(program->comm) == 0; }
+static inline bool mb_program_is_root(const mb_program *program)
+{
+    return mb_comm_rank(program->comm) == 0;
+}
 
 #endif

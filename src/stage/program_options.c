@@ -7,8 +7,10 @@
 /* ---- 1. tables ---- */
 
 static const mb_option shard_options[] = {
-    MB_OPTION_INT(mb_shard_program, vocab_size, "tokenizer.vocab_size", "2048", 258, 1 << 20, "tokens", "mode tokenizer: bytes, merges and special tokens together", NULL),
-    MB_OPTION_INT(mb_shard_program, min_frequency, "tokenizer.min_frequency", "2", 1, 1e12, "", "mode tokenizer: rarer pairs are not merged", NULL),
+    MB_OPTION_INT(mb_shard_program, vocab_size, "tokenizer.vocab_size", "2048", 258, 1 << 20, "tokens",
+                  "mode tokenizer: bytes, merges and special tokens together", NULL),
+    MB_OPTION_INT(mb_shard_program, min_frequency, "tokenizer.min_frequency", "2", 1, 1e12, "",
+                  "mode tokenizer: rarer pairs are not merged", NULL),
 };
 
 const mb_option *mb_program_options_shard(int64_t *out_count)
@@ -18,17 +20,28 @@ const mb_option *mb_program_options_shard(int64_t *out_count)
 }
 
 static const mb_option train_options[] = {
-    MB_OPTION_TEXT(mb_train_program, shard_path, "dataset.path", NULL, NULL, "token shard, a comma-separated list of them, or a folder of them", "dataset.shard"),
-    MB_OPTION_TEXT(mb_train_program, peft_mode, "training.peft_mode", "full", "full|full_rank|lora",
-                   "full: everything of training.trainable; full_rank: the same for the routers; lora: an adapter", "training.peft_config.mode"),
+    MB_OPTION_TEXT(mb_train_program, shard_path, "dataset.path", NULL, NULL,
+                   "token shard, a comma-separated list of them, or a folder of them", "dataset.shard"),
+    MB_OPTION_TEXT(
+        mb_train_program, peft_mode, "training.peft_mode", "full", "full|full_rank|lora",
+        "full: everything of training.trainable; full_rank: the same for the routers; lora: an adapter",
+        "training.peft_config.mode"),
     MB_OPTION_TEXT(mb_train_program, train_parts, "training.trainable", NULL, NULL,
-                   "what trains: all, router, or patterns of tensor names; default by objective: all, and router for router_warmup", NULL),
-    MB_OPTION_INT(mb_train_program, lora_r, "training.lora.r", "128", 1, 65536, "", "rank of the adapter", "training.peft_config.lora_r|lora_rank"),
-    MB_OPTION_REAL(mb_train_program, lora_alpha, "training.lora.lora_alpha", "256", 1e-6, 1e6, "", "scale of the adapter is lora_alpha / r", "training.peft_config.lora_alpha|lora_alpha"),
-    MB_OPTION_REAL(mb_train_program, lora_dropout, "training.lora.lora_dropout", "0", 0, 0.99, "", "dropout in front of the adapter", "training.peft_config.lora_dropout|lora_dropout"),
-    MB_OPTION_LIST(mb_train_program, lora_targets, "training.lora.target_modules", "q_proj,k_proj,v_proj,o_proj",
-                   "modules that get an adapter, or all-linear; router_warmup: gate", "training.peft_config.target_modules|lora_target"),
-    MB_OPTION_BOOL(mb_train_program, use_rslora, "training.lora.use_rslora", "false", "scale by lora_alpha / sqrt(r)", NULL),
+                   "what trains: all, router, or patterns of tensor names; default by objective: all, and "
+                   "router for router_warmup",
+                   NULL),
+    MB_OPTION_INT(mb_train_program, lora_r, "training.lora.r", "128", 1, 65536, "", "rank of the adapter",
+                  "training.peft_config.lora_r|lora_rank"),
+    MB_OPTION_REAL(mb_train_program, lora_alpha, "training.lora.lora_alpha", "256", 1e-6, 1e6, "",
+                   "scale of the adapter is lora_alpha / r", "training.peft_config.lora_alpha|lora_alpha"),
+    MB_OPTION_REAL(mb_train_program, lora_dropout, "training.lora.lora_dropout", "0", 0, 0.99, "",
+                   "dropout in front of the adapter", "training.peft_config.lora_dropout|lora_dropout"),
+    MB_OPTION_LIST(mb_train_program, lora_targets, "training.lora.target_modules",
+                   "q_proj,k_proj,v_proj,o_proj",
+                   "modules that get an adapter, or all-linear; router_warmup: gate",
+                   "training.peft_config.target_modules|lora_target"),
+    MB_OPTION_BOOL(mb_train_program, use_rslora, "training.lora.use_rslora", "false",
+                   "scale by lora_alpha / sqrt(r)", NULL),
 };
 
 const mb_option *mb_program_options_train(int64_t *out_count)
@@ -38,8 +51,11 @@ const mb_option *mb_program_options_train(int64_t *out_count)
 }
 
 static const mb_option score_options[] = {
-    MB_OPTION_TEXT(mb_score_program, shard_path, "dataset.path", NULL, NULL, "token shard, a comma-separated list of them, or a folder of them", "dataset.shard"),
-    MB_OPTION_TEXT(mb_score_program, source_model, "score.source_model", NULL, NULL, "the unconverted model, for perplexity and entropy; default: model.path when it has no trash", NULL),
+    MB_OPTION_TEXT(mb_score_program, shard_path, "dataset.path", NULL, NULL,
+                   "token shard, a comma-separated list of them, or a folder of them", "dataset.shard"),
+    MB_OPTION_TEXT(
+        mb_score_program, source_model, "score.source_model", NULL, NULL,
+        "the unconverted model, for perplexity and entropy; default: model.path when it has no trash", NULL),
 };
 
 const mb_option *mb_program_options_score(int64_t *out_count)
@@ -49,10 +65,14 @@ const mb_option *mb_program_options_score(int64_t *out_count)
 }
 
 static const mb_option select_options[] = {
-    MB_OPTION_TEXT(mb_select_program, scores_path, "scores.path", NULL, NULL, "score table to select from", "select.scores"),
-    MB_OPTION_TEXT(mb_select_program, score, "select.score", "good_mass", NULL, "which score of the table", "data_selection.score"),
-    MB_OPTION_LIST(mb_select_program, score_layers, "select.score_layers", NULL, "positions of the stored layers to average; none: the score as stored", NULL),
-    MB_OPTION_TEXT(mb_select_program, labels_path, "labels.path", NULL, NULL, "mode auc: JSONL of {source, index, kind}, kind \"good\" or a kind of damage", NULL),
+    MB_OPTION_TEXT(mb_select_program, scores_path, "scores.path", NULL, NULL, "score table to select from",
+                   "select.scores"),
+    MB_OPTION_TEXT(mb_select_program, score, "select.score", "good_mass", NULL, "which score of the table",
+                   "data_selection.score"),
+    MB_OPTION_LIST(mb_select_program, score_layers, "select.score_layers", NULL,
+                   "positions of the stored layers to average; none: the score as stored", NULL),
+    MB_OPTION_TEXT(mb_select_program, labels_path, "labels.path", NULL, NULL,
+                   "mode auc: JSONL of {source, index, kind}, kind \"good\" or a kind of damage", NULL),
     MB_OPTION_TEXT(mb_select_program, a, "a.path", NULL, NULL, "mode compare: one selected_data.jsonl", "a"),
     MB_OPTION_TEXT(mb_select_program, b, "b.path", NULL, NULL, "mode compare: the other", "b"),
 };
@@ -64,15 +84,23 @@ const mb_option *mb_program_options_select(int64_t *out_count)
 }
 
 static const mb_option convert_options[] = {
-    MB_OPTION_INT(mb_convert_program, trash.trash_experts, "convert.trash_experts", "0", 0, 65536, "experts", "trash experts added to every MoE layer; 0: as many as a token picks", "trash_experts"),
+    MB_OPTION_INT(mb_convert_program, trash.trash_experts, "convert.trash_experts", "0", 0, 65536, "experts",
+                  "trash experts added to every MoE layer; 0: as many as a token picks", "trash_experts"),
     MB_OPTION_TEXT(mb_convert_program, trash_init, "convert.trash_init", "normal", "normal|closed",
-                   "closed: the converted model computes the source's function, and warm-up opens the trash (training.trash_open_steps)", "trash_init"),
-    MB_OPTION_REAL(mb_convert_program, trash.trash_init_std, "convert.trash_init_std", "0.02", 0, 10, "", "standard deviation of the new gate rows", "trash_init_std"),
+                   "closed: the converted model computes the source's function, and warm-up opens the trash "
+                   "(training.trash_open_steps)",
+                   "trash_init"),
+    MB_OPTION_REAL(mb_convert_program, trash.trash_init_std, "convert.trash_init_std", "0.02", 0, 10, "",
+                   "standard deviation of the new gate rows", "trash_init_std"),
     MB_OPTION_INT(mb_convert_program, seed, "convert.seed", "42", 0, 9e18, "", "seed of new tensors", NULL),
-    MB_OPTION_BOOL(mb_convert_program, verify, "convert.verify", "true", "compare checksums and logits of source and result, and fail when they do not fit", NULL),
-    MB_OPTION_TEXT(mb_convert_program, config, "convert.config", NULL, NULL, "mode init: config.json of the new model, or a folder that has one", NULL),
-    MB_OPTION_TEXT(mb_convert_program, tokenizer, "tokenizer.path", NULL, NULL, "mode init: folder whose tokenizer files are copied into the model", NULL),
-    MB_OPTION_TEXT(mb_convert_program, against, "convert.target", NULL, NULL, "mode verify: the result to compare model.path with", NULL),
+    MB_OPTION_BOOL(mb_convert_program, verify, "convert.verify", "true",
+                   "compare checksums and logits of source and result, and fail when they do not fit", NULL),
+    MB_OPTION_TEXT(mb_convert_program, config, "convert.config", NULL, NULL,
+                   "mode init: config.json of the new model, or a folder that has one", NULL),
+    MB_OPTION_TEXT(mb_convert_program, tokenizer, "tokenizer.path", NULL, NULL,
+                   "mode init: folder whose tokenizer files are copied into the model", NULL),
+    MB_OPTION_TEXT(mb_convert_program, against, "convert.target", NULL, NULL,
+                   "mode verify: the result to compare model.path with", NULL),
 };
 
 const mb_option *mb_program_options_convert(int64_t *out_count)
@@ -82,17 +110,30 @@ const mb_option *mb_program_options_convert(int64_t *out_count)
 }
 
 static const mb_option eval_options[] = {
-    MB_OPTION_TEXT(mb_eval_program, shard_path, "dataset.path", NULL, NULL, "token shards for perplexity", "dataset.shard"),
-    MB_OPTION_LIST(mb_eval_program, tasks, "eval.tasks", NULL, "kind=file,...: arc_easy, arc_challenge, hellaswag, mmlu, choice (any multiple-choice JSONL), requests", "tasks"),
-    MB_OPTION_TEXT(mb_eval_program, tokenizer, "tokenizer.path", NULL, NULL, "tokenizer of the tasks; default: the model's folder", NULL),
-    MB_OPTION_INT(mb_eval_program, fewshot, "eval.num_fewshot", "0", 0, 100, "examples", "mmlu: the first n of dev", "num_fewshot"),
-    MB_OPTION_INT(mb_eval_program, limit, "eval.limit", "0", 0, 1e12, "questions", "only the first so many of each task; 0: all", "limit"),
-    MB_OPTION_INT(mb_eval_program, max_length, "eval.max_length", "0", 0, 1 << 24, "tokens", "longest request or record; 0: the model's positions", NULL),
-    MB_OPTION_INT(mb_eval_program, tile_tokens, "eval.tile_tokens", "8192", 16, 1 << 24, "tokens", "tokens computed together", "eval.batch_size"),
-    MB_OPTION_TEXT(mb_eval_program, softmax_dtype, "eval.softmax_dtype", "f32", "f32|bf16", "dtype of the log-probabilities; bf16 for parity with bf16 models", "softmax_dtype"),
-    MB_OPTION_REAL(mb_eval_program, near_tie, "eval.near_tie", "0.001", 0, 10, "nats", "best two choices closer than this are listed as near-ties", NULL),
-    MB_OPTION_BOOL(mb_eval_program, log_samples, "eval.log_samples", "false", "write samples_<task>.jsonl", "log_samples"),
-    MB_OPTION_BOOL(mb_eval_program, only_masked, "eval.only_answers", "false", "perplexity of the loss mask's tokens only", NULL),
+    MB_OPTION_TEXT(mb_eval_program, shard_path, "dataset.path", NULL, NULL, "token shards for perplexity",
+                   "dataset.shard"),
+    MB_OPTION_LIST(mb_eval_program, tasks, "eval.tasks", NULL,
+                   "kind=file,...: arc_easy, arc_challenge, hellaswag, mmlu, choice (any multiple-choice "
+                   "JSONL), requests",
+                   "tasks"),
+    MB_OPTION_TEXT(mb_eval_program, tokenizer, "tokenizer.path", NULL, NULL,
+                   "tokenizer of the tasks; default: the model's folder", NULL),
+    MB_OPTION_INT(mb_eval_program, fewshot, "eval.num_fewshot", "0", 0, 100, "examples",
+                  "mmlu: the first n of dev", "num_fewshot"),
+    MB_OPTION_INT(mb_eval_program, limit, "eval.limit", "0", 0, 1e12, "questions",
+                  "only the first so many of each task; 0: all", "limit"),
+    MB_OPTION_INT(mb_eval_program, max_length, "eval.max_length", "0", 0, 1 << 24, "tokens",
+                  "longest request or record; 0: the model's positions", NULL),
+    MB_OPTION_INT(mb_eval_program, tile_tokens, "eval.tile_tokens", "8192", 16, 1 << 24, "tokens",
+                  "tokens computed together", "eval.batch_size"),
+    MB_OPTION_TEXT(mb_eval_program, softmax_dtype, "eval.softmax_dtype", "f32", "f32|bf16",
+                   "dtype of the log-probabilities; bf16 for parity with bf16 models", "softmax_dtype"),
+    MB_OPTION_REAL(mb_eval_program, near_tie, "eval.near_tie", "0.001", 0, 10, "nats",
+                   "best two choices closer than this are listed as near-ties", NULL),
+    MB_OPTION_BOOL(mb_eval_program, log_samples, "eval.log_samples", "false", "write samples_<task>.jsonl",
+                   "log_samples"),
+    MB_OPTION_BOOL(mb_eval_program, only_masked, "eval.only_answers", "false",
+                   "perplexity of the loss mask's tokens only", NULL),
 };
 
 const mb_option *mb_program_options_eval(int64_t *out_count)
@@ -102,16 +143,25 @@ const mb_option *mb_program_options_eval(int64_t *out_count)
 }
 
 static const mb_option inspect_options[] = {
-    MB_OPTION_TEXT(mb_inspect_program, model, "model", NULL, NULL, "forward, gradients: model folder", "model.path"),
-    MB_OPTION_TEXT(mb_inspect_program, adapter, "adapter", NULL, NULL, "forward, gradients: PEFT adapter on top", "model.adapter"),
-    MB_OPTION_REAL(mb_inspect_program, trash_expert_ratio, "model.trash_expert_ratio", "0", 0, 0.9, "share", "the last share of the experts counts as trash", "trash_expert_ratio"),
-    MB_OPTION_TEXT(mb_inspect_program, tokens, "tokens", NULL, NULL, "forward, gradients: JSON array of arrays of token ids", NULL),
-    MB_OPTION_TEXT(mb_inspect_program, out, "out", NULL, NULL, "file to write: .h5 (forward, gradients) or .jsonl (encode)", NULL),
-    MB_OPTION_TEXT(mb_inspect_program, objective_name, "objective", "lm", "lm|sft|router_warmup", "gradients: the objective", NULL),
-    MB_OPTION_TEXT(mb_inspect_program, train, "train", NULL, NULL, "gradients: all, router, lora or patterns; default by objective", "training.trainable"),
-    MB_OPTION_TEXT(mb_inspect_program, tokenizer, "tokenizer", NULL, NULL, "encode: tokenizer.json or its folder", "tokenizer.path"),
+    MB_OPTION_TEXT(mb_inspect_program, model, "model", NULL, NULL, "forward, gradients: model folder",
+                   "model.path"),
+    MB_OPTION_TEXT(mb_inspect_program, adapter, "adapter", NULL, NULL,
+                   "forward, gradients: PEFT adapter on top", "model.adapter"),
+    MB_OPTION_REAL(mb_inspect_program, trash_expert_ratio, "model.trash_expert_ratio", "0", 0, 0.9, "share",
+                   "the last share of the experts counts as trash", "trash_expert_ratio"),
+    MB_OPTION_TEXT(mb_inspect_program, tokens, "tokens", NULL, NULL,
+                   "forward, gradients: JSON array of arrays of token ids", NULL),
+    MB_OPTION_TEXT(mb_inspect_program, out, "out", NULL, NULL,
+                   "file to write: .h5 (forward, gradients) or .jsonl (encode)", NULL),
+    MB_OPTION_TEXT(mb_inspect_program, objective_name, "objective", "lm", "lm|sft|router_warmup",
+                   "gradients: the objective", NULL),
+    MB_OPTION_TEXT(mb_inspect_program, train, "train", NULL, NULL,
+                   "gradients: all, router, lora or patterns; default by objective", "training.trainable"),
+    MB_OPTION_TEXT(mb_inspect_program, tokenizer, "tokenizer", NULL, NULL,
+                   "encode: tokenizer.json or its folder", "tokenizer.path"),
     MB_OPTION_TEXT(mb_inspect_program, input, "input", NULL, NULL, "encode: one JSON string per line", NULL),
-    MB_OPTION_BOOL(mb_inspect_program, add_special_tokens, "add_special_tokens", "false", "encode: apply the post-processor", NULL),
+    MB_OPTION_BOOL(mb_inspect_program, add_special_tokens, "add_special_tokens", "false",
+                   "encode: apply the post-processor", NULL),
     MB_OPTION_BOOL(mb_inspect_program, hash, "hash", "false", "file: print the content hash only", NULL),
 };
 
@@ -126,9 +176,11 @@ const mb_option *mb_program_options_inspect(int64_t *out_count)
 int64_t mb_program_options_all(mb_option_table *tables, int64_t room)
 {
     static const mb_option *(*const all[])(int64_t *) = {
-        mb_program_options_shard,  mb_program_options_train,   mb_program_options_score,  mb_program_options_select,   mb_program_options_convert,
-        mb_program_options_eval,   mb_program_options_inspect, mb_model_option_table,     mb_shard_build_option_table, mb_trainer_option_table,
-        mb_objective_option_table, mb_scorer_option_table,     mb_select_option_table};
+        mb_program_options_shard,   mb_program_options_train,   mb_program_options_score,
+        mb_program_options_select,  mb_program_options_convert, mb_program_options_eval,
+        mb_program_options_inspect, mb_model_option_table,      mb_shard_build_option_table,
+        mb_trainer_option_table,    mb_objective_option_table,  mb_scorer_option_table,
+        mb_select_option_table};
     int64_t n = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all && n < room; ++i) {
         tables[n] = (mb_option_table){0};

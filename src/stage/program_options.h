@@ -1,8 +1,10 @@
-/* program_options: the options that belong to one program alone, and the list of every table of every program.
+/* program_options: the options that belong to one program alone, and the list of every table of every
+ * program.
  *
  * Layer: stage.  Uses: the option tables of the layers below.
  *
- * They stand together so that a study file's defaults can be checked against the keys of all programs, not only of the one that reads it.
+ * They stand together so that a study file's defaults can be checked against the keys of all programs, not
+ * only of the one that reads it.
  */
 #ifndef MB_PROGRAM_OPTIONS_H
 #define MB_PROGRAM_OPTIONS_H
@@ -76,7 +78,8 @@ typedef struct mb_inspect_program {
 const mb_option *mb_program_options_inspect(int64_t *out_count);
 
 #define MB_PROGRAM_OPTIONS_TABLES 16
-/* Every table of every program, for checking and documentation (target NULL). At most `room`; returns how many. */
+/* Every table of every program, for checking and documentation (target NULL). At most `room`; returns how
+ * many. */
 int64_t mb_program_options_all(mb_option_table *tables, int64_t room);
 
 #endif

@@ -18,8 +18,7 @@
 #include "base/memory.h"
 #include "text/records.h"
 
-/* ---- 1. splicing members
- * ------------------------------------------------------------------------------------------- */
+/* ---- 1. splicing members ---- */
 
 static const char *const own_names[] = {"source_dataset", "source_index", "text", "quality_score"};
 
@@ -123,8 +122,7 @@ done:
     return status;
 }
 
-/* ---- 2. fetching records
- * ---------------------------------------------------------------------------------------------- */
+/* ---- 2. fetching records ---- */
 
 typedef struct fetcher {
     const mb_shard_input *inputs; /* by score-table source */
@@ -235,9 +233,7 @@ done:
     return status;
 }
 
-/* ---- 3. writing
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- 3. writing ---- */
 
 typedef struct selection_writer {
     fetcher fetcher;
@@ -291,7 +287,8 @@ static mb_status write_line(selection_writer *w, const mb_scores_records *rows, 
     MB_TRY(fetch(&w->fetcher, rows, record, position, &bytes, &n));
     MB_TRY(mb_json_parse(bytes, n, input->path, &object));
     status = mb_shard_build_render(object, input, w->tmpl, w->tokenizer, false, &w->dialog, &w->rendered);
-    if (status != MB_OK) mb_status_prefix("%s: record %lld: ", input->path, (long long)rows->source_index[record]);
+    if (status != MB_OK)
+        mb_status_prefix("%s: record %lld: ", input->path, (long long)rows->source_index[record]);
     MB_TRY(status);
     MB_TRY(check_record(w, rows, record, input));
     mb_str_reset(&w->line);
@@ -386,8 +383,7 @@ done:
     return status;
 }
 
-/* ---- 4. reading back
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- 4. reading back ---- */
 
 static mb_status read_line(const mb_record *record, const char *path, int64_t *out_key, double *out_score)
 {

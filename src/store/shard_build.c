@@ -19,8 +19,7 @@
 
 #define UNIT_BYTES (1 << 20) /* a unit of plain JSONL is about this long */
 
-/* ---- 1. units
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- 1. units ---- */
 
 typedef struct unit {
     int64_t input;       /* index into inputs */
@@ -79,8 +78,7 @@ done:
     return status;
 }
 
-/* ---- 2. one record
- * -------------------------------------------------------------------------------------------------- */
+/* ---- 2. one record ---- */
 
 typedef struct builder {
     const mb_shard_build_options *options;
@@ -265,8 +263,7 @@ done:
     return status;
 }
 
-/* ---- 3. a rank's part
- * --------------------------------------------------------------------------------------------------- */
+/* ---- 3. a rank's part ---- */
 
 static mb_status build_unit(builder *b, const unit *u)
 {
@@ -373,9 +370,7 @@ done:
     return status;
 }
 
-/* ---- 4. joining
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- 4. joining ---- */
 
 static char *part_path(const char *out_path, int rank)
 {
@@ -448,9 +443,7 @@ done:
     return status;
 }
 
-/* ---- 5. run
- * -------------------------------------------------------------------------------------------------------------------
- */
+/* ---- 5. run ---- */
 
 /* Rank 0 cuts, everybody gets the list. */
 static mb_status share_units(mb_comm *comm, const builder *b, unit_list *units)
@@ -545,9 +538,7 @@ done:
     return status;
 }
 
-/* ---- 6. tokenizer
- * -----------------------------------------------------------------------------------------------------------------
- */
+/* ---- 6. tokenizer ---- */
 
 /* Rendering needs a tokenizer only for BOS and EOS texts, which a tokenizer being learnt has not: the
  * dialog's texts are used as they stand. */

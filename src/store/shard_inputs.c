@@ -8,8 +8,7 @@
 #include "base/memory.h"
 #include "store/shard_build.h"
 
-/* ---- 1. option table -------------------------------------------------------------------------------------
- */
+/* ---- 1. option table ---- */
 
 static const mb_option options[] = {
     {.key = "dataset.inputs",
@@ -56,8 +55,7 @@ const mb_option *mb_shard_build_option_table(int64_t *out_count)
     return options;
 }
 
-/* ---- 2. parsing -------------------------------------------------------------------------------------------
- */
+/* ---- 2. parsing ---- */
 
 void mb_shard_build_free_inputs(mb_shard_input **inputs, int64_t count)
 {

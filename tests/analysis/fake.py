@@ -31,17 +31,17 @@ def write_json(path, value):
         json.dump(value, file, indent=2)
 
 
-def write_done(root, stage, config=None, seconds=12.5):
+def write_done(root, stage, inputs=None, outputs=None):
     """The record of a stage."""
     write_json(
         os.path.join(root, stage, "done.json"),
         {
             "program": "moe-" + stage.split("-")[0],
             "stage": stage,
-            "inputs": {},
-            "outputs": {},
-            "config": config or {},
-            "provenance": {"seconds": seconds, "ranks": 1, "start": "2024-01-01T00:00:00Z"},
+            "inputs": inputs or {},
+            "outputs": outputs or {},
+            "config": {},
+            "provenance": {"seconds": 12.5, "ranks": 1, "started": "2024-01-01T00:00:00Z"},
         },
     )
 
@@ -76,7 +76,7 @@ def score_values(name, corpus, rng):
     return [0.5 + 0.06 * v if higher else 1.5 - 0.1 * v for v in values]
 
 
-def write_scores(root, corpus, rng):
+def write_scores(root, corpus, labels, rng):
     """score/scores.h5; returns {name: values}."""
     import h5py
     import numpy
@@ -88,12 +88,15 @@ def write_scores(root, corpus, rng):
         for name in SCORES:
             file["scores/" + name] = numpy.array(values[name])
             file.attrs["flops_per_token/" + name] = SCORES[name][1]
+            file.attrs["higher_is_better/" + name] = int(SCORES[name][2])
         mass = numpy.array(values["good_mass"])
         file["layers/good_mass"] = (
             mass[:, None] + numpy.array([rng.gauss(0, 0.02) for _ in range(LAYERS)])
         ).astype("f4")
         file["source"] = numpy.array([SOURCES.index(s) for s, _, _ in corpus], "u2")
         file["source_index"] = numpy.array([i for _, i, _ in corpus], "i8")
+        beside = os.path.join(os.path.dirname(labels), "corpus")
+        file["source_files"] = [os.path.join(beside, s + ".jsonl").encode() for s in SOURCES]
         file["source_names"] = [s.encode() for s in SOURCES]
     return values
 
@@ -139,7 +142,7 @@ def write_selection(root, name, corpus, order):
     with h5py.File(os.path.join(folder, "selection.h5"), "w") as file:
         file["record"] = list(order)
         file["quality_score"] = [1.0 - rank / len(order) for rank in range(len(order))]
-    write_done(root, "select-" + name)
+    write_done(root, "select-" + name, outputs={"selected_data.jsonl": "hash of " + name})
 
 
 def best_of(values, corpus, share, higher):
@@ -210,8 +213,8 @@ def write_training(root, rng):
     write_metrics(root, "warmup", 200, warm)
 
 
-def write_auc(root, corpus, labels):
-    """auc/auc.json and the record that names the labels."""
+def write_auc(root, corpus):
+    """auc/auc.json and its record."""
     counts = {
         "good": sum(k == "good" for _, _, k in corpus),
         **{kind: sum(k == kind for _, _, k in corpus) for kind in KINDS},
@@ -225,13 +228,13 @@ def write_auc(root, corpus, labels):
             "flops_per_token": flops,
         }
     write_json(os.path.join(root, "auc", "auc.json"), {"scores": scores, "counts": counts})
-    write_done(root, "auc", {"labels.path": labels})
+    write_done(root, "auc", {"labels": "hash of the labels"})
 
 
 def write_run(root, labels, corpus, seed=0):
     """A whole run: every stage the report reads."""
     rng = random.Random(f"fake/{seed}")
-    values = write_scores(root, corpus, rng)
+    values = write_scores(root, corpus, labels, rng)
     for name in ("good_mass", "perplexity"):
         write_selection(root, name, corpus, best_of(values[name], corpus, 0.2, SCORES[name][2]))
     write_selection(root, "random", corpus, rng.sample(range(len(corpus)), len(corpus) // 5))
@@ -243,13 +246,9 @@ def write_run(root, labels, corpus, seed=0):
         }
         write_json(os.path.join(root, "eval-" + target, "results.json"), {"perplexity": table})
         write_done(root, "eval-" + target)
-    write_done(
-        root,
-        "shard-selected",
-        {"dataset": {"inputs": f"selected={root}/select-good_mass/selected_data.jsonl"}},
-    )
+    write_done(root, "shard-selected", inputs={"selected": "hash of good_mass"})
     write_training(root, rng)
-    write_auc(root, corpus, labels)
+    write_auc(root, corpus)
 
 
 def write_study(root, seeds=(), per_source=280):

@@ -157,6 +157,24 @@ class Incomplete(unittest.TestCase):
         self.assertEqual(row_of(out, "selected (good_mass)")[3], "-")
         self.assertIn("auc/auc.json is not there", out)
 
+    def test_selection_is_found_by_its_hash(self):
+        fake.write_done(self.folder, "shard-selected", inputs={"selected": "hash of perplexity"})
+        _, out, _ = call_main(report, self.folder, "--no-figures")
+        self.assertIn("\nselected (perplexity) ", out)
+        _, out, _ = call_main(report, self.folder, "--no-figures", "--selected", "good_mass")
+        self.assertIn("\nselected (good_mass) ", out)
+
+    def test_curves_of_a_running_stage(self):
+        import mbfiles
+
+        path = os.path.join(self.folder, "pretrain", "metrics.h5")
+        os.remove(path)
+        with open(path[:-2] + "jsonl", "w", encoding="utf-8") as file:
+            file.write('{"step": 10, "loss": 5.5}\n{"step": 20, "loss": 5.25, "lr": 0.5}\n{"step": 30, "lo')
+        found = mbfiles.read_metrics(path)
+        self.assertEqual((list(found["step"]), list(found["loss"])), ([10, 20], [5.5, 5.25]))
+        self.assertEqual(set(found), {"step", "loss", "lr"})
+
     def test_labels_given(self):
         shutil.rmtree(os.path.join(self.folder, "auc"))
         _, out, _ = call_main(

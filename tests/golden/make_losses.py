@@ -14,7 +14,11 @@ import torch
 from torch.nn.functional import logsigmoid, softplus
 from transformers import OlmoeConfig, OlmoeForCausalLM
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
-from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
 
 L, E, GOOD, K = 3, 10, 8, 3
 LENGTHS = [7, 4, 9, 2, 6, 4, 8, 2]  # four records, then their copies
@@ -170,12 +174,16 @@ def write_schedules(file):
 
 
 def write_training(file, folder):
-    """Eight steps of a tiny OLMoE on four records: transformers' own loss (with its auxiliary loss), AdamW, clipping."""
+    """Eight steps of a tiny OLMoE on four records: transformers' own loss with its auxiliary loss, AdamW, clipping.
+
+    No pad_token_id: with one, transformers trains no embedding row for it."""
     torch.manual_seed(5)
-    config = OlmoeConfig(vocab_size=32, hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
-                         num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, max_position_embeddings=32,
-                         router_aux_loss_coef=0.05, output_router_logits=True, initializer_range=0.2, pad_token_id=None,
-                         bos_token_id=None, eos_token_id=None, use_cache=False)
+    config = OlmoeConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, max_position_embeddings=32,
+        router_aux_loss_coef=0.05, output_router_logits=True, initializer_range=0.2, pad_token_id=None,
+        bos_token_id=None, eos_token_id=None, use_cache=False,
+    )
     model = OlmoeForCausalLM(config).float()
     model.save_pretrained(os.path.join(folder, "olmoe"))
     os.remove(os.path.join(folder, "olmoe", "generation_config.json"))
@@ -196,15 +204,18 @@ def write_training(file, folder):
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    file["training/tokens"] = np.concatenate([tokens[i, :n].numpy() for i, n in enumerate(lengths)]).astype(np.int32)
+    records = [tokens[i, :n].numpy() for i, n in enumerate(lengths)]
+    file["training/tokens"] = np.concatenate(records).astype(np.int32)
     file["training/lengths"] = np.array(lengths, dtype=np.int64)
     file["training/curve"] = np.array(rows)
-    for name in ("model.layers.0.mlp.gate.weight", "model.layers.1.mlp.experts.2.down_proj.weight", "model.embed_tokens.weight"):
+    experts = "model.layers.1.mlp.experts.2.down_proj.weight"
+    for name in ("model.layers.0.mlp.gate.weight", experts, "model.embed_tokens.weight"):
         file["training/after/" + name] = model.state_dict()[name].numpy()
 
 
 def main():
-    folder = sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(os.path.abspath(__file__)), "losses")
+    here = os.path.dirname(os.path.abspath(__file__))
+    folder = sys.argv[1] if len(sys.argv) > 1 else os.path.join(here, "losses")
     os.makedirs(folder, exist_ok=True)
     with h5py.File(os.path.join(folder, "losses.h5"), "w", libver=("earliest", "v110")) as file:
         write_balance(file)

@@ -37,7 +37,7 @@ static inline void mb_cpu_part(int64_t total, int64_t step, int64_t i, int64_t n
 }
 
 /* clang-format off */
-#define MB_CPU_LIST(X)                                                                                        \
+#define MB_CPU_LIST(X)                                                                                       \
     X(linear) X(linear_dx) X(linear_dw)                                                                      \
     X(grouped_linear) X(grouped_linear_dx) X(grouped_linear_dw)                                              \
     X(rms_norm) X(rms_norm_backward) X(swiglu) X(swiglu_backward) X(rope)                                    \

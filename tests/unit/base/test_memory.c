@@ -177,9 +177,13 @@ static void test_release_over_chunks(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_blocks),  cmocka_unit_test(test_too_large), cmocka_unit_test(test_growth),
+        cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_too_large),
+        cmocka_unit_test(test_growth),
         cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_release_over_chunks), cmocka_unit_test(test_arena),     cmocka_unit_test(test_arena_scopes),
+        cmocka_unit_test(test_release_over_chunks),
+        cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_arena_scopes),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, mb_test_teardown);

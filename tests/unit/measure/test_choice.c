@@ -194,6 +194,33 @@ static void test_tiles(void **state)
     stage_close(&s);
 }
 
+/* Cut from the left, choices of one and of three tokens come to have the same input: one pass answers both. */
+static void test_cut_to_equal(void **state)
+{
+    (void)state;
+    stage s;
+    if (!stage_open(&s)) {
+        mb_test_skip("the shared data (models/stories260K) is absent");
+        return;
+    }
+    char *choices[] = {"a", "a the a"};
+    mb_task_question question = {.context = "the a the a the a the", .choices = choices, .choice_count = 2};
+    mb_task task = {.name = "cut", .path = "cut", .delimiter = " ", .questions = &question, .count = 1};
+    mb_choice_result both = {0}, one = {0};
+    mb_test_ok(mb_choice_run(s.comm, s.lm, &task, s.tokenizer, 3, 100, MB_F32, 0, &both));
+    assert_int_equal(both.inputs, 1);
+    question.choice_count = 1;
+    for (int c = 0; c < 2; c++) {
+        question.choices = choices + c;
+        mb_test_ok(mb_choice_run(s.comm, s.lm, &task, s.tokenizer, 3, 100, MB_F32, 0, &one));
+        mb_test_near(both.questions[0].loglik[c], one.questions[0].loglik[0], 1e-5);
+        assert_int_equal(both.questions[0].is_greedy[c], one.questions[0].is_greedy[0]);
+        mb_choice_result_reset(&one);
+    }
+    mb_choice_result_reset(&both);
+    stage_close(&s);
+}
+
 /* ---- result files ---- */
 
 static const json_t *at(const json_t *json, const char *a, const char *b)
@@ -361,8 +388,9 @@ static void test_sha256(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_harness), cmocka_unit_test(test_tiles),   cmocka_unit_test(test_results),
-        cmocka_unit_test(test_groups),  cmocka_unit_test(test_samples), cmocka_unit_test(test_sha256),
+        cmocka_unit_test(test_harness), cmocka_unit_test(test_tiles),  cmocka_unit_test(test_cut_to_equal),
+        cmocka_unit_test(test_results), cmocka_unit_test(test_groups), cmocka_unit_test(test_samples),
+        cmocka_unit_test(test_sha256),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, mb_test_teardown);

@@ -1,0 +1,422 @@
+#!/usr/bin/env python3
+"""Cross-check of the engine with Hugging Face transformers and peft, on fresh random models.
+
+    OMP_NUM_THREADS=1 python3 tests/golden/check_hf.py [--bin build/bin] [--seeds 1,2,3] [--only PART] [--keep DIR]
+
+Needs torch, transformers 4.x, peft, safetensors, h5py, numpy. Nothing is read but the programs, nothing written but a
+temporary folder (--keep DIR: that folder instead). Each seed draws other sizes, weights and token ids.
+
+What it proves, each against the reference's own forward and backward pass in f32 on the same folder:
+  forward   moe-inspect forward: logits, router logits, last hidden state, for each sequence of different length
+  gradients moe-inspect gradients objective=lm: loss over all targets, LM loss, transformers' auxiliary loss, every gradient
+            (Llama and OLMoE: grouped queries, tied heads, biases, clip_qkv, norm_topk_prob, bf16 and f16 weights, index
+            files, both spellings of dtype and of the rope fields, large weights)
+  convert   moe-convert trash: original tensors byte for byte; closed: the source's logits; plain: loads in transformers and
+            computes our trash routing; trash_expert_ratio changes no output; verify accepts it, and refuses a changed tensor
+  lora      adapters of peft read by moe-inspect; merged by moe-convert, loaded by transformers; adapters of moe-train in peft
+
+Errors are max |ours - theirs| / max |theirs| per tensor. Prints one line per check, and last the largest error of each
+part. Exit code 1 when a check fails.
+"""
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+import h5py
+import numpy as np
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCausalLM
+
+LIMIT = 1e-4
+LIMIT_CLOSED = 1e-6
+COEF = 0.03  # of the auxiliary loss
+
+
+class Failed(Exception):
+    """A program ended with another exit code than the expected one."""
+
+
+class Report:
+    """Collects the errors of named checks and prints them."""
+
+    def __init__(self):
+        self.worst, self.failed, self.count = {}, 0, 0
+
+    def add(self, part, case, what, error, limit=LIMIT):
+        good = bool(error <= limit)  # NaN fails
+        self.count += 1
+        self.failed += not good
+        self.worst[(part, what)] = max(self.worst.get((part, what), 0.0), error if error == error else math.inf)
+        if not good:
+            print(f"not ok {part:9} {case:44} {what:24} {error:9.2e}  limit {limit:.0e}", flush=True)
+
+    def done(self, part, case):
+        print(f"     . {part:9} {case}", flush=True)
+
+    def finish(self):
+        print(f"\n{'part':9} {'largest error of':26} {'':9}")
+        for (part, what), error in sorted(self.worst.items()):
+            print(f"{part:9} {what:26} {error:9.2e}")
+        print(f"{self.count} checks, {self.failed} failed")
+        return 1 if self.failed else 0
+
+
+class Programs:
+    """Runs the programs of one folder, one thread each."""
+
+    def __init__(self, folder):
+        self.folder = os.path.abspath(folder)
+
+    def run(self, name, *words, expect=0):
+        done = subprocess.run([os.path.join(self.folder, name), *words, "threads=1"], capture_output=True, text=True)
+        if done.returncode != expect:
+            raise Failed(f"{name} {' '.join(words)}: exit {done.returncode}, not {expect}\n{done.stdout}{done.stderr}")
+        return done.stdout + done.stderr
+
+    def forward(self, model, ids, out, *words):
+        self.run("moe-inspect", "forward", f"model={model}", f"tokens={ids}", f"out={out}", *words)
+        with h5py.File(out) as file:
+            return [{key: group[key][...] for key in group} for _, group in sorted(file.items())]
+
+
+def distance(ours, theirs):
+    theirs = np.asarray(theirs, np.float64)
+    ours = np.asarray(ours, np.float64)
+    if ours.shape != theirs.shape:
+        return math.inf
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-12))
+
+
+# ---- models
+
+def sizes(rng, **more):
+    heads = int(rng.choice([2, 4, 6]))
+    kv = int(rng.choice([h for h in (1, 2, 3, heads) if heads % h == 0]))
+    head_width = int(rng.choice([4, 8, 16]))
+    return dict(vocab_size=int(rng.integers(40, 200)), hidden_size=heads * head_width, num_hidden_layers=int(rng.integers(1, 4)),
+                num_attention_heads=heads, num_key_value_heads=kv, intermediate_size=int(rng.integers(3, 40)),
+                max_position_embeddings=64, rope_theta=float(rng.choice([10000.0, 500000.0, 100.0])),
+                rms_norm_eps=float(rng.choice([1e-6, 1e-5])), initializer_range=0.1, pad_token_id=0, bos_token_id=None,
+                eos_token_id=1, **more)
+
+
+def llama(rng, **more):
+    return LlamaConfig(**{**sizes(rng), **more})
+
+
+def olmoe(rng, **more):
+    experts = int(rng.integers(4, 12))
+    return OlmoeConfig(**{**sizes(rng), "num_experts": experts, "num_experts_per_tok": int(rng.integers(1, min(experts, 5))),
+                          "router_aux_loss_coef": COEF, "output_router_logits": True, **more})
+
+
+LLAMA_CASES = {
+    "plain": {}, "tied": {"tie_word_embeddings": True}, "bias": {"attention_bias": True}, "head_dim": {"head_dim": 6},
+    "one kv head": {"num_key_value_heads": 1}, "large weights": {"initializer_range": 1.0},
+}
+OLMOE_CASES = {
+    "plain": {"norm_topk_prob": False}, "normalised": {"norm_topk_prob": True}, "tied": {"tie_word_embeddings": True},
+    "clip": {"clip_qkv": 0.4}, "bias": {"attention_bias": True, "norm_topk_prob": True},
+    "all picked": {"num_experts": 4, "num_experts_per_tok": 4}, "large weights": {"initializer_range": 0.7},
+}
+
+
+def make(config, seed):
+    torch.manual_seed(seed)
+    model = (LlamaForCausalLM if config.model_type == "llama" else OlmoeForCausalLM)(config)
+    with torch.no_grad():  # norms and biases away from 1 and 0
+        for name, p in model.named_parameters():
+            if p.dim() == 1:
+                p.add_(torch.randn_like(p) * 0.2)
+    return model.eval()
+
+
+def save(model, folder, form):
+    """form: f32 | bf16 | f16 | sharded | dtype (5.x spelling of the fields)."""
+    model = model.to({"bf16": torch.bfloat16, "f16": torch.float16}.get(form, torch.float32))
+    model.save_pretrained(folder, max_shard_size="20KB" if form == "sharded" else "5GB")
+    # f32 of the rounded weights; read again, as .to() has rounded the rotary frequencies too, and before the fields are
+    # spelled as 4.x does not know them
+    again = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    path = os.path.join(folder, "config.json")
+    with open(path) as file:
+        config = json.load(file)
+    spelled = config.pop("dtype", None) or config.pop("torch_dtype", None) or "float32"
+    if form == "dtype":
+        config["dtype"] = spelled
+        config["rope_parameters"] = {"rope_theta": config.pop("rope_theta"), "rope_type": "default"}
+        config.pop("rope_scaling", None)
+    else:
+        config["torch_dtype"] = spelled
+    with open(path, "w") as file:
+        json.dump(config, file)
+    return again
+
+
+def draw_ids(rng, vocab, folder, lengths=None):
+    lengths = lengths or [int(n) for n in rng.integers(2, 40, 4)]
+    ids = [[int(i) for i in rng.integers(2, vocab, n)] for n in lengths]
+    path = os.path.join(folder, "ids.json")
+    with open(path, "w") as file:
+        json.dump(ids, file)
+    return ids, path
+
+
+def padded(ids):
+    longest = max(len(s) for s in ids)
+    tokens = torch.tensor([s + [0] * (longest - len(s)) for s in ids])
+    mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in ids])
+    return tokens, mask, tokens.masked_fill(mask == 0, -100)
+
+
+# ---- forward, gradients
+
+def check_forward(report, programs, model, folder, ids, path, case, part="forward", words=(), target=None, limit=LIMIT):
+    outputs = programs.forward(target or folder, path, os.path.join(folder, "o.h5"), *words)
+    is_moe = model.config.model_type == "olmoe"
+    for sequence, ours in zip(ids, outputs):
+        with torch.no_grad():
+            more = {"output_router_logits": True} if is_moe else {}
+            theirs = model(input_ids=torch.tensor([sequence]), output_hidden_states=True, **more)
+        report.add(part, case, "logits", distance(ours["logits"], theirs.logits[0]), limit)
+        report.add(part, case, "hidden", distance(ours["hidden"], theirs.hidden_states[-1][0]), limit)
+        if is_moe:
+            report.add(part, case, "router logits", distance(ours["router_logits"], torch.stack(theirs.router_logits)), limit)
+    if len(outputs) != len(ids):
+        report.add(part, case, "sequences", math.inf)
+
+
+def check_gradients(report, programs, model, folder, ids, path, case):
+    out = os.path.join(folder, "g.h5")
+    programs.run("moe-inspect", "gradients", f"model={folder}", f"tokens={path}", "objective=lm", f"out={out}",
+                 f"training.router_aux_loss_coef={COEF}", "training.load_balance=hf")
+    tokens, mask, labels = padded(ids)
+    model.zero_grad()
+    theirs = model(input_ids=tokens, attention_mask=mask, labels=labels)
+    theirs.loss.backward()
+    aux = float(theirs.aux_loss) if getattr(theirs, "aux_loss", None) is not None else None
+    with h5py.File(out) as file:
+        report.add("gradients", case, "loss", distance(file["loss"][()], theirs.loss.item()))
+        report.add("gradients", case, "lm_loss", distance(file["loss_terms/lm_loss"][()], theirs.loss.item() - COEF * (aux or 0)))
+        if aux is not None:
+            report.add("gradients", case, "balance", distance(file["loss_terms/balance"][()], aux))
+        names, worst = set(file["grad"]) if "grad" in file else set(), 0.0
+        for name, p in model.named_parameters():
+            gradient = torch.zeros_like(p) if p.grad is None else p.grad
+            error = distance(file["grad"][name][...], gradient) if name in names else math.inf
+            if gradient.abs().max() < 1e-9 and error != math.inf:  # an expert nobody picked, a bias that cancels
+                error = float(np.abs(file["grad"][name][...]).max())
+            if error > LIMIT or error != error:
+                print(f"       {name}: {error:.2e}")
+            worst = max(worst, error if error == error else math.inf)
+            names.discard(name)
+        report.add("gradients", case, "gradients", worst)
+        for name in names:
+            report.add("gradients", case, "unknown " + name, math.inf)
+
+
+def part_engine(report, programs, seed, folder):
+    rng = np.random.default_rng(seed)
+    forms = ["f32", "bf16", "f16", "sharded", "dtype"]
+    cases = [("llama", n, c) for n, c in LLAMA_CASES.items()] + [("olmoe", n, c) for n, c in OLMOE_CASES.items()]
+    for number, (family, name, more) in enumerate(cases):
+        form = forms[(number + seed) % len(forms)]
+        case = f"seed {seed} {family} {name}, {form}"
+        place = os.path.join(folder, f"engine-{seed}-{number}")
+        config = (llama if family == "llama" else olmoe)(rng, **more)
+        model = save(make(config, seed * 100 + number), place, form)
+        ids, path = draw_ids(rng, config.vocab_size, place)
+        check_forward(report, programs, model, place, ids, path, case)
+        check_gradients(report, programs, model, place, ids, path, case)
+        report.done("engine", case)
+
+
+# ---- conversions
+
+def tensors_of(folder):
+    """name -> (dtype, shape, bytes) over all files."""
+    found = {}
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(".safetensors"):
+            with safe_open(os.path.join(folder, name), "pt") as file:
+                for key in file.keys():
+                    t = file.get_tensor(key)
+                    found[key] = (t.dtype, tuple(t.shape), t.contiguous().view(torch.uint8).numpy().tobytes())
+    return found
+
+
+def check_bytes(report, case, source, target, experts):
+    before, after = tensors_of(source), tensors_of(target)
+    changed = 0
+    for name, (dtype, shape, data) in before.items():
+        new = after.get(name)
+        is_gate = name.endswith("mlp.gate.weight")
+        if new is None or new[0] != dtype or (new[2][:len(data)] if is_gate else new[2]) != data:
+            changed += 1
+            print(f"       changed: {name}")
+        elif is_gate and not (new[1][0] > experts and new[1][1:] == shape[1:]):
+            changed += 1
+            print(f"       gate has shape {new[1]}, was {shape}")
+    report.add("convert", case, "tensors changed", changed + len(set(after) - set(before)), 0)
+
+
+def part_convert(report, programs, seed, folder):
+    rng = np.random.default_rng(1000 + seed)
+    for number, (init, form, more) in enumerate([("normal", "f32", {"norm_topk_prob": True}), ("closed", "f32", {}),
+                                                 ("normal", "bf16", {}), ("closed", "sharded", {"norm_topk_prob": True})]):
+        case = f"seed {seed} {init} {form} {more or ''}"
+        place = os.path.join(folder, f"convert-{seed}-{number}")
+        source = os.path.join(place, "source")
+        config = olmoe(rng, **more)
+        model = save(make(config, seed * 100 + number), source, form)
+        ids, path = draw_ids(rng, config.vocab_size, place)
+        trash = int(rng.integers(1, 4))
+        programs.run("moe-convert", "trash", f"model.path={source}", f"convert.trash_init={init}", f"convert.trash_experts={trash}",
+                     "convert.trash_init_std=0.3", f"convert.seed={seed}", f"output.dir={place}/trash")
+        converted = f"{place}/trash/model"
+        check_bytes(report, case, source, converted, config.num_experts)
+        before = programs.forward(source, path, f"{place}/a.h5")
+        ours = programs.forward(converted, path, f"{place}/b.h5")
+        for a, b in zip(before, ours):
+            if b["router_logits"].shape[2] != config.num_experts + trash:
+                report.add("convert", case, "trash rows", math.inf)
+            if init == "closed":
+                report.add("convert", case, "closed logits", distance(b["logits"], a["logits"]), LIMIT_CLOSED)
+        if init == "normal":
+            programs.run("moe-convert", "plain", f"model.path={converted}", f"output.dir={place}/plain")
+            plain = AutoModelForCausalLM.from_pretrained(f"{place}/plain/model", torch_dtype=torch.float32).eval()
+            check_forward(report, programs, plain, source, ids, path, case, part="plain", target=converted)
+        declared = programs.forward(source, path, f"{place}/c.h5", "model.trash_expert_ratio=0.25")
+        for a, b in zip(before, declared):
+            report.add("convert", case, "declared trash", distance(b["logits"], a["logits"]), 0)
+        programs.run("moe-convert", "verify", f"model.path={source}", f"convert.target={converted}", f"output.dir={place}/v1")
+        damage(converted, rng)
+        programs.run("moe-convert", "verify", f"model.path={source}", f"convert.target={converted}", f"output.dir={place}/v2", expect=3)
+        report.done("convert", case)
+
+
+def damage(folder, rng):
+    """Changes one element of one original tensor."""
+    files = sorted(f for f in os.listdir(folder) if f.endswith(".safetensors"))
+    path = os.path.join(folder, files[int(rng.integers(len(files)))])
+    tensors = load_file(path)
+    name = sorted(tensors)[int(rng.integers(len(tensors)))]
+    tensors[name].view(-1)[0] += 0.5
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+# ---- adapters
+
+ADAPTERS = {
+    "attention": {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 8},
+    "all-linear": {"target_modules": "all-linear", "r": 3, "lora_alpha": 16},
+    "rslora": {"target_modules": ["k_proj", "o_proj", "down_proj"], "r": 5, "lora_alpha": 7, "use_rslora": True},
+    "regex": {"target_modules": r".*layers\.0\..*(q_proj|up_proj)", "r": 2, "lora_alpha": 1},
+    "patterns": {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 2},
+                 "alpha_pattern": {"v_proj": 32}},
+    "part of the layers": {"target_modules": ["q_proj"], "layers_to_transform": [0], "r": 4, "lora_alpha": 8},
+}
+
+
+def part_lora(report, programs, seed, folder):
+    rng = np.random.default_rng(2000 + seed)
+    for number, (name, options) in enumerate(ADAPTERS.items()):
+        family = "llama" if (number + seed) % 2 else "olmoe"
+        case = f"seed {seed} {family} {name}"
+        place = os.path.join(folder, f"lora-{seed}-{number}")
+        config = (llama if family == "llama" else olmoe)(rng, num_hidden_layers=2)
+        model = save(make(config, seed * 100 + number), f"{place}/base", "f32")
+        ids, path = draw_ids(rng, config.vocab_size, place)
+        with_adapter = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.1, **options)).eval()
+        with torch.no_grad():
+            for key, p in with_adapter.named_parameters():
+                if "lora_" in key:
+                    p.copy_(torch.randn_like(p) * 0.3)
+        with_adapter.save_pretrained(f"{place}/adapter")
+        try:
+            check_forward(report, programs, with_adapter, f"{place}/base", ids, path, case, part="lora", words=[f"adapter={place}/adapter"])
+            programs.run("moe-convert", "merge", f"model.path={place}/base", f"model.adapter={place}/adapter", f"output.dir={place}/merged")
+            merged = AutoModelForCausalLM.from_pretrained(f"{place}/merged/model", torch_dtype=torch.float32).eval()
+            for sequence in ids:
+                with torch.no_grad():
+                    a, b = (m(input_ids=torch.tensor([sequence])).logits[0] for m in (merged, with_adapter))
+                report.add("lora", case, "merged logits", distance(a, b))
+        except Failed as error:
+            print(f"       {error}")
+            report.add("lora", case, "program", math.inf)
+        report.done("lora", case)
+    train_adapter(report, programs, seed, rng, folder)
+
+
+def train_adapter(report, programs, seed, rng, folder):
+    """A tokenizer, a shard, a few LoRA steps with our programs; the adapter in peft."""
+    place = os.path.join(folder, f"trained-{seed}")
+    os.makedirs(place)
+    words = ["alpha", "beta", "gamma", "delta", "words", "of", "a", "small", "corpus"]
+    with open(f"{place}/corpus.jsonl", "w") as file:
+        for _ in range(40):
+            file.write(json.dumps({"text": " ".join(rng.choice(words, 20))}) + "\n")
+    data = f"dataset.inputs=c={place}/corpus.jsonl"
+    programs.run("moe-shard", "tokenizer", data, "tokenizer.vocab_size=290", f"output.dir={place}/tokenizer")
+    tokenizer = next(r for r, _, files in os.walk(f"{place}/tokenizer") if "tokenizer.json" in files)
+    programs.run("moe-shard", "build", data, f"tokenizer.path={tokenizer}", f"output.dir={place}/shard")
+    for family, targets in [("llama", "all-linear"), ("olmoe", "q_proj,o_proj,gate_proj"), ("llama", "q_proj,down_proj")]:
+        case = f"seed {seed} {family} trained {targets}"
+        base = f"{place}/{family}-{len(targets)}"
+        config = (llama if family == "llama" else olmoe)(rng, vocab_size=300, num_hidden_layers=2)
+        model = save(make(config, seed), base, "f32")
+        ids, path = draw_ids(rng, 290, base)
+        programs.run("moe-train", f"model.path={base}", f"dataset.path={place}/shard/shard.h5", "training.peft_mode=lora",
+                     "training.lora.r=4", "training.lora.lora_alpha=16", f"training.lora.target_modules={targets}",
+                     f"training.lora.use_rslora={'true' if targets == 'all-linear' else 'false'}", "training.learning_rate=0.05",
+                     "training.max_steps=4", "training.batch_size=4", "training.gradient_accumulation_steps=2", f"output.dir={base}/run")
+        theirs = PeftModel.from_pretrained(model, f"{base}/run/final").eval()
+        moved = max(float(p.detach().abs().max()) for key, p in theirs.named_parameters() if "lora_B" in key)
+        report.add("lora", case, "adapter untrained", 0.0 if moved > 1e-3 else math.inf)
+        check_forward(report, programs, theirs, base, ids, path, case, part="lora", words=[f"adapter={base}/run/final"])
+        report.done("lora", case)
+
+
+PARTS = {"engine": part_engine, "convert": part_convert, "lora": part_lora}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--bin", default="build/bin", help="folder of the programs")
+    parser.add_argument("--seeds", default="1,2,3", help="comma-separated seeds")
+    parser.add_argument("--only", choices=sorted(PARTS), help="one part only")
+    parser.add_argument("--keep", help="work in this new folder and leave it")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    folder = options.keep or tempfile.mkdtemp(prefix="check_hf.")
+    os.makedirs(folder, exist_ok=True)
+    report, programs = Report(), Programs(options.bin)
+    try:
+        for seed in (int(s) for s in options.seeds.split(",")):
+            for name, part in PARTS.items():
+                if options.only in (None, name):
+                    try:
+                        part(report, programs, seed, folder)
+                    except Failed as error:
+                        print(f"not ok {name}: {error}", flush=True)
+                        report.add(name, f"seed {seed}", "program", math.inf)
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder)
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
