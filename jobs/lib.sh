@@ -4,6 +4,9 @@
 
 set -euo pipefail
 
+# Threads that wait give up their core: spinning ones slow everything down many times over when cores are shared.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+
 mb_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mb_bin=${MB_BIN:-$mb_root/build/bin}
 mb_python=${MB_PYTHON:-python3}

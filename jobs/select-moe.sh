@@ -75,4 +75,4 @@ for choice in selected random all; do
 done
 mb_stage eval-base moe-eval - eval model.path="$target" dataset.path="$mb_out/shard-heldout/shard.h5"
 
-[ -n "$mb_dry_run" ] || "$mb_python" analysis/report.py "$mb_out"
+[ -n "$mb_dry_run" ] || "$mb_python" analysis/report.py "$mb_out" --selected "$best" ${labels:+--labels "$labels"}

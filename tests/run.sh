@@ -15,6 +15,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 export MB_BUILD=$build MB_BIN=$PWD/$build/bin MB_SHARED_DATA=${MB_SHARED_DATA:-$PWD/../shared/data}
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # threads that spin starve each other where cores are shared
 export MB_PYTHON=${MB_PYTHON:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -137,7 +137,7 @@ mb_status mb_batches_create(mb_shard *shard, const mb_trainer_options *options, 
     batches->batch_size = options->batch_size;
     batches->per_step = options->batch_size * options->gradient_accumulation_steps;
     batches->max_length = options->max_length;
-    MB_TRY(draw_subset(batches, options->subset_ratio));
+    MB_TRY(draw_subset(batches, options->subset_ratio > 0 ? options->subset_ratio : 1));
     MB_TRY(count_steps(batches, options));
     *out_batches = batches;
     batches = NULL;

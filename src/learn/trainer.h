@@ -30,7 +30,7 @@ typedef struct mb_trainer_options {
                                             over all ranks */
     int64_t lanes;                       /* training.lanes 8, cut to the micro-batches per step */
     int64_t max_length;   /* dataset.max_length: records are cut to this many tokens; 0: as in the shard */
-    double subset_ratio;  /* dataset.subset_ratio 1 (router_warmup: 0.05): share of the records used, drawn by
+    double subset_ratio;  /* dataset.subset_ratio: share of the records used, 0: all, drawn by
                              seed */
     int64_t seed;         /* training.seed 42 */
     char *schedule;       /* training.lr_scheduler_type linear|cosine|constant */

@@ -120,12 +120,12 @@ done:
     return status;
 }
 
-/* An id, null, or a list of ids (the first counts). */
+/* An id, null (or negative: none), or a list of ids (the first counts). */
 static int64_t arch_read_id(const json_t *config, const char *key)
 {
     const json_t *value = json_object_get(config, key);
     if (json_is_array(value)) value = json_array_get(value, 0);
-    return json_is_integer(value) ? json_integer_value(value) : -1;
+    return json_is_integer(value) && json_integer_value(value) >= 0 ? json_integer_value(value) : -1;
 }
 
 static mb_status arch_read_rest(const json_t *config, const char *where, mb_arch *arch)
@@ -144,7 +144,9 @@ static mb_status arch_read_rest(const json_t *config, const char *where, mb_arch
     MB_TRY(mb_json_opt_bool(config, "attention_bias", where, &arch->attention_bias));
     MB_TRY(mb_json_opt_string(config, "torch_dtype", where, &dtype));
     MB_TRY(mb_json_opt_string(config, "dtype", where, &dtype));
-    MB_TRY(mb_dtype_parse(dtype, &arch->stored_dtype));
+    status = mb_dtype_parse(dtype, &arch->stored_dtype);
+    if (status != MB_OK) mb_status_prefix("%s: torch_dtype: ", where);
+    MB_TRY(status);
     arch->bos = arch_read_id(config, "bos_token_id");
     arch->eos = arch_read_id(config, "eos_token_id");
     arch->pad = arch_read_id(config, "pad_token_id");
@@ -153,6 +155,16 @@ done:
 }
 
 /* ---- 2. checks ---- */
+
+/* The large terms of mb_arch_parameters, without overflow. */
+static double arch_parameters_about(const mb_arch *a)
+{
+    const double d = (double)a->width, heads = (double)(a->heads + a->kv_heads) * (double)a->head_width;
+    const double experts = a->experts > 0 ? (double)a->experts : 1;
+    const double layer =
+        2 * d * (heads + 1) + 3 * d * (double)a->ffn * experts + d * (double)mb_arch_gates(a);
+    return (double)a->layers * layer + 2 * d * (double)a->vocab;
+}
 
 static mb_status arch_check(const mb_arch *a, const char *where)
 {
@@ -183,8 +195,12 @@ static mb_status arch_check(const mb_arch *a, const char *where)
     if (a->family == MB_FAMILY_OLMOE && (a->picks < 1 || a->picks > mb_arch_gates(a)))
         MB_RAISE(MB_ERANGE, "%s: num_experts_per_tok %lld is not within 1..%lld experts", where,
                  (long long)a->picks, (long long)mb_arch_gates(a));
-    if (!(a->rms_eps >= 0) || !(a->rope_theta > 0) || a->clip_qkv < 0)
-        MB_RAISE(MB_ERANGE, "%s: rms_norm_eps, rope_theta or clip_qkv is out of range", where);
+    if (!(a->rms_eps >= 0) || !(a->rope_theta > 0) || a->clip_qkv < 0 || !(a->initializer_range >= 0))
+        MB_RAISE(MB_ERANGE, "%s: rms_norm_eps, rope_theta, clip_qkv or initializer_range is out of range",
+                 where);
+    if (arch_parameters_about(a) > 1e15)
+        MB_RAISE(MB_ERANGE, "%s: its sizes together make %.1e parameters; one of them is wrong", where,
+                 arch_parameters_about(a));
 done:
     return status;
 }

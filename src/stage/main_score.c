@@ -55,6 +55,12 @@ static mb_status open_models(mb_program *program, mb_lm **router, mb_lm **source
     if (wants_source) {
         mb_model_options options = {.path = own->source_model != NULL ? own->source_model : own->model.path};
         MB_TRY(mb_model_options_open(&options, program->ops, "none", NULL, 0, source));
+        if (mb_lm_arch(*source)->trash > 0)
+            MB_RAISE(
+                MB_EUSAGE,
+                "perplexity and entropy are scores of the unconverted model, and %s has trash experts; name "
+                "the model it was made from with score.source_model, or leave the two out of score.scores",
+                options.path);
         if (is_asked(program, "entropy") && mb_lm_routers(*source) == 0)
             MB_RAISE(MB_EUSAGE, "score entropy needs a source model with routers; %s is dense", options.path);
     }

@@ -2,6 +2,7 @@
  */
 #include <stdio.h>
 
+#include "base/files.h"
 #include "base/log.h"
 #include "learn/trainer.h"
 #include "stage/model_options.h"
@@ -66,12 +67,26 @@ static void log_forecast(mb_program *program, mb_lm *lm)
             (double)plan.activations / 1048576);
 }
 
+/* What a finished stage would resume from is of no more use, and three times the size of the trained weights. */
+static mb_status remove_state(const mb_program *program)
+{
+    mb_status status = MB_OK;
+    char *path = mb_program_path(program, "state");
+    if (path == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
+    MB_TRY(mb_files_remove_tree(path));
+done:
+    mb_free(path);
+    return status;
+}
+
 static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
 {
     mb_train_program *own = program->own;
     mb_status status = MB_OK;
     mb_objective *objective = NULL;
     mb_trainer_report report = {0};
+    if (own->trainer.subset_ratio == 0)
+        own->trainer.subset_ratio = mb_str_equal(own->objective.objective, "router_warmup") ? 0.05 : 1.0;
     MB_TRY(mb_objective_create(&own->objective, lm, &objective));
     log_forecast(program, lm);
     if (program->is_dry_run) goto done;
@@ -89,6 +104,7 @@ static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
     MB_TRY(mb_program_result_int(program, "tokens", report.tokens));
     MB_TRY(mb_program_result_real(program, "train_seconds", report.seconds));
     MB_TRY(mb_program_finish_run(program, "final", "metrics.h5", NULL));
+    if (mb_program_is_root(program)) MB_TRY(remove_state(program));
 done:
     mb_objective_destroy(&objective);
     return status;

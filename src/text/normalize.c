@@ -10,6 +10,14 @@
 
 /* 1. views and edits */
 
+mb_text_view mb_normalize_slice(const mb_text_view *view, size_t first, size_t end)
+{
+    mb_text_view part = {.bytes = view->bytes + first, .n = end - first, .base = view->base + (int64_t)first};
+    if (view->ranges != NULL) part.ranges = view->ranges + first;
+    if (part.ranges != NULL && part.n > 0) part.base = part.ranges[0].first;
+    return part;
+}
+
 mb_range mb_normalize_range(const mb_text_view *view, size_t a, size_t b)
 {
     mb_range range;
@@ -191,6 +199,11 @@ void mb_normalizer_destroy(mb_normalizer **normalizer)
     MB_FREE(*normalizer);
 }
 
+bool mb_normalizer_is_empty(const mb_normalizer *normalizer)
+{
+    return normalizer->count == 0;
+}
+
 void mb_normalizer_hash(const mb_normalizer *normalizer, mb_hash *hash)
 {
     mb_hash_add_int(hash, normalizer->count);
@@ -249,12 +262,7 @@ static void run_strip(const step *s, mb_text_view *view)
         if (!mb_normalize_is_white(c)) break;
         end = at;
     }
-    view->bytes += first;
-    view->n = end - first;
-    if (view->ranges != NULL)
-        view->ranges += first;
-    else
-        view->base += (int64_t)first;
+    *view = mb_normalize_slice(view, first, end);
 }
 
 mb_status mb_normalizer_run(const mb_normalizer *normalizer, mb_tokenizer_matcher *matcher,
@@ -281,8 +289,9 @@ mb_status mb_normalizer_run(const mb_normalizer *normalizer, mb_tokenizer_matche
             MB_TRY(run_replace(s, matcher, &view, out));
         else
             MB_TRY(mb_normalize_lowercase_run(&view, out));
+        int64_t base = view.base;
         view = mb_normalize_edit_view(out);
-        view.base = text->base; /* still tells where the text begins */
+        view.base = view.ranges != NULL && view.n > 0 ? view.ranges[0].first : base;
         next = 1 - next;
     }
     *out_view = view;

@@ -15,13 +15,17 @@ typedef struct mb_range {
 } mb_range;
 
 /* A borrowed text. Byte i came from the original range ranges[i] (always whole characters); ranges == NULL:
- * the text is the original itself from byte `base` on. */
+ * the text is the original itself from byte `base` on, or an edit that was not tracked. base: where the first
+ * byte came from (of an edit that was not tracked: nearly). */
 typedef struct mb_text_view {
     const char *bytes;
     size_t n;
     const mb_range *ranges;
     int64_t base;
 } mb_text_view;
+
+/* Bytes [first, end) of a view, as a view. */
+mb_text_view mb_normalize_slice(const mb_text_view *view, size_t first, size_t end);
 
 /* Original range of bytes [a, b) of a view, b > a, widened to whole characters. */
 mb_range mb_normalize_range(const mb_text_view *view, size_t a, size_t b);
@@ -62,6 +66,7 @@ typedef struct mb_normalizer mb_normalizer;
 /* json may be NULL or null: a normaliser that does nothing. */
 mb_status mb_normalizer_read(const json_t *json, const char *where, mb_normalizer **out_normalizer);
 void mb_normalizer_destroy(mb_normalizer **normalizer);
+bool mb_normalizer_is_empty(const mb_normalizer *normalizer);
 void mb_normalizer_hash(const mb_normalizer *normalizer, mb_hash *hash);
 /* Run over `text`; out_view points into `edits` (two, of the caller) or at text itself when nothing changed.
  */

@@ -197,6 +197,13 @@ bool mb_pretokenizer_is_byte_level(const mb_pretokenizer *pretokenizer)
     return pretokenizer->is_byte_level;
 }
 
+bool mb_pretokenizer_asks_start(const mb_pretokenizer *pretokenizer)
+{
+    for (int64_t i = 0; i < pretokenizer->count; i++)
+        if (pretokenizer->steps[i].prefix == PREPEND_FIRST) return true;
+    return false;
+}
+
 /* 2. word lists */
 
 void mb_pretokenize_work_destroy(mb_pretokenize_work *work)

@@ -27,6 +27,8 @@ mb_status mb_pretokenizer_read(const json_t *json, const char *where, mb_pretoke
 void mb_pretokenizer_destroy(mb_pretokenizer **pretokenizer);
 void mb_pretokenizer_hash(const mb_pretokenizer *pretokenizer, mb_hash *hash);
 bool mb_pretokenizer_is_byte_level(const mb_pretokenizer *pretokenizer);
+/* Does a step ask whether the text begins the original one (view's base 0)? */
+bool mb_pretokenizer_asks_start(const mb_pretokenizer *pretokenizer);
 
 /* Cut `text` (not empty). The words are ranges of *out_view; both are borrowed from text and work. */
 mb_status mb_pretokenizer_run(const mb_pretokenizer *pretokenizer, mb_pretokenize_work *work,

@@ -109,14 +109,6 @@ done:
     return status;
 }
 
-static mb_text_view slice(const mb_text_view *view, size_t first, size_t end)
-{
-    return (mb_text_view){.bytes = view->bytes + first,
-                          .n = end - first,
-                          .ranges = view->ranges != NULL ? view->ranges + first : NULL,
-                          .base = view->base + (int64_t)first};
-}
-
 static mb_status put_added(const mb_added_part *part, const mb_text_view *view, const sink *out)
 {
     mb_status status = MB_OK;
@@ -174,14 +166,14 @@ static mb_status encode_section(const mb_tokenizer *tokenizer, mb_tokenizer_scra
     mb_text_view view;
     mb_added_walk walk = {0};
     mb_added_part part;
-    MB_TRY(mb_normalizer_run(tokenizer->normalizer, scratch->matcher, text, out->opt_spans != NULL,
-                             scratch->edits, &view));
+    const bool tracked = out->opt_spans != NULL || tokenizer->keeps_ranges;
+    MB_TRY(mb_normalizer_run(tokenizer->normalizer, scratch->matcher, text, tracked, scratch->edits, &view));
     while (mb_added_tokens_next(tokenizer->normalized, &walk, view.bytes, view.n, &part)) {
         if (part.token != NULL) {
             MB_TRY(put_added(&part, &view, out));
             continue;
         }
-        mb_text_view plain = slice(&view, part.first, part.end);
+        mb_text_view plain = mb_normalize_slice(&view, part.first, part.end);
         MB_TRY(encode_plain(tokenizer, scratch, &plain, out));
     }
 done:
@@ -215,7 +207,7 @@ static mb_status encode(const mb_tokenizer *tokenizer, mb_tokenizer_scratch *scr
             MB_TRY(put_added(&part, &view, out));
             continue;
         }
-        mb_text_view section = slice(&view, part.first, part.end);
+        mb_text_view section = mb_normalize_slice(&view, part.first, part.end);
         MB_TRY(encode_section(tokenizer, scratch, &section, out));
     }
     if (add_special_tokens) MB_TRY(put_outer(&tokenizer->after, (int64_t)n, out));

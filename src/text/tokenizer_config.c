@@ -165,7 +165,9 @@ mb_status mb_tokenizer_config_read(mb_tokenizer *tokenizer, const char *opt_fold
         MB_TRY(read_file(opt_folder, "generation_config.json", &files.generation));
         MB_TRY(read_chat_template(tokenizer, files.config, opt_folder));
     }
-    MB_TRY(find_specials(tokenizer, &files));
+    status = find_specials(tokenizer, &files);
+    if (status != MB_OK && opt_folder != NULL) mb_status_prefix("%s/", opt_folder);
+    MB_TRY(status);
     MB_TRY(apply_add_tokens(tokenizer, files.config));
 done:
     json_decref(files.config);

@@ -21,6 +21,7 @@ struct mb_tokenizer {
     mb_added_tokens *raw;        /* looked for before normalisation */
     mb_added_tokens *normalized; /* looked for after it */
     bool *is_special;            /* per id */
+    bool keeps_ranges;           /* normalised texts must tell where they begin in the original */
     mb_ids before, after;        /* ids that the post-processor puts around the text */
     int64_t bos, eos, pad;       /* -1 none */
     char *chat_template;

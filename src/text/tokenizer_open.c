@@ -241,6 +241,8 @@ mb_status mb_tokenizer_open_json(mb_tokenizer *tokenizer, const json_t *json, co
     MB_TRY(mb_json_get_object(json, "model", where, &model));
     MB_TRY(mb_normalizer_read(json_object_get(json, "normalizer"), where, &tokenizer->normalizer));
     MB_TRY(mb_pretokenizer_read(json_object_get(json, "pre_tokenizer"), where, &tokenizer->pretokenizer));
+    tokenizer->keeps_ranges =
+        mb_pretokenizer_asks_start(tokenizer->pretokenizer) && !mb_normalizer_is_empty(tokenizer->normalizer);
     MB_TRY(
         mb_bpe_read(model, where, mb_pretokenizer_is_byte_level(tokenizer->pretokenizer), &tokenizer->bpe));
     MB_TRY(mb_tokenizer_decoder_read(json_object_get(json, "decoder"), where, &tokenizer->decoder));

@@ -138,11 +138,38 @@ static inline size_t mb_fuzz_value_start(mb_fuzz *f, const mb_str *s)
 /* A value for another: one that a reader may trip over, or one from elsewhere in the text. */
 static inline void mb_fuzz_swap_value(mb_fuzz *f, mb_str *s)
 {
-    static const char *const values[] = {
-        "null", "true", "false", "0", "-1", "1", "2", "1e999", "1e-400", "4294967295", "4294967296",
-        "16777216", "9223372036854775807", "-9223372036854775808", "99999999999999999999", "0.5", "\"\"",
-        "\" \"", "\"\\u0000\"", "\"\\ud800\"", "\"\xC3\xA9\"", "\"\xEF\xBF\xBD\"", "[]", "{}", "[[]]", "[{}]",
-        "[null]", "\"0\"", "\"A\"", "\"<0x41>\"", "[\"a\", \"b\"]", "{\"a\": \"b\"}"};
+    static const char *const values[] = {"null",
+                                         "true",
+                                         "false",
+                                         "0",
+                                         "-1",
+                                         "1",
+                                         "2",
+                                         "1e999",
+                                         "1e-400",
+                                         "4294967295",
+                                         "4294967296",
+                                         "16777216",
+                                         "9223372036854775807",
+                                         "-9223372036854775808",
+                                         "99999999999999999999",
+                                         "0.5",
+                                         "\"\"",
+                                         "\" \"",
+                                         "\"\\u0000\"",
+                                         "\"\\ud800\"",
+                                         "\"\xC3\xA9\"",
+                                         "\"\xEF\xBF\xBD\"",
+                                         "[]",
+                                         "{}",
+                                         "[[]]",
+                                         "[{}]",
+                                         "[null]",
+                                         "\"0\"",
+                                         "\"A\"",
+                                         "\"<0x41>\"",
+                                         "[\"a\", \"b\"]",
+                                         "{\"a\": \"b\"}"};
     mb_str value = MB_STR_EMPTY;
     const size_t first = mb_fuzz_value_start(f, s), end = mb_fuzz_value_end(s, first);
     if (mb_fuzz_below(f, 3) == 0) {
@@ -158,7 +185,8 @@ static inline void mb_fuzz_swap_value(mb_fuzz *f, mb_str *s)
 /* Many brackets inside each other, closed or not. */
 static inline void mb_fuzz_nest(mb_fuzz *f, mb_str *s)
 {
-    static const char *const opens[] = {"[", "{\"a\":", "{a:", "(", "{\"type\":\"Sequence\",\"normalizers\":["};
+    static const char *const opens[] = {"[", "{\"a\":", "{a:", "(",
+                                        "{\"type\":\"Sequence\",\"normalizers\":["};
     static const char *const closes[] = {"]", "}", "}", ")", "]}"};
     const uint64_t kind = mb_fuzz_below(f, 5), depth = 1 + mb_fuzz_below(f, 1u << mb_fuzz_below(f, 14));
     mb_str nest = MB_STR_EMPTY;
@@ -172,13 +200,27 @@ static inline void mb_fuzz_nest(mb_fuzz *f, mb_str *s)
     mb_str_destroy(&nest);
 }
 
+/* A letter or digit for another of the text, so that the form stays whole. */
+static inline void mb_fuzz_swap_letter(mb_fuzz *f, mb_str *s)
+{
+    size_t at[2];
+    for (int k = 0; k < 2; k++) {
+        at[k] = (size_t)mb_fuzz_below(f, s->length);
+        while (at[k] < s->length && strchr("{}[]():=;,\"\\\n", s->data[at[k]]) != NULL) at[k]++;
+    }
+    if (at[0] < s->length && at[1] < s->length && (s->data[at[0]] & s->data[at[1]] & 0x80) == 0)
+        s->data[at[0]] = s->data[at[1]];
+}
+
 /* One change: a byte, a span, a number, a value. */
 static inline void mb_fuzz_change(mb_fuzz *f, mb_str *s, const char *liked)
 {
     if (s->length == 0) mb_test_ok(mb_str_add(s, "{"));
-    const uint64_t kind = mb_fuzz_below(f, 24);
+    const uint64_t kind = mb_fuzz_below(f, 36);
     const size_t at = (size_t)mb_fuzz_below(f, s->length);
-    const size_t limit = mb_fuzz_below(f, 4) == 0 ? s->length - at : s->length - at < 24 ? s->length - at : 24;
+    const size_t limit = mb_fuzz_below(f, 4) == 0 ? s->length - at
+                         : s->length - at < 24    ? s->length - at
+                                                  : 24;
     const size_t span = (size_t)mb_fuzz_below(f, limit + 1);
     if (kind < 3) {
         s->data[at] ^= (char)(1 << mb_fuzz_below(f, 8));
@@ -195,7 +237,8 @@ static inline void mb_fuzz_change(mb_fuzz *f, mb_str *s, const char *liked)
         mb_fuzz_splice(s, at, at, mb_str_text(&copy), span);
         mb_str_destroy(&copy);
     } else if (kind < 14) { /* a number for a number */
-        static const char *const numbers[] = {"0", "-1", "7", "256", "65536", "1e9", "2147483648", "1e400", "-0.0"};
+        static const char *const numbers[] = {"0",   "-1",         "7",     "256", "65536",
+                                              "1e9", "1000000000", "1e400", "-0.0"};
         size_t first = at;
         while (first < s->length && (s->data[first] < '0' || s->data[first] > '9')) first++;
         size_t end = first;
@@ -204,17 +247,19 @@ static inline void mb_fuzz_change(mb_fuzz *f, mb_str *s, const char *liked)
         mb_fuzz_splice(s, first, end, number, strlen(number));
     } else if (kind < 15) {
         mb_fuzz_nest(f, s);
-    } else {
+    } else if (kind < 24) {
         mb_fuzz_swap_value(f, s);
+    } else {
+        mb_fuzz_swap_letter(f, s);
     }
 }
 
-/* One to three changes of a copy of `base`; liked: characters that the form likes. */
+/* One to four changes of a copy of `base`; liked: characters that the form likes. */
 static inline mb_str mb_fuzz_mutate(mb_fuzz *f, const char *base, size_t n, const char *liked)
 {
     mb_str s = MB_STR_EMPTY;
     mb_test_ok(mb_str_append(&s, base, n));
-    const uint64_t changes = 1 + mb_fuzz_below(f, 3);
+    const uint64_t changes = mb_fuzz_below(f, 2) == 0 ? 1 : 1 + mb_fuzz_below(f, 4);
     for (uint64_t c = 0; c < changes; c++) mb_fuzz_change(f, &s, liked);
     return s;
 }

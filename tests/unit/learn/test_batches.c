@@ -139,8 +139,6 @@ static void test_nothing(void **state)
     mb_batches *batches = NULL;
     options.epochs = 0.001;
     mb_test_fails(mb_batches_create(shard, &options, &batches), MB_EUSAGE, "training.epochs");
-    options.subset_ratio = 0;
-    mb_test_fails(mb_batches_create(shard, &options, &batches), MB_EDATA, "subset_ratio");
     assert_null(batches);
     fix_trainer_free(&options);
 }

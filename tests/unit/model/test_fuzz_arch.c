@@ -39,7 +39,7 @@ static void check_arch(const mb_fuzz *f, const mb_arch *arch)
     mb_fuzz_holds(f, arch->trash >= 0 && arch->experts >= 0 && arch->declared_trash == 0);
     mb_fuzz_holds(f, (arch->family == MB_FAMILY_OLMOE) == (arch->experts > 0));
     mb_fuzz_holds(f, arch->experts == 0 || (arch->picks >= 1 && arch->picks <= mb_arch_gates(arch)));
-    mb_fuzz_holds(f, mb_arch_parameters(arch) > 0);
+    mb_fuzz_holds(f, mb_arch_parameters(arch) > 0 && mb_arch_parameters(arch) < (int64_t)1 << 51);
     mb_fuzz_holds(f, isfinite(mb_arch_flops(arch, arch->layers, true, arch->max_positions)));
 }
 
@@ -50,7 +50,8 @@ static void check_again(const mb_fuzz *f, const mb_arch *arch)
     mb_fuzz_holds(f, mb_arch_to_json(arch, &written) == MB_OK);
     mb_fuzz_holds(f, mb_arch_from_json(written, "again", &again) == MB_OK);
     mb_fuzz_holds(f, mb_arch_parameters(&again) == mb_arch_parameters(arch));
-    mb_fuzz_holds(f, again.family == arch->family && again.picks == arch->picks && again.trash == arch->trash);
+    mb_fuzz_holds(f,
+                  again.family == arch->family && again.picks == arch->picks && again.trash == arch->trash);
     mb_fuzz_holds(f, again.rope_theta == arch->rope_theta && again.clip_qkv == arch->clip_qkv);
     mb_fuzz_holds(f, again.bos == arch->bos && again.eos == arch->eos && again.pad == arch->pad);
     mb_fuzz_holds(f, mb_arch_copy(&again, &copy) == MB_OK && json_equal(copy.config, again.config));
