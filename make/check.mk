@@ -41,3 +41,9 @@ help:
 	@echo "make            build the programs into $(BUILD)/bin"; echo "make deps       install what is needed"; echo "make test       every test; last line: N passed, N failed, N skipped"; \
 	echo "make demo       study A on real text, end to end, in six minutes"; echo "make study-check  the same over three seeds"; echo "make lint       layers, sizes, names, shellcheck, cppcheck"; \
 	echo "make docs       docs/keys.md from the option tables"; echo "make install PREFIX=  /  make bundle  /  make clean"; echo "V=1 shows commands, SAN=1 builds with sanitizers, WERROR=1 stops at warnings"
+
+# Beside PyTorch + transformers, in a virtual environment that is only for this and for golden files.
+build/venv/bin/python:
+	python3 -m venv build/venv && build/venv/bin/pip install -q numpy h5py torch 'transformers==4.57.*' peft tokenizers safetensors sentencepiece lm-eval
+bench: programs build/venv/bin/python
+	@build/venv/bin/python tests/bench/bench.py --bin $(BUILD)/bin

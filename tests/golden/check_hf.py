@@ -13,11 +13,12 @@ What it proves, each against the reference's own forward and backward pass in f3
             files, both spellings of dtype and of the rope fields, large weights)
   convert   moe-convert trash: original tensors byte for byte; closed: the source's logits; plain: loads in transformers and
             computes our trash routing; trash_expert_ratio changes no output; verify accepts it, and refuses a changed tensor
-  lora      adapters of peft read by moe-inspect; merged by moe-convert, loaded by transformers; adapters of moe-train in peft; kinds of adapters that are not computed are refused
+  lora      adapters of peft read by moe-inspect; merged by moe-convert (into bf16 and f16 too) and loaded by transformers;
+            adapters of moe-train in peft; kinds of adapters that are not computed are refused
 
 Errors are max |ours - theirs| / max |theirs| per tensor. Where weights are large, f32 itself is further off than the limit:
-the reference then also runs in f64, and ours may be off from that by four times what the reference's f32 is. Prints one line per check, and last the largest error of each
-part. Exit code 1 when a check fails.
+the reference then also runs in f64, and ours may be off from that by four times what the reference's f32 is. Prints one line
+per case and per failed check, and last the largest error of each kind. Exit code 1 when a check fails.
 """
 import argparse
 import copy
@@ -91,6 +92,10 @@ class Programs:
         if done.returncode != expect:
             raise Failed(f"{name} {' '.join(words)}: exit {done.returncode}, not {expect}\n{done.stdout}{done.stderr}")
         return done.stdout + done.stderr
+
+    def merge(self, place):
+        self.run("moe-convert", "merge", f"model.path={place}/base", f"model.adapter={place}/adapter",
+                 f"output.dir={place}/merged")
 
     def forward(self, model, ids, out, *words):
         self.run("moe-inspect", "forward", f"model={model}", f"tokens={ids}", f"out={out}", *words)
@@ -344,8 +349,9 @@ def part_convert(report, programs, seed, folder):
         model = save(make(config, seed * 100 + number), source, form)
         ids, path = draw_ids(rng, config.vocab_size, place)
         trash = int(rng.integers(1, 4))
-        programs.run("moe-convert", "trash", f"model.path={source}", f"convert.trash_init={init}", f"convert.trash_experts={trash}",
-                     "convert.trash_init_std=0.3", f"convert.seed={seed}", f"output.dir={place}/trash")
+        programs.run("moe-convert", "trash", f"model.path={source}", f"convert.trash_init={init}",
+                     f"convert.trash_experts={trash}", "convert.trash_init_std=0.3", f"convert.seed={seed}",
+                     f"output.dir={place}/trash")
         converted = f"{place}/trash/model"
         check_bytes(report, case, source, converted, config.num_experts)
         before = programs.forward(source, path, f"{place}/a.h5")
@@ -362,9 +368,10 @@ def part_convert(report, programs, seed, folder):
         declared = programs.forward(source, path, f"{place}/c.h5", "model.trash_expert_ratio=0.25")
         for a, b in zip(before, declared):
             report.add("convert", case, "declared trash", distance(b["logits"], a["logits"]), 0)
-        programs.run("moe-convert", "verify", f"model.path={source}", f"convert.target={converted}", f"output.dir={place}/v1")
+        pair = (f"model.path={source}", f"convert.target={converted}")
+        programs.run("moe-convert", "verify", *pair, f"output.dir={place}/v1")
         damage(converted, rng)
-        programs.run("moe-convert", "verify", f"model.path={source}", f"convert.target={converted}", f"output.dir={place}/v2", expect=3)
+        programs.run("moe-convert", "verify", *pair, f"output.dir={place}/v2", expect=3)
         report.done("convert", case)
 
 
@@ -405,11 +412,12 @@ def part_lora(report, programs, seed, folder):
         with torch.no_grad():
             for key, p in with_adapter.named_parameters():
                 if "lora_" in key:
-                    p.copy_(torch.randn_like(p) * 0.3)
+                    p.copy_(torch.randn_like(p) * 0.1)
         with_adapter.save_pretrained(f"{place}/adapter")
         try:
-            check_forward(report, programs, with_adapter, f"{place}/base", ids, path, case, part="lora", words=[f"adapter={place}/adapter"])
-            programs.run("moe-convert", "merge", f"model.path={place}/base", f"model.adapter={place}/adapter", f"output.dir={place}/merged")
+            check_forward(report, programs, with_adapter, f"{place}/base", ids, path, case, part="lora",
+                          words=[f"adapter={place}/adapter"])
+            programs.merge(place)
             merged = AutoModelForCausalLM.from_pretrained(f"{place}/merged/model", torch_dtype=torch.float32).eval()
             for sequence in ids:
                 with torch.no_grad():
@@ -419,19 +427,44 @@ def part_lora(report, programs, seed, folder):
             print(f"       {error}")
             report.add("lora", case, "program", math.inf)
         report.done("lora", case)
-    refuse_adapters(programs, seed, rng, folder)
-    train_adapter(report, programs, seed, rng, folder)
+    for check in (merge_rounded, refuse_adapters, train_adapter):
+        try:
+            check(report, programs, seed, rng, folder)
+        except Failed as error:
+            print(f"       {error}")
+            report.add("lora", f"seed {seed} {check.__name__}", "program", math.inf)
 
 
-def refuse_adapters(programs, seed, rng, folder):
+def merge_rounded(report, programs, seed, rng, folder):
+    """A base stored in bf16 or f16, as most are: merged weights within a unit in the last place of peft's, rounded alike."""
+    for form, limit in [("bf16", 2.0 ** -7), ("f16", 2.0 ** -10)]:
+        place = os.path.join(folder, f"rounded-{seed}-{form}")
+        model = save(make(llama(rng), seed), f"{place}/base", form)
+        with_adapter = get_peft_model(model, LoraConfig(target_modules="all-linear", r=4, lora_alpha=8))
+        with torch.no_grad():
+            for key, p in with_adapter.named_parameters():
+                if "lora_" in key:
+                    p.copy_(torch.randn_like(p) * 0.1)
+        with_adapter.save_pretrained(f"{place}/adapter")
+        programs.merge(place)
+        merged = AutoModelForCausalLM.from_pretrained(f"{place}/merged/model", torch_dtype=torch.float32)
+        theirs = dict(with_adapter.merge_and_unload().named_parameters())
+        for key, p in merged.named_parameters():
+            report.add("lora", f"seed {seed} {form}", "merged " + form, distance(p.detach(), theirs[key].detach()), limit)
+        report.done("lora", f"seed {seed} merge into {form}")
+
+
+def refuse_adapters(report, programs, seed, rng, folder):
     """What would change the function and is not computed must end with code 3, not with other logits."""
     for name, options in REFUSED.items():
         place = os.path.join(folder, f"refused-{seed}-{name}")
         model = save(make(llama(rng), seed), f"{place}/base", "f32")
         _, path = draw_ids(rng, model.config.vocab_size, place)
-        get_peft_model(model, LoraConfig(**{"target_modules": ["q_proj", "v_proj"], **options})).save_pretrained(f"{place}/adapter")
+        with_adapter = get_peft_model(model, LoraConfig(**{"target_modules": ["q_proj", "v_proj"], **options}))
+        with_adapter.save_pretrained(f"{place}/adapter")
         programs.run("moe-inspect", "forward", f"model={place}/base", f"tokens={path}", f"out={place}/o.h5",
                      f"adapter={place}/adapter", expect=3)
+        report.add("lora", f"seed {seed} {name}", "refused", 0.0)
 
 
 def train_adapter(report, programs, seed, rng, folder):
@@ -455,7 +488,8 @@ def train_adapter(report, programs, seed, rng, folder):
         programs.run("moe-train", f"model.path={base}", f"dataset.path={place}/shard/shard.h5", "training.peft_mode=lora",
                      "training.lora.r=4", "training.lora.lora_alpha=16", f"training.lora.target_modules={targets}",
                      f"training.lora.use_rslora={'true' if targets == 'all-linear' else 'false'}", "training.learning_rate=0.05",
-                     "training.max_steps=4", "training.batch_size=4", "training.gradient_accumulation_steps=2", f"output.dir={base}/run")
+                     "training.max_steps=4", "training.batch_size=4", "training.gradient_accumulation_steps=2",
+                     f"output.dir={base}/run")
         theirs = PeftModel.from_pretrained(model, f"{base}/run/final").eval()
         moved = max(float(p.detach().abs().max()) for key, p in theirs.named_parameters() if "lora_B" in key)
         report.add("lora", case, "adapter untrained", 0.0 if moved > 1e-3 else math.inf)
