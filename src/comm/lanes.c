@@ -185,7 +185,8 @@ mb_status mb_lanes_create(mb_comm *comm, int64_t n, int64_t lanes, mb_lanes **ou
     if (size > lanes)
         MB_RAISE(MB_EUSAGE,
                  "training.lanes = %lld allows at most %lld ranks, but there are %d; start fewer ranks or "
-                 "raise training.lanes",
+                 "raise training.lanes (and training.gradient_accumulation_steps: a step has no more lanes "
+                 "than micro-batches)",
                  (long long)lanes, (long long)lanes, size);
     MB_NEW(l);
     l->comm = comm;

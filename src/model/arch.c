@@ -20,25 +20,6 @@ static bool arch_is_set(const json_t *config, const char *key)
     return value != NULL && !json_is_null(value);
 }
 
-static mb_status arch_refuse_scaling(const json_t *config, const char *key, const char *where)
-{
-    mb_status status = MB_OK;
-    const json_t *rope = json_object_get(config, key);
-    if (!json_is_object(rope)) goto done;
-    const char *type = NULL;
-    MB_TRY(mb_json_opt_string(rope, "rope_type", where, &type));
-    if (type == NULL) MB_TRY(mb_json_opt_string(rope, "type", where, &type));
-    if (type != NULL && strcmp(type, "default") != 0)
-        MB_RAISE(MB_EUNSUPPORTED, "%s: %s type '%s' is not supported; only 'default' is", where, key, type);
-    double partial = 1;
-    MB_TRY(mb_json_opt_real(rope, "partial_rotary_factor", where, &partial));
-    if (partial != 1)
-        MB_RAISE(MB_EUNSUPPORTED, "%s: %s partial_rotary_factor %g is not supported; only 1 is", where, key,
-                 partial);
-done:
-    return status;
-}
-
 /* Fields that would change the function and that we do not compute. */
 static mb_status arch_refuse(const json_t *config, const char *where)
 {
@@ -57,8 +38,6 @@ static mb_status arch_refuse(const json_t *config, const char *where)
     MB_TRY(mb_json_opt_real(config, "partial_rotary_factor", where, &partial));
     if (partial != 1)
         MB_RAISE(MB_EUNSUPPORTED, "%s: partial_rotary_factor %g is not supported; only 1 is", where, partial);
-    MB_TRY(arch_refuse_scaling(config, "rope_scaling", where));
-    MB_TRY(arch_refuse_scaling(config, "rope_parameters", where));
     MB_TRY(mb_json_opt_real(config, "attention_dropout", where, &dropout));
     if (dropout != 0) mb_warn("%s: attention_dropout %g is not applied in training", where, dropout);
 done:
@@ -139,6 +118,7 @@ static mb_status arch_read_rest(const json_t *config, const char *where, mb_arch
     MB_TRY(mb_json_opt_real(config, "rope_theta", where, &arch->rope_theta));
     const json_t *rope = json_object_get(config, "rope_parameters");
     if (json_is_object(rope)) MB_TRY(mb_json_opt_real(rope, "rope_theta", where, &arch->rope_theta));
+    MB_TRY(mb_rotary_read(config, arch->max_positions, where, &arch->rotary));
     MB_TRY(mb_json_opt_real(config, "initializer_range", where, &arch->initializer_range));
     MB_TRY(mb_json_opt_bool(config, "tie_word_embeddings", where, &arch->tied_head));
     MB_TRY(mb_json_opt_bool(config, "attention_bias", where, &arch->attention_bias));
@@ -198,6 +178,8 @@ static mb_status arch_check(const mb_arch *a, const char *where)
     if (!(a->rms_eps >= 0) || !(a->rope_theta > 0) || a->clip_qkv < 0 || !(a->initializer_range >= 0))
         MB_RAISE(MB_ERANGE, "%s: rms_norm_eps, rope_theta, clip_qkv or initializer_range is out of range",
                  where);
+    if (a->rotary.type == MB_ROTARY_YARN && a->rope_theta == 1)
+        MB_RAISE(MB_ERANGE, "%s: rope_theta 1 leaves nothing for rope scaling 'yarn' to stretch", where);
     if (arch_parameters_about(a) > 1e15)
         MB_RAISE(MB_ERANGE, "%s: its sizes together make %.1e parameters; one of them is wrong", where,
                  arch_parameters_about(a));
@@ -306,12 +288,11 @@ static mb_status arch_write_rest(const mb_arch *arch, json_t *config)
     MB_TRY(mb_json_set(config, "hidden_act", json_string("silu")));
     MB_TRY(mb_json_set(config, "rms_norm_eps", json_real(arch->rms_eps)));
     MB_TRY(mb_json_set(config, "rope_theta", json_real(arch->rope_theta)));
-    MB_TRY(mb_json_set(config, "rope_scaling", json_null()));
+    MB_TRY(mb_rotary_write(&arch->rotary, config));
     MB_TRY(mb_json_set(config, "initializer_range", json_real(arch->initializer_range)));
     MB_TRY(mb_json_set(config, "tie_word_embeddings", json_boolean(arch->tied_head)));
     MB_TRY(mb_json_set(config, "attention_bias", json_boolean(arch->attention_bias)));
     MB_TRY(mb_json_set(config, "torch_dtype", json_string(arch_torch_dtype(arch->stored_dtype))));
-    json_object_del(config, "rope_parameters");
     json_object_del(config, "dtype");
     for (int i = 0; i < 3; i++)
         if (arch_read_id(config, ids[i].name) != ids[i].value || json_object_get(config, ids[i].name) == NULL)

@@ -4,14 +4,15 @@
  *
  * One parametric decoder. Read: model_type llama, olmoe, and select_moe (an OLMoE with trash experts, our
  * documented type: the source's fields plus "base_model_type", "num_trash_experts", "trash_logit_bias").
- * Both 4.x and 5.x spellings of transformers are read (rope_theta / rope_parameters, torch_dtype /
- * dtype); 4.x names are written. Anything in config.json that changes the function and is not done here
- * (another model_type, rope type, activation, mlp bias ...) is refused by name: MB_EUNSUPPORTED.
+ * Both 4.x and 5.x spellings of transformers are read (rope_theta, rope_scaling / rope_parameters,
+ * torch_dtype / dtype); 4.x names are written. Anything in config.json that changes the function and is not
+ * done here (another model_type, rope type, activation, mlp bias ...) is refused by name: MB_EUNSUPPORTED.
  */
 #ifndef MB_ARCH_H
 #define MB_ARCH_H
 
 #include "base/json.h"
+#include "model/rotary.h"
 #include "tensor/tensor.h"
 
 typedef enum mb_family { MB_FAMILY_LLAMA, MB_FAMILY_OLMOE } mb_family;
@@ -30,7 +31,8 @@ typedef struct mb_arch {
     int64_t vocab; /* V */
     int64_t max_positions;
     double rms_eps, rope_theta, initializer_range;
-    bool tied_head; /* tie_word_embeddings */
+    mb_rotary rotary; /* rope scaling */
+    bool tied_head;   /* tie_word_embeddings */
     bool attention_bias;
     mb_qk_norm qk_norm;
     double clip_qkv; /* 0: none */

@@ -40,7 +40,8 @@ mb_status mb_convert_init(mb_ops *ops, const char *config, const char *opt_token
 
 /* Compare source and target: tensor checksums, logits side by side on n token ids (given or made by seed).
  * Fails (MB_EDATA) when `expect_equal` and the relative difference exceeds tolerance, or when an original
- * tensor changed. */
+ * tensor changed. With an adapter the merged tensors are compared instead, to the rounding of their stored
+ * dtype. */
 mb_status mb_convert_verify(mb_ops *ops, const char *source, const char *opt_adapter, const char *target,
                             const int32_t *opt_ids, int64_t n, bool expect_equal, double tolerance,
                             mb_convert_report *out_report);

@@ -68,6 +68,8 @@ static mb_status lm_chain_read(const char *path, lm_chain *chain)
     mb_status status = MB_OK;
     char *delta = NULL, *folder = mb_strdup(path), *next = NULL;
     if (folder == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", path);
+    if (mb_files_is_file(path))
+        MB_RAISE(MB_ENOTFOUND, "%s: is a file; give the folder that holds config.json and the weights", path);
     if (!mb_files_is_folder(path)) MB_RAISE(MB_ENOTFOUND, "%s: model folder not found", path);
     for (;;) {
         delta = mb_files_join(folder, "delta.json");
@@ -141,24 +143,14 @@ done:
 
 /* ---- 3. building ---- */
 
-/* Angles as transformers computes them: frequencies and products in single precision. */
 static mb_status lm_make_rope(mb_lm *lm)
 {
     mb_status status = MB_OK;
-    const int64_t positions = lm->arch.max_positions, d = lm->arch.head_width, half = d / 2;
+    const int64_t positions = lm->arch.max_positions, d = lm->arch.head_width;
     MB_TRY(
         mb_buffer_create(mb_ops_allocator(lm->ops), (size_t)(positions * d) * sizeof(float), &lm->rope_data));
-    float *table = lm->rope_data->data;
-    for (int64_t i = 0; i < half; i++) {
-        const float exponent = (float)(2 * i) / (float)d;
-        const float frequency = 1.0f / powf((float)lm->arch.rope_theta, exponent);
-        for (int64_t p = 0; p < positions; p++) {
-            const float angle = (float)p * frequency;
-            table[p * d + i] = cosf(angle);
-            table[p * d + half + i] = sinf(angle);
-        }
-    }
-    lm->rope = mb_tensor_view2(MB_F32, table, positions, d);
+    mb_rotary_table(&lm->arch.rotary, lm->arch.rope_theta, positions, d, lm->rope_data->data);
+    lm->rope = mb_tensor_view2(MB_F32, lm->rope_data->data, positions, d);
 done:
     return status;
 }

@@ -9,10 +9,36 @@
 #include "base/files.h"
 #include "base/version_info.h"
 
+/* What the harness says of a run beside its results; null where there is nothing of the kind here. */
+static mb_status add_run_facts(json_t *results, const char *model, const char *opt_adapter,
+                               int64_t max_length, int64_t limit)
+{
+    static const char *const absent[] = {
+        "upper_git_hash",         "chat_template",        "chat_template_sha", "system_instruction",
+        "system_instruction_sha", "transformers_version", "lm_eval_version"};
+    mb_status status = MB_OK;
+    json_t *config = json_pack(
+        "{s:s, s:{s:s, s:s?}, s:s, s:n, s:s, s:n, s:o, s:i, s:n, s:i, s:i, s:i, s:i}", "model", "moebatch",
+        "model_args", "pretrained", model, "peft", opt_adapter, "batch_size", "auto", "batch_sizes", "device",
+        "cpu", "use_cache", "limit", limit > 0 ? json_integer(limit) : json_null(), "bootstrap_iters", 100000,
+        "gen_kwargs", "random_seed", 0, "numpy_seed", 1234, "torch_seed", 1234, "fewshot_seed", 1234);
+    MB_TRY(mb_json_set(results, "config", config));
+    MB_TRY(mb_json_set(results, "git_hash", json_string(mb_version_source())));
+    MB_TRY(mb_json_set(results, "model_source", json_string("moebatch")));
+    MB_TRY(mb_json_set(results, "model_name", json_string(model)));
+    MB_TRY(mb_json_set(results, "max_length", json_integer(max_length)));
+    MB_TRY(mb_json_set(results, "fewshot_as_multiturn", json_false()));
+    MB_TRY(mb_json_set(results, "task_hashes", json_object()));
+    for (size_t i = 0; i < sizeof absent / sizeof *absent; ++i)
+        MB_TRY(mb_json_set(results, absent[i], json_null()));
+done:
+    return status;
+}
+
 /* results.json without dates (its bytes say the same for the same numbers), and the harness's own
  * <model>/results_<time>.json. */
 mb_status mb_eval_files_write(const mb_program *program, const char *model, const char *opt_adapter,
-                              int64_t limit, json_t *results, double seconds)
+                              int64_t max_length, int64_t limit, json_t *results, double seconds)
 {
     mb_status status = MB_OK;
     char *plain = mb_program_path(program, "results.json"), *folder = NULL, *dated = NULL,
@@ -24,12 +50,8 @@ mb_status mb_eval_files_write(const mb_program *program, const char *model, cons
     for (char *p = time_text; *p; ++p)
         if (*p == ':') *p = '-';
     snprintf(seconds_text, sizeof seconds_text, "%.3f", seconds);
-    MB_TRY(mb_json_set(results, "config",
-                       json_pack("{s:s, s:s, s:s?, s:I}", "model", "moebatch", "model_args", model, "adapter",
-                                 opt_adapter, "limit", (json_int_t)limit)));
-    MB_TRY(mb_json_set(results, "git_hash", json_string(mb_version_source())));
+    MB_TRY(add_run_facts(results, model, opt_adapter, max_length, limit));
     MB_TRY(mb_json_set(results, "date", json_real((double)time(NULL))));
-    MB_TRY(mb_json_set(results, "model_name", json_string(model)));
     MB_TRY(mb_json_set(results, "model_name_sanitized", json_string(name)));
     MB_TRY(mb_json_set(results, "total_evaluation_time_seconds", json_string(seconds_text)));
     folder = mb_program_path(program, name);

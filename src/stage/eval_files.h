@@ -13,6 +13,6 @@
 /* results: object with what the harness calls results, groups, configs ..., and "perplexity". Members for the
  * dated file are added to it. */
 mb_status mb_eval_files_write(const mb_program *program, const char *model, const char *opt_adapter,
-                              int64_t limit, json_t *results, double seconds);
+                              int64_t max_length, int64_t limit, json_t *results, double seconds);
 
 #endif

@@ -104,9 +104,8 @@ static mb_status run_task(mb_program *program, mb_lm *lm, const mb_tokenizer *to
     MB_TRY(mb_dtype_parse(own->softmax_dtype, &dtype));
     status = mb_task_open(kind, equals + 1, strcmp(kind, "mmlu") == 0 ? own->fewshot : 0, own->limit, &task);
     MB_TRY(mb_comm_agree(program->comm, status));
-    const int64_t longest = own->max_length > 0 ? own->max_length : mb_lm_arch(lm)->max_positions;
-    MB_TRY(mb_choice_run(program->comm, lm, task, tokenizer, longest, own->tile_tokens, dtype, own->near_tie,
-                         &result));
+    MB_TRY(mb_choice_run(program->comm, lm, task, tokenizer, own->max_length, own->tile_tokens, dtype,
+                         own->near_tie, &result));
     mb_info("  %-20s acc %.4f +- %.4f, acc_norm %.4f, %lld questions, %lld near-ties", task->name, result.acc,
             result.acc_stderr, result.acc_norm, (long long)result.count, (long long)result.near_ties);
     MB_TRY(mb_comm_agree(program->comm,
@@ -151,8 +150,8 @@ static mb_status evaluate(mb_program *program, mb_lm *lm)
     if (mb_program_is_root(program)) {
         status = mb_h5_close(&file);
         if (status == MB_OK)
-            status = mb_eval_files_write(program, own->model.path, own->model.adapter, own->limit, results,
-                                         mb_clock_seconds() - started);
+            status = mb_eval_files_write(program, own->model.path, own->model.adapter, own->max_length,
+                                         own->limit, results, mb_clock_seconds() - started);
     }
     MB_TRY(mb_comm_agree(program->comm, status));
     MB_TRY(mb_program_finish_run(program, "results.json", "eval.h5", NULL));
@@ -178,6 +177,7 @@ static mb_status run(mb_program *program)
     MB_TRY(mb_program_open_ops(program));
     MB_TRY(
         mb_comm_agree(program->comm, mb_model_options_open(&own->model, program->ops, "none", NULL, 0, &lm)));
+    if (own->max_length == 0) own->max_length = mb_lm_arch(lm)->max_positions;
     MB_TRY(evaluate(program, lm));
 done:
     mb_lm_destroy(&lm);

@@ -67,7 +67,8 @@ static void log_forecast(mb_program *program, mb_lm *lm)
             (double)plan.activations / 1048576);
 }
 
-/* What a finished stage would resume from is of no more use, and three times the size of the trained weights. */
+/* What a finished stage would resume from is of no more use, and three times the size of the trained weights.
+ */
 static mb_status remove_state(const mb_program *program)
 {
     mb_status status = MB_OK;

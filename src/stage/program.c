@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/files.h"
 #include "base/log.h"
@@ -104,9 +105,9 @@ static mb_status read_word(mb_program *program, command_line *line, const char *
         program->operand = word;
     else
         return mb_fail(
-            MB_EUSAGE, "%s: '%s' is %s; give options as key=value (see %s --help)", program->spec->name, word,
-            program->spec->modes && !program->mode ? "no mode (modes: see --help)" : "not understood",
-            program->spec->name);
+            MB_EUSAGE, "%s: '%s' is not understood%s%s; give options as key=value (see %s --help)",
+            program->spec->name, word, program->spec->modes && !program->mode ? "; modes are " : "",
+            program->spec->modes && !program->mode ? program->spec->modes : "", program->spec->name);
     return MB_OK;
 }
 
@@ -168,13 +169,32 @@ static bool answer_question(mb_program *program, const command_line *line)
     return is_answered;
 }
 
-static void report_failure(const mb_program *program, mb_status status)
+static void move_back(mb_program *program);
+
+/* One message for all ranks: the lowest rank with a failure of its own speaks; if there is none, rank 0. */
+static void report_failure(const mb_program *program, mb_status status, bool has_ranks)
 {
-    mb_error("%s: %s", mb_status_name(status), mb_status_message());
+    int speaker = 0, *all = NULL;
+    if (has_ranks && mb_comm_size(program->comm) > 1) {
+        const int mine = status;
+        all = mb_calloc((size_t)mb_comm_size(program->comm), sizeof *all);
+        char *message = mb_strdup(mb_status_message());
+        if (all != NULL && mb_comm_allgather(program->comm, &mine, sizeof mine, all) == MB_OK)
+            while (speaker < mb_comm_size(program->comm) &&
+                   (all[speaker] == MB_OK || all[speaker] == MB_ECOMM || all[speaker] == MB_ESTOPPED))
+                ++speaker;
+        if (speaker == mb_comm_size(program->comm)) speaker = 0;
+        const bool is_mine = speaker == mb_comm_rank(program->comm);
+        if (is_mine && status != MB_OK && status != MB_ESTOPPED)
+            mb_error("%s: %s", mb_status_name(status), message != NULL ? message : "");
+        mb_free(message);
+        mb_free(all);
+    } else if (status != MB_OK && status != MB_ESTOPPED) {
+        mb_error("%s: %s", mb_status_name(status), mb_status_message());
+    }
     const char *level = getenv("MB_LOG");
-    if ((level != NULL && strcmp(level, "debug") == 0) || status == MB_ENOMEM)
+    if (status != MB_OK && ((level != NULL && strcmp(level, "debug") == 0) || status == MB_ENOMEM))
         fprintf(stderr, "%s", mb_status_trace_text());
-    (void)program;
 }
 
 static mb_status start_and_run(mb_program *program, int argc, char **argv, command_line *line,
@@ -214,6 +234,7 @@ static void free_program(mb_program *program, command_line *line)
     for (int64_t i = 0; i < program->table_count; ++i)
         if (program->tables[i].target != NULL) mb_option_free(&program->tables[i]);
     MB_FREE(program->own);
+    MB_FREE(program->aside);
     MB_FREE(line->assignments);
 }
 
@@ -224,7 +245,8 @@ int mb_program_main(int argc, char **argv, const mb_program_spec *spec)
     bool has_ranks = false;
     mb_log_init(spec->name, 0, 1, NULL);
     mb_status status = start_and_run(&program, argc, argv, &line, &has_ranks);
-    if (status != MB_OK && status != MB_ESTOPPED) report_failure(&program, status);
+    report_failure(&program, status, has_ranks);
+    if (status != MB_OK && status != MB_ESTOPPED) move_back(&program);
     free_program(&program, &line);
     /* All ranks agree on one code before any finalises: a rank alone in MPI_Finalize would wait for ever. */
     int code = mb_status_exit_code(status);
@@ -244,6 +266,10 @@ int mb_program_main(int argc, char **argv, const mb_program_spec *spec)
 mb_status mb_program_open_ops(mb_program *program)
 {
     mb_status status = MB_OK;
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    if (cores > 0 && program->options.threads > 8 * cores)
+        MB_RAISE(MB_EUSAGE, "threads = %lld on a machine of %ld cores; give at most one per core",
+                 (long long)program->options.threads, cores);
     MB_TRY(mb_ops_create(program->options.backend, (int)program->options.threads, &program->ops));
     mb_info("%s, %d rank%s", mb_ops_describe(program->ops), mb_comm_size(program->comm),
             mb_comm_size(program->comm) == 1 ? "" : "s");
@@ -299,10 +325,27 @@ static mb_status move_aside(mb_program *program)
             mb_runfolder_reason(program->run), aside);
     mb_runfolder_close(&program->run);
     MB_TRY(mb_files_rename(program->options.output_dir, aside));
+    program->aside = aside;
+    aside = NULL;
 done:
     mb_free(done);
     mb_free(aside);
     return status;
+}
+
+/* A run that failed before it made anything to go on from gives the result that it moved aside its place
+ * back. */
+static void move_back(mb_program *program)
+{
+    char *state = program->aside != NULL ? mb_program_path(program, "state") : NULL;
+    if (state != NULL && !mb_files_is_folder(state)) {
+        mb_runfolder_close(&program->run);
+        mb_log_init(program->spec->name, mb_comm_rank(program->comm), mb_comm_size(program->comm), NULL);
+        if (mb_files_remove_tree(program->options.output_dir) == MB_OK &&
+            mb_files_rename(program->aside, program->options.output_dir) == MB_OK)
+            mb_warn("%s: the earlier result is back in its place", program->options.output_dir);
+    }
+    mb_free(state);
 }
 
 /* Rank 0's part: is there work? Then the folder is ours, and empty but for what an interrupted run of the

@@ -48,6 +48,7 @@ struct mb_program {
     bool is_dry_run;
     mb_comm *comm;
     mb_ops *ops;       /* NULL until mb_program_open_ops */
+    char *aside;       /* where a finished, different result of output.dir was moved to; NULL none */
     mb_runfolder *run; /* NULL until mb_program_begin_run */
     void *own;         /* the program's own struct, from mb_calloc in declare; freed at the end */
 };

@@ -29,8 +29,8 @@ struct mb_lease {
 
 /* ---- 1. who we are ---- */
 
-/* Start time of a process in ticks since boot, "" when there is none. */
-static void process_start(long pid, char out[32])
+/* Field `number` (from 3) of /proc/<pid>/stat, "" when there is no such process. */
+static void process_field(long pid, int number, char out[32])
 {
     char path[64], text[1024];
     out[0] = 0;
@@ -41,8 +41,32 @@ static void process_start(long pid, char out[32])
     fclose(stream);
     text[n] = 0;
     char *at = strrchr(text, ')'); /* the name before it may hold anything */
-    for (int field = 2; at != NULL && field < 22; field++) at = strchr(at + 1, ' ');
+    for (int field = 2; at != NULL && field < number; field++) at = strchr(at + 1, ' ');
     if (at != NULL) snprintf(out, 32, "%.*s", (int)strcspn(at + 1, " \n"), at + 1);
+}
+
+/* Start time of a process in ticks since boot, "" when there is none. */
+static void process_start(long pid, char out[32])
+{
+    process_field(pid, 22, out);
+}
+
+/* Has it ended, but for being waited for by its parent? */
+static bool is_ended(long pid)
+{
+    char state[32];
+    process_field(pid, 3, state);
+    return state[0] == 'Z' || state[0] == 'X';
+}
+
+/* Is it on its way out: exiting (PF_EXITING), or with a SIGKILL that it has not yet taken? */
+static bool is_ending(long pid)
+{
+    char flags[32], pending[32];
+    process_field(pid, 9, flags);
+    process_field(pid, 31, pending);
+    return (strtoul(flags, NULL, 10) & 0x4) != 0 ||
+           (strtoul(pending, NULL, 10) & (1ul << (SIGKILL - 1))) != 0;
 }
 
 static void boot_id(char out[64])
@@ -120,9 +144,19 @@ static bool is_stale(const holder *h)
     if (strcmp(h->host, host) != 0) return false;
     boot_id(boot);
     if (h->boot[0] != 0 && boot[0] != 0 && strcmp(h->boot, boot) != 0) return true;
-    if (kill((pid_t)h->pid, 0) != 0 && errno == ESRCH) return true;
+    if ((kill((pid_t)h->pid, 0) != 0 && errno == ESRCH) || is_ended(h->pid)) return true;
     process_start(h->pid, start);
     return h->start[0] != 0 && start[0] != 0 && strcmp(h->start, start) != 0;
+}
+
+/* A job that was just killed may take seconds to go: wait for it, at most ten. */
+static bool is_stale_soon(const holder *h)
+{
+    for (int i = 0; i < 200 && !is_stale(h); i++) {
+        if (!is_ending(h->pid)) return is_stale(h);
+        usleep(50000);
+    }
+    return is_stale(h);
 }
 
 /* ---- 3. taking and giving back ---- */
@@ -158,7 +192,7 @@ static mb_status judge(const mb_lease *lease)
     MB_TRY(status);
     if (!parse_holder(&text, &h))
         MB_RAISE(MB_EEXIST, "%s: not a lease we can read; remove it if no job works here", lease->path);
-    if (!is_stale(&h))
+    if (!is_stale_soon(&h))
         MB_RAISE(MB_EEXIST,
                  "%s: held by process %ld on %s%s%s; wait for it, or remove this file if it is gone",
                  lease->path, h.pid, h.host, h.job[0] ? ", Slurm job " : "", h.job);

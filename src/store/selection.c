@@ -366,7 +366,7 @@ mb_status mb_selection_write(const char *path, const mb_scores *scores, const mb
     for (int64_t s = 0; s < rows.source_count; ++s) w.fetcher.file[s] = -1;
     MB_NEW_ARRAY(w.fetcher.kept, count + 1);
     MB_TRY(mb_tokenizer_open(options->tokenizer_path, &w.tokenizer));
-    MB_TRY(mb_template_open(options->template_dir, options->tmpl, &w.tmpl));
+    MB_TRY(mb_shard_build_template(options, &w.tmpl));
     MB_TRY(open_sources(&w.fetcher, &rows, records, count));
     temporary = mb_str_format("%s.tmp.%ld", path, (long)getpid());
     if (temporary == NULL || (w.out = fopen(temporary, "wb")) == NULL)

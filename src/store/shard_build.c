@@ -106,13 +106,15 @@ static mb_status note_bad(builder *b, int64_t input, const mb_record *record, co
 {
     mb_status status = MB_OK;
     const mb_shard_input *in = &b->inputs[input];
+    char place[48] = "";
+    if (!mb_str_is_prefix(problem, "line "))
+        snprintf(place, sizeof place, "line %lld: ", (long long)record->line);
     if (strcmp(b->options->on_bad, "fail") == 0)
         MB_RAISE(MB_EDATA,
                  "%s: line %lld (byte %lld): %s; mend the record, or leave such records out with "
                  "dataset.on_bad=skip",
                  in->path, (long long)record->line, (long long)record->byte_offset, problem);
-    if (b->report.bad++ < BAD_SHOWN)
-        mb_warn("%s: line %lld left out: %s", in->path, (long long)record->line, problem);
+    if (b->report.bad++ < BAD_SHOWN) mb_warn("%s: left out %s%s", in->path, place, problem);
     json_t *line = json_pack("{s:s, s:s, s:I, s:I, s:I, s:s}", "source", in->name, "path", in->path, "index",
                              (json_int_t)record->index, "line", (json_int_t)record->line, "byte_offset",
                              (json_int_t)record->byte_offset, "problem", problem);
@@ -219,13 +221,18 @@ done:
 static mb_status encode_record(builder *b)
 {
     mb_status status = MB_OK;
-    const int64_t eos = mb_tokenizer_eos(b->tokenizer);
+    const int64_t eos = mb_tokenizer_eos(b->tokenizer), bos = mb_tokenizer_bos(b->tokenizer);
+    /* A template that writes the begin mark itself gets none from the tokenizer. */
+    const char *mark = bos >= 0 ? mb_tokenizer_token(b->tokenizer, (uint32_t)bos) : NULL;
+    const bool has_bos = mark != NULL && mb_str_is_prefix(mb_str_text(&b->rendered.text), mark);
     mb_ids_reset(&b->ids);
     mb_ids_reset(&b->spans);
     MB_TRY(mb_tokenizer_encode_spans(b->tokenizer, b->scratch, mb_str_text(&b->rendered.text),
-                                     b->rendered.text.length, true, &b->ids, &b->spans));
-    bool add_eos = b->options->append_eos && eos >= 0 &&
-                   (b->ids.count == 0 || b->ids.data[b->ids.count - 1] != (uint32_t)eos);
+                                     b->rendered.text.length, !has_bos, &b->ids, &b->spans));
+    /* Templates may end with the end mark, or with it and a line feed. */
+    bool add_eos = b->options->append_eos && eos >= 0;
+    for (int64_t i = b->ids.count - 1; i >= 0 && i >= b->ids.count - 2; --i)
+        add_eos = add_eos && b->ids.data[i] != (uint32_t)eos;
     if (add_eos) {
         const uint32_t end = (uint32_t)b->rendered.text.length;
         MB_TRY(mb_ids_append(&b->ids, (uint32_t)eos));
@@ -311,7 +318,7 @@ static mb_status open_builder(builder *b)
         MB_RAISE(MB_EUSAGE, "dataset.min_length is larger than dataset.max_length");
     MB_TRY(mb_tokenizer_open(b->options->tokenizer_path, &b->tokenizer));
     MB_TRY(mb_tokenizer_scratch_create(b->tokenizer, &b->scratch));
-    MB_TRY(mb_template_open(b->options->template_dir, b->options->tmpl, &b->tmpl));
+    MB_TRY(mb_shard_build_template(b->options, &b->tmpl));
     MB_NEW_ARRAY(b->types, b->input_count);
     bool any = false;
     for (int64_t i = 0; i < b->input_count; ++i) any = any || b->inputs[i].type != NULL;
@@ -377,7 +384,7 @@ static char *part_path(const char *out_path, int rank)
     return mb_str_format("%s.parts/rank_%05d.h5", out_path, rank);
 }
 
-static mb_status copy_part(const char *path, mb_shard_writer *writer)
+static mb_status copy_part(const char *path, builder *b, int64_t *kept)
 {
     mb_status status = MB_OK;
     mb_shard *part = NULL;
@@ -385,7 +392,8 @@ static mb_status copy_part(const char *path, mb_shard_writer *writer)
     MB_TRY(mb_shard_open(path, 0, &part));
     for (int64_t i = 0; i < mb_shard_count(part); ++i) {
         MB_TRY(mb_shard_read(part, i, &record));
-        MB_TRY(mb_shard_writer_add(writer, &record));
+        ++kept[record.source];
+        MB_TRY(mb_shard_writer_add(b->writer, &record));
     }
 done:
     mb_shard_close(&part);
@@ -397,7 +405,9 @@ static mb_status join_parts(builder *b, const char *out_path, int ranks, const m
     mb_status status = MB_OK;
     const char **names = NULL, **files = NULL;
     char *path = NULL;
+    int64_t *kept = NULL;
     mb_shard_info info;
+    MB_NEW_ARRAY(kept, b->input_count);
     MB_NEW_ARRAY(names, b->input_count);
     MB_NEW_ARRAY(files, b->input_count);
     MB_TRY(fill_shard_info(b, &info, names, files));
@@ -405,14 +415,19 @@ static mb_status join_parts(builder *b, const char *out_path, int ranks, const m
     for (int r = 0; r < ranks; ++r) {
         mb_free(path);
         if ((path = part_path(out_path, r)) == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
-        MB_TRY(copy_part(path, b->writer));
+        MB_TRY(copy_part(path, b, kept));
     }
+    for (int64_t i = 0; i < b->input_count; ++i)
+        if (kept[i] == 0)
+            mb_warn("%s: no record of '%s' could be used; see %s.bad.jsonl", b->inputs[i].path,
+                    b->inputs[i].name, out_path);
     MB_TRY(mb_shard_writer_count(b->writer, "bad", total->bad));
     MB_TRY(mb_shard_writer_count(b->writer, "cut", total->cut));
     MB_TRY(mb_shard_writer_count(b->writer, "split", total->split));
     MB_TRY(mb_shard_writer_count(b->writer, "skipped_long", total->skipped_long));
     MB_TRY(mb_shard_writer_close(&b->writer));
 done:
+    mb_free(kept);
     mb_free(path);
     mb_free(names);
     mb_free(files);

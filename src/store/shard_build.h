@@ -55,6 +55,10 @@ typedef struct mb_shard_build_report {
 mb_status mb_shard_build_run(mb_comm *comm, const mb_shard_build_options *options, const char *out_path,
                              mb_shard_build_report *out_report);
 
+/* The template of the options. A template_dir that is not there is looked for beside the program too
+ * (../../<dir> in a source tree, ../share/moebatch/<dir> where it is installed). */
+mb_status mb_shard_build_template(const mb_shard_build_options *options, mb_template **out_template);
+
 /* Render one record as build does (for selection): text in rendered. */
 mb_status mb_shard_build_render(const json_t *record, const mb_shard_input *input, const mb_template *tmpl,
                                 const mb_tokenizer *tokenizer, bool learn_all, mb_dialog *dialog,

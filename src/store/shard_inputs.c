@@ -1,8 +1,10 @@
 /* shard_inputs: the list of input files, from "name=path,..." or a list of groups.
  *
- * Contents: 1. option table  2. parsing
+ * Contents: 1. option table  2. parsing  3. template
  */
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/files.h"
 #include "base/memory.h"
@@ -23,7 +25,7 @@ static const mb_option options[] = {
                    NULL),
     MB_OPTION_TEXT(mb_shard_build_options, fields, "dataset.fields", NULL, NULL,
                    "field mapping ours=theirs, e.g. text=body", NULL),
-    MB_OPTION_TEXT(mb_shard_build_options, tmpl, "dataset.template", "plain", NULL,
+    MB_OPTION_TEXT(mb_shard_build_options, tmpl, "dataset.template", "lines", NULL,
                    "chat template: a name of dataset.template_dir or a .json file", "template"),
     MB_OPTION_TEXT(mb_shard_build_options, template_dir, "dataset.template_dir", "conf/template", NULL,
                    "folder of the template files", NULL),
@@ -193,5 +195,35 @@ mb_status mb_shard_build_inputs(const mb_shard_build_options *opts, mb_shard_inp
     inputs = NULL;
 done:
     mb_shard_build_free_inputs(&inputs, n);
+    return status;
+}
+
+/* ---- 3. template ---- */
+
+/* `dir` below a folder that is `up` folders above the program's own; NULL when it is not there. */
+static char *beside_program(const char *up, const char *dir)
+{
+    char program[4096];
+    const ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (n <= 0) return NULL;
+    program[n] = '\0';
+    char *slash = strrchr(program, '/');
+    if (slash != NULL) *slash = '\0';
+    char *path = mb_str_format("%s/%s/%s", program, up, dir);
+    if (path != NULL && !mb_files_is_folder(path)) MB_FREE(path);
+    return path;
+}
+
+mb_status mb_shard_build_template(const mb_shard_build_options *opts, mb_template **out_template)
+{
+    mb_status status = MB_OK;
+    char *found = NULL;
+    if (!mb_files_is_folder(opts->template_dir) && opts->template_dir[0] != '/') {
+        found = beside_program("../..", opts->template_dir);
+        if (found == NULL) found = beside_program("../share/moebatch", opts->template_dir);
+    }
+    MB_TRY(mb_template_open(found != NULL ? found : opts->template_dir, opts->tmpl, out_template));
+done:
+    mb_free(found);
     return status;
 }

@@ -341,7 +341,7 @@ done:
  * number of it is used. */
 static json_t *load(const place *found, json_error_t *error)
 {
-    const size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY;
+    const size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL;
     json_t *json = json_loadb(found->bytes, found->length, flags, error);
     if (json == NULL && json_error_code(error) == json_error_numeric_overflow)
         json = json_loadb(found->bytes, found->length, flags | JSON_DECODE_INT_AS_REAL, error);

@@ -10,6 +10,7 @@ Each case folder: config.json, model.safetensors, expected.safetensors with
   ids [T] i32, offsets [S+1] i32, logits [T,V], hidden [T,D] (after the final norm), token_loss [N] (next token inside each segment),
   router_logits.<l> [T,E'], random.<l> [T,E'] (R), gradients: lm.<name> of the mean token loss (some tensors),
   all.<name> of mean token loss + sum over layers of <R, router logits> (every tensor).
+rotary.json: a list of rope settings with the frequencies and the attention factor that transformers makes of them.
 """
 import argparse
 import json
@@ -19,12 +20,18 @@ import shutil
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, OlmoeConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models")
 LENGTHS = [7, 12, 5]
 COMMON = dict(num_hidden_layers=2, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, vocab_size=80,
               max_position_embeddings=64, pad_token_id=None, bos_token_id=1, eos_token_id=2, torch_dtype="float32")
 MOE = dict(intermediate_size=12, num_experts=6, num_experts_per_tok=2)
+# Rope scaling: sequences beyond the original 16 positions; a base at which pairs fall on each side of every bound.
+STRETCH = dict(COMMON, hidden_size=16, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+               vocab_size=40, rope_theta=10.0)
+LONG = [44, 9, 64]
+CASE_LENGTHS = {"llama_linear": LONG, "llama_llama3": LONG, "llama_yarn": LONG}
 CASES = {
     "llama_tied": (LlamaConfig, dict(COMMON, intermediate_size=48, tie_word_embeddings=True), 0),
     "llama_bias": (LlamaConfig, dict(COMMON, intermediate_size=24, attention_bias=True, head_dim=12, num_hidden_layers=3,
@@ -34,7 +41,31 @@ CASES = {
                                      tie_word_embeddings=True), 0),
     # Two of the six experts are zero: written as select_moe with two trash experts.
     "select_moe": (OlmoeConfig, dict(COMMON, **dict(MOE, num_experts=6, num_experts_per_tok=3), norm_topk_prob=True), 2),
+    "llama_linear": (LlamaConfig, dict(STRETCH, rope_scaling={"type": "linear", "factor": 4.0}), 0),
+    "llama_llama3": (LlamaConfig, dict(STRETCH, rope_scaling={
+        "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0,
+        "original_max_position_embeddings": 16}), 0),
+    "llama_yarn": (LlamaConfig, dict(STRETCH, rope_scaling={
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}), 0),
 }
+LLAMA31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 8192}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+# (rope_theta, head width, max_position_embeddings, rope_scaling)
+ROTARY = [
+    (10000.0, 128, 2048, {"rope_type": "default"}),
+    (10000.0, 128, 16384, {"rope_type": "linear", "factor": 8.0}),
+    (10000.0, 64, 4096, {"rope_type": "dynamic", "factor": 2.0}),
+    (500000.0, 128, 131072, LLAMA31),
+    (500000.0, 64, 131072, dict(LLAMA31, factor=32.0)),
+    (1000000.0, 128, 131072, YARN),
+    (10000.0, 64, 2048, {"type": "yarn", "factor": 8.0}),
+    (10000.0, 64, 163840, dict(YARN, factor=40.0, original_max_position_embeddings=4096, mscale=1.0,
+                               mscale_all_dim=0.8, beta_fast=32.0, beta_slow=1.0)),
+    (150000.0, 64, 131072, dict(YARN, factor=32.0, original_max_position_embeddings=4096, truncate=False)),
+    (10000.0, 32, 8192, dict(YARN, original_max_position_embeddings=2048, attention_factor=1.5, beta_fast=16.0,
+                             beta_slow=2.0)),
+]
 
 
 def randomise(model, seed):
@@ -82,9 +113,9 @@ def gradients(model, loss):
     return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
 
 
-def expectations(model, seed, moe):
+def expectations(model, seed, moe, lengths):
     generator = torch.Generator().manual_seed(seed + 1000)
-    offsets = torch.tensor([0] + LENGTHS).cumsum(0)
+    offsets = torch.tensor([0] + lengths).cumsum(0)
     ids = torch.randint(3, model.config.vocab_size, (int(offsets[-1]),), generator=generator)
     logits, hidden, losses, routers = run(model, ids, offsets, moe)
     randoms = [torch.randn(r.shape, generator=generator) * 0.01 for r in routers]
@@ -113,7 +144,7 @@ def write_case(name, seed):
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     randomise(model, seed)
     zero_trash(model, trash)
-    expected = expectations(model, seed, kind is OlmoeConfig)
+    expected = expectations(model, seed, kind is OlmoeConfig, CASE_LENGTHS.get(name, LENGTHS))
     gone = range(config.num_experts - trash, config.num_experts) if trash else []
     weights = {k: v.contiguous().clone() for k, v in model.state_dict().items()
                if not is_trash_tensor(k, gone) and not (config.tie_word_embeddings and k == "lm_head.weight")}
@@ -162,6 +193,17 @@ def write_adapter(case, seed, name, targets):
     save_file({"logits": logits.detach().contiguous()}, os.path.join(folder, "expected.safetensors"))
 
 
+def write_rotary():
+    cases = []
+    for theta, width, positions, scaling in ROTARY:
+        fields = dict(rope_theta=theta, head_dim=width, max_position_embeddings=positions)
+        config = LlamaConfig(**fields, rope_scaling=dict(scaling))
+        frequencies, factor = ROPE_INIT_FUNCTIONS[config.rope_scaling["rope_type"]](config, "cpu")
+        cases.append(dict(fields, rope_scaling=scaling, attention_factor=factor, frequencies=frequencies.tolist()))
+    with open(os.path.join(ROOT, "rotary.json"), "w") as file:
+        file.write("[\n" + ",\n".join(json.dumps(case, sort_keys=True) for case in cases) + "\n]\n")
+
+
 def difference(folder, expected, adapter=None):
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", torch_dtype=torch.float32).eval()
     if adapter:
@@ -197,6 +239,7 @@ def main():
         os.makedirs(ROOT, exist_ok=True)
         for i, name in enumerate(CASES):
             write_case(name, 11 + i)
+        write_rotary()
         write_adapter("llama_tied", 31, "llama_adapter", ["q_proj", "v_proj", "down_proj"])
         write_adapter("olmoe_plain", 32, "olmoe_adapter", ["gate", "o_proj", "up_proj", "down_proj"])
 
