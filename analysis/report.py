@@ -135,7 +135,7 @@ def collect_run(run, options):
         "labels_path": labels_path,
         "targets": found,
         "selections": selections,
-        "auc": run.json("auc", "auc.json"),
+        "auc": with_variants(run),
     }
 
 
@@ -241,6 +241,16 @@ def task_table(data, is_brief=False):
         for task, metric in tasks
     ]
     return ["task", "metric"] + targets, rows
+
+
+def with_variants(run):
+    """auc.json, with the router scores of the stages auc-<variant> as rows of their own; None without auc."""
+    auc = run.json("auc", "auc.json")
+    for name in sorted(os.listdir(run.folder)) if auc else []:
+        other = run.json(name, "auc.json") if name.startswith("auc-") else None
+        if other and "good_mass" in other["scores"]:
+            auc["scores"][f"good_mass ({name[len('auc-') :].replace('-', ' ')})"] = other["scores"]["good_mass"]
+    return auc
 
 
 def merged_auc(data):

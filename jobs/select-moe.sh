@@ -50,7 +50,15 @@ for score in $(mb_get select.select.score good_mass) random; do
 done
 best=$(mb_get select.select.score good_mass)
 labels=$(mb_get study.labels "")
-[ -z "$labels" ] || mb_stage auc moe-select auc - scores.path="$mb_out/score/scores.h5" labels.path="$labels"
+if [ -n "$labels" ]; then
+    mb_stage auc moe-select auc - scores.path="$mb_out/score/scores.h5" labels.path="$labels"
+    # What the constraint loss is worth: the same warm-up without it, by the same labels.
+    mb_stage warmup-no-constraint moe-train - warmup model.path="$mb_out/convert/model" dataset.path="$mb_out/shard-corpus/shard.h5" "${seeded[@]}" \
+        training.constraint_loss=none
+    mb_stage score-no-constraint moe-score - score model.path="$mb_out/warmup-no-constraint/final" dataset.path="$mb_out/shard-corpus/shard.h5" \
+        score.scores=good_mass
+    mb_stage auc-no-constraint moe-select auc - scores.path="$mb_out/score-no-constraint/scores.h5" labels.path="$labels"
+fi
 
 # Target: given, or made on the spot with the selector's tokenizer.
 if [ -z "$target" ]; then

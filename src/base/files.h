@@ -25,17 +25,20 @@ mb_status mb_files_copy(const char *from, const char *to); /* the same, from a f
 /* Append one line (adds the newline) with a single write. */
 mb_status mb_files_append_line(const char *path, const char *line);
 
-mb_status mb_files_make_folders(const char *path);  /* mkdir -p */
-mb_status mb_files_remove_tree(const char *path);   /* rm -rf of files and folders; missing is fine */
-mb_status mb_files_rename(const char *from, const char *to); /* + fsync of the parent folder; `to` must not exist as a non-empty folder */
-mb_status mb_files_sync(const char *path);          /* fsync a file or folder */
+mb_status mb_files_make_folders(const char *path); /* mkdir -p */
+mb_status mb_files_remove_tree(const char *path);  /* rm -rf of files and folders; missing is fine */
+mb_status
+mb_files_rename(const char *from,
+                const char *to); /* + fsync of the parent folder; `to` must not exist as a non-empty folder */
+mb_status mb_files_sync(const char *path); /* fsync a file or folder */
 
-/* Names (not paths) inside a folder in byte order, without . and ..; free each and the array with mb_files_free_names. */
+/* Names (not paths) inside a folder in byte order, without . and ..; free each and the array with
+ * mb_files_free_names. */
 mb_status mb_files_list(const char *folder, char ***out_names, int64_t *out_count);
 void mb_files_free_names(char ***names, int64_t count);
 
-/* MB_ENOSPACE unless the file system of `path` (or its nearest existing parent) has `bytes` and 1 % more free.
- * MB_TEST_FREE_BYTES in the environment stands in for the real figure in tests. */
+/* MB_ENOSPACE unless the file system of `path` (or its nearest existing parent) has `bytes` and 1 % more
+ * free. MB_TEST_FREE_BYTES in the environment stands in for the real figure in tests. */
 mb_status mb_files_check_space(const char *path, int64_t bytes, const char *what);
 
 #endif

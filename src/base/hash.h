@@ -17,8 +17,9 @@ mb_status mb_hash_create(mb_hash **out_hash);
 void mb_hash_destroy(mb_hash **hash);
 void mb_hash_reset(mb_hash *hash);
 void mb_hash_add(mb_hash *hash, const void *bytes, size_t n);
-void mb_hash_add_text(mb_hash *hash, const char *text); /* length first, so that "ab","c" differs from "a","bc" */
-void mb_hash_add_int(mb_hash *hash, int64_t value);     /* as 8 little-endian bytes */
+void mb_hash_add_text(mb_hash *hash,
+                      const char *text);            /* length first, so that "ab","c" differs from "a","bc" */
+void mb_hash_add_int(mb_hash *hash, int64_t value); /* as 8 little-endian bytes */
 void mb_hash_get(const mb_hash *hash, char out_text[MB_HASH_TEXT]);
 
 /* One block, one file. */

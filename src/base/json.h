@@ -1,9 +1,10 @@
 /* json: jansson with our errors: a message says file, line and what was expected.
  *
- * Layer: base.  Uses: jansson, str, files.  This is the only header that shows jansson's json_t to the layers above.
+ * Layer: base.  Uses: jansson, str, files.  This is the only header that shows jansson's json_t to the layers
+ * above.
  *
- * Getters take `where` (file or place, for messages). "opt" getters leave the output untouched when the key is absent
- * or null, and still fail when it is there with the wrong type.
+ * Getters take `where` (file or place, for messages). "opt" getters leave the output untouched when the key
+ * is absent or null, and still fail when it is there with the wrong type.
  */
 #ifndef MB_JSON_H
 #define MB_JSON_H
@@ -20,7 +21,8 @@ mb_status mb_json_read(const char *path, json_t **out_json);
 
 /* Serialise; indent 0 = one line. Keys keep insertion order unless sort. Reals with 17 digits. */
 mb_status mb_json_print(const json_t *json, int indent, bool sort, mb_str *s);
-mb_status mb_json_write(const char *path, const json_t *json, int indent, bool sort); /* atomic; ends with a newline */
+mb_status mb_json_write(const char *path, const json_t *json, int indent,
+                        bool sort); /* atomic; ends with a newline */
 
 /* Required members. Strings and objects are borrowed from the parent. */
 mb_status mb_json_get_string(const json_t *object, const char *key, const char *where, const char **out_text);

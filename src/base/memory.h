@@ -2,8 +2,8 @@
  *
  * Layer: base.  Uses: status.
  *
- * Every live block is counted, so that a test (and every program under MB_CHECK_LEAKS=1) can prove the count is zero
- * at its end. Blocks are 64-byte aligned. Not for blocks that another library frees.
+ * Every live block is counted, so that a test (and every program under MB_CHECK_LEAKS=1) can prove the count
+ * is zero at its end. Blocks are 64-byte aligned. Not for blocks that another library frees.
  */
 #ifndef MB_MEMORY_H
 #define MB_MEMORY_H
@@ -16,7 +16,8 @@
  * Returns NULL and records MB_ENOMEM when there is none. Pair with mb_free. */
 void *mb_calloc(size_t count, size_t size);
 
-/* Grow or shrink a block from mb_calloc (or NULL); new bytes are not zeroed. NULL + MB_ENOMEM on failure, old block kept. */
+/* Grow or shrink a block from mb_calloc (or NULL); new bytes are not zeroed. NULL + MB_ENOMEM on failure, old
+ * block kept. */
 void *mb_realloc(void *block, size_t count, size_t size);
 
 /* Copy of a string (NULL gives NULL), or of its first n bytes plus a terminating 0. */
@@ -25,20 +26,20 @@ char *mb_strndup(const char *text, size_t n);
 
 /* Free a block; NULL is fine. MB_FREE also resets the pointer. */
 void mb_free(void *block);
-#define MB_FREE(pointer)      \
-    do {                      \
-        mb_free(pointer);     \
-        (pointer) = NULL;     \
+#define MB_FREE(pointer)                                                                                     \
+    do {                                                                                                     \
+        mb_free(pointer);                                                                                    \
+        (pointer) = NULL;                                                                                    \
     } while (0)
 
 /* Allocate or go to done: with MB_ENOMEM. `pointer` is any typed pointer lvalue. */
-#define MB_NEW_ARRAY(pointer, n)                                                        \
-    do {                                                                                \
-        (pointer) = mb_calloc((size_t)(n), sizeof *(pointer));                          \
-        if ((pointer) == NULL) {                                                        \
-            status = mb_status_trace(MB_ENOMEM, __func__, __FILE__, __LINE__);          \
-            goto done;                                                                  \
-        }                                                                               \
+#define MB_NEW_ARRAY(pointer, n)                                                                             \
+    do {                                                                                                     \
+        (pointer) = mb_calloc((size_t)(n), sizeof *(pointer));                                               \
+        if ((pointer) == NULL) {                                                                             \
+            status = mb_status_trace(MB_ENOMEM, __func__, __FILE__, __LINE__);                               \
+            goto done;                                                                                       \
+        }                                                                                                    \
     } while (0)
 #define MB_NEW(pointer) MB_NEW_ARRAY(pointer, 1)
 
@@ -47,17 +48,19 @@ int64_t mb_memory_live_blocks(void);
 int64_t mb_memory_live_bytes(void);
 int64_t mb_memory_peak_bytes(void);
 
-/* An arena: many blocks, freed together by a reset. Grows by chunks; after a reset it keeps one chunk with room for the
- * most ever in use, so a steady step allocates nothing. Not thread safe. */
+/* An arena: many blocks, freed together by a reset. Grows by chunks; after a reset it keeps one chunk with
+ * room for the most ever in use, so a steady step allocates nothing. Not thread safe. */
 typedef struct mb_arena mb_arena;
 mb_status mb_arena_create(size_t first_bytes, mb_arena **out_arena);
 void mb_arena_destroy(mb_arena **arena);
 
-/* 64-byte aligned, NOT zeroed; NULL + MB_ENOMEM on failure. Lives until reset, or release to an earlier mark. */
+/* 64-byte aligned, NOT zeroed; NULL + MB_ENOMEM on failure. Lives until reset, or release to an earlier mark.
+ */
 void *mb_arena_alloc(mb_arena *arena, size_t count, size_t size);
 void mb_arena_reset(mb_arena *arena);
 
-/* Scope inside an arena: blocks allocated after the mark are given back by the release (last in, first out). */
+/* Scope inside an arena: blocks allocated after the mark are given back by the release (last in, first out).
+ */
 typedef struct mb_arena_mark {
     int64_t chunk;
     size_t used;
@@ -69,13 +72,13 @@ void mb_arena_release(mb_arena *arena, mb_arena_mark mark);
 size_t mb_arena_peak_bytes(const mb_arena *arena);
 
 /* Allocate from an arena or go to done: with MB_ENOMEM. */
-#define MB_ARENA_ARRAY(arena, pointer, n)                                               \
-    do {                                                                                \
-        (pointer) = mb_arena_alloc((arena), (size_t)(n), sizeof *(pointer));            \
-        if ((pointer) == NULL) {                                                        \
-            status = mb_status_trace(MB_ENOMEM, __func__, __FILE__, __LINE__);          \
-            goto done;                                                                  \
-        }                                                                               \
+#define MB_ARENA_ARRAY(arena, pointer, n)                                                                    \
+    do {                                                                                                     \
+        (pointer) = mb_arena_alloc((arena), (size_t)(n), sizeof *(pointer));                                 \
+        if ((pointer) == NULL) {                                                                             \
+            status = mb_status_trace(MB_ENOMEM, __func__, __FILE__, __LINE__);                               \
+            goto done;                                                                                       \
+        }                                                                                                    \
     } while (0)
 
 #endif

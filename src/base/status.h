@@ -2,21 +2,18 @@
  *
  * Layer: base.  Uses: nothing.
  *
- * A function that can fail returns mb_status and leaves its out_ arguments untouched on failure. The first failure
- * writes a message (file, place, fix) into the thread's record with MB_RAISE or mb_fail; every MB_TRY on the way up
- * adds a trace line. Only `stage` prints the record. A user's mistake is returned; our own mistake is an assert.
+ * A function that can fail returns mb_status and leaves its out_ arguments untouched on failure. The first
+ * failure writes a message (file, place, fix) into the thread's record with MB_RAISE or mb_fail; every MB_TRY
+ * on the way up adds a trace line. Only `stage` prints the record. A user's mistake is returned; our own
+ * mistake is an assert.
  *
  *     mb_status mb_foo_read(const char *path, mb_foo **out_foo)
  *     {
  *         mb_status status = MB_OK;
  *         mb_foo *foo = NULL;
  *         MB_TRY(mb_foo_create(&foo));
- *         if (bad) MB_RAISE(MB_EFORMAT, "%s: header is %zu bytes; the file is cut off, copy it again", path, n);
- *         *out_foo = foo;
- *         foo = NULL;
- *     done:
- *         mb_foo_destroy(&foo);
- *         return status;
+ *         if (bad) MB_RAISE(MB_EFORMAT, "%s: header is %zu bytes; the file is cut off, copy it again", path,
+ * n); *out_foo = foo; foo = NULL; done: mb_foo_destroy(&foo); return status;
  *     }
  */
 #ifndef MB_STATUS_H
@@ -49,9 +46,10 @@ const char *mb_status_name(mb_status status);
 /* Exit code of a program that ends with this status: 0, 1, 2, 3 or 75. */
 int mb_status_exit_code(mb_status status);
 
-/* Start a new error record in this thread: message from a printf format, trace begins at file:line. Returns status. */
-mb_status mb_status_fail(mb_status status, const char *function, const char *file, int line, const char *format, ...)
-    __attribute__((format(printf, 5, 6)));
+/* Start a new error record in this thread: message from a printf format, trace begins at file:line. Returns
+ * status. */
+mb_status mb_status_fail(mb_status status, const char *function, const char *file, int line,
+                         const char *format, ...) __attribute__((format(printf, 5, 6)));
 
 /* Add a caller to this thread's trace. Returns status. */
 mb_status mb_status_trace(mb_status status, const char *function, const char *file, int line);
@@ -62,7 +60,8 @@ void mb_status_prefix(const char *format, ...) __attribute__((format(printf, 1, 
 /* The message of the last failure in this thread, "" if none. Borrowed until the next failure. */
 const char *mb_status_message(void);
 
-/* The trace of the last failure, one "  at function (file:line)\n" per level, "" if none. Borrowed likewise. */
+/* The trace of the last failure, one "  at function (file:line)\n" per level, "" if none. Borrowed likewise.
+ */
 const char *mb_status_trace_text(void);
 
 /* Forget the record (a failure that was handled). */
@@ -70,19 +69,19 @@ void mb_status_reset(void);
 
 #define mb_fail(code, ...) mb_status_fail((code), __func__, __FILE__, __LINE__, __VA_ARGS__)
 
-#define MB_RAISE(code, ...)                     \
-    do {                                        \
-        status = mb_fail((code), __VA_ARGS__);  \
-        goto done;                              \
+#define MB_RAISE(code, ...)                                                                                  \
+    do {                                                                                                     \
+        status = mb_fail((code), __VA_ARGS__);                                                               \
+        goto done;                                                                                           \
     } while (0)
 
-#define MB_TRY(call)                                                     \
-    do {                                                                 \
-        status = (call);                                                 \
-        if (status != MB_OK) {                                           \
-            mb_status_trace(status, __func__, __FILE__, __LINE__);       \
-            goto done;                                                   \
-        }                                                                \
+#define MB_TRY(call)                                                                                         \
+    do {                                                                                                     \
+        status = (call);                                                                                     \
+        if (status != MB_OK) {                                                                               \
+            mb_status_trace(status, __func__, __FILE__, __LINE__);                                           \
+            goto done;                                                                                       \
+        }                                                                                                    \
     } while (0)
 
 #endif

@@ -10,7 +10,8 @@
 
 #include "base/status.h"
 
-/* Always 0-terminated once something was added; may hold 0 bytes. Start with MB_STR_EMPTY, end with mb_str_destroy. */
+/* Always 0-terminated once something was added; may hold 0 bytes. Start with MB_STR_EMPTY, end with
+ * mb_str_destroy. */
 typedef struct mb_str {
     char *data; /* NULL while empty and never grown; use mb_str_text for printing */
     size_t length;

@@ -41,9 +41,9 @@ static const mb_option table[] = {
     REAL(pair_rank_copy_share, "pair_rank_copy_share", "0.5", 0, 1,
          "share of copy_rank in pair_rank; 0: no corrupted copies are made"),
     REAL(anchor_weight, "anchor_weight", "1", 0, 1e6, "weight of pair_rank's anchor (mean r - 0.5)^2"),
-    MB_OPTION_INT(mb_objective_options, trash_open_steps, "training.trash_open_steps", "100", 0, 1e12, "steps",
-                  "router_warmup: steps over which a negative trash_logit_bias rises to 0; 0: it stays",
-                  NULL),
+    MB_OPTION_INT(
+        mb_objective_options, trash_open_steps, "training.trash_open_steps", "100", 0, 1e12, "steps",
+        "router_warmup: steps over which a negative trash_logit_bias rises to 0; 0: it stays", NULL),
 };
 
 const mb_option *mb_objective_option_table(int64_t *out_count)

@@ -39,8 +39,7 @@ static mb_status params_check_finite(const char *folder, const char *name, const
     mb_status status = MB_OK;
     for (int64_t i = 0; i < n; i++)
         if (!isfinite(value[i]))
-            MB_RAISE(MB_EDATA, "%s: tensor %s holds NaN or Inf at element %lld", folder, name,
-                     (long long)i);
+            MB_RAISE(MB_EDATA, "%s: tensor %s holds NaN or Inf at element %lld", folder, name, (long long)i);
 done:
     return status;
 }

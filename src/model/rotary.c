@@ -163,6 +163,8 @@ static mb_status rotary_write_fields(const mb_rotary *r, json_t *rope)
 {
     mb_status status = MB_OK;
     MB_TRY(mb_json_set(rope, "rope_type", json_string(rotary_names[r->type])));
+    if (json_object_get(rope, "type") != NULL)
+        MB_TRY(mb_json_set(rope, "type", json_string(rotary_names[r->type])));
     MB_TRY(mb_json_set(rope, "factor", json_real(r->factor)));
     if (r->type == MB_ROTARY_LLAMA3 || r->type == MB_ROTARY_YARN)
         MB_TRY(mb_json_set(rope, "original_max_position_embeddings", json_integer(r->original_positions)));
@@ -189,7 +191,6 @@ mb_status mb_rotary_write(const mb_rotary *rotary, json_t *config)
     if (rotary->type != MB_ROTARY_DEFAULT) {
         rope = json_is_object(source) ? json_deep_copy(source) : json_object();
         if (rope == NULL) MB_RAISE(MB_ENOMEM, "config: no memory");
-        json_object_del(rope, "type");
         json_object_del(rope, "rope_theta");
         json_object_del(rope, "partial_rotary_factor");
         MB_TRY(rotary_write_fields(rotary, rope));

@@ -2,9 +2,9 @@
  *
  * Layer: tensor.  Uses: base.
  *
- * A buffer owns memory, through an allocator the backend registers (host memory by default). A tensor is a view: it never
- * owns and is passed by value or const pointer. All tensors are contiguous in row-major order; a view of leading rows
- * or of a range of rows is contiguous too.
+ * A buffer owns memory, through an allocator the backend registers (host memory by default). A tensor is a
+ * view: it never owns and is passed by value or const pointer. All tensors are contiguous in row-major order;
+ * a view of leading rows or of a range of rows is contiguous too.
  */
 #ifndef MB_TENSOR_H
 #define MB_TENSOR_H
@@ -16,13 +16,24 @@
 #include "base/status.h"
 
 typedef enum mb_dtype {
-    MB_F32, MB_F64, MB_BF16, MB_F16, MB_I8, MB_U8, MB_U16, MB_I32, MB_U32, MB_I64, MB_U64, MB_BOOL,
+    MB_F32,
+    MB_F64,
+    MB_BF16,
+    MB_F16,
+    MB_I8,
+    MB_U8,
+    MB_U16,
+    MB_I32,
+    MB_U32,
+    MB_I64,
+    MB_U64,
+    MB_BOOL,
     MB_DTYPE_COUNT
 } mb_dtype;
 
 size_t mb_dtype_bytes(mb_dtype dtype);
-const char *mb_dtype_name(mb_dtype dtype);                                   /* "f32", as in our options */
-mb_status mb_dtype_parse(const char *text, mb_dtype *out_dtype);             /* f32 float32 F32 bf16 bfloat16 BF16 ... */
+const char *mb_dtype_name(mb_dtype dtype);                       /* "f32", as in our options */
+mb_status mb_dtype_parse(const char *text, mb_dtype *out_dtype); /* f32 float32 F32 bf16 bfloat16 BF16 ... */
 
 /* Conversions of single values and of arrays, to nearest even. */
 float mb_dtype_f32_from_bf16(uint16_t bits);
@@ -63,12 +74,16 @@ mb_tensor mb_tensor_view2(mb_dtype dtype, void *data, int64_t n0, int64_t n1);
 mb_tensor mb_tensor_view3(mb_dtype dtype, void *data, int64_t n0, int64_t n1, int64_t n2);
 /* Rows first..first+n of the leading dimension. Asserts the range. */
 mb_tensor mb_tensor_rows(const mb_tensor *tensor, int64_t first, int64_t n);
-int64_t mb_tensor_count(const mb_tensor *tensor); /* elements; 1 for a scalar of dims 0 with data, 0 without data */
+int64_t
+mb_tensor_count(const mb_tensor *tensor); /* elements; 1 for a scalar of dims 0 with data, 0 without data */
 size_t mb_tensor_bytes(const mb_tensor *tensor);
 bool mb_tensor_is_shape(const mb_tensor *tensor, int dims, const int64_t *shape);
 /* "[2, 3] f32" into a caller's buffer. Returns it. */
 char *mb_tensor_describe(const mb_tensor *tensor, char *out_text, size_t bytes);
 
-static inline float *mb_tensor_f32(const mb_tensor *tensor) { return (float *)tensor->data; }
+static inline float *mb_tensor_f32(const mb_tensor *tensor)
+{
+    return (float *)tensor->data;
+}
 
 #endif

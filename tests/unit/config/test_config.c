@@ -336,7 +336,8 @@ static void test_required(void **state)
     mb_test_ok(mb_config_apply(f->config, &table, 1, known, NULL, 0));
     assert_string_equal(f->values.path, "x");
     mb_test_ok(mb_config_override(f->config, "dataset.path="));
-    mb_test_fails(mb_config_apply(f->config, &table, 1, known, NULL, 0), MB_EUSAGE, "dataset.path is missing");
+    mb_test_fails(mb_config_apply(f->config, &table, 1, known, NULL, 0), MB_EUSAGE,
+                  "dataset.path is missing");
 }
 
 static void test_shown(void **state)

@@ -194,7 +194,8 @@ static void test_tiles(void **state)
     stage_close(&s);
 }
 
-/* Cut from the left, choices of one and of three tokens come to have the same input: one pass answers both. */
+/* Cut from the left, choices of one and of three tokens come to have the same input: one pass answers both.
+ */
 static void test_cut_to_equal(void **state)
 {
     (void)state;

@@ -10,7 +10,9 @@ static const char *const bases[] = {
     "{\"model_type\": \"llama\", \"hidden_size\": 64, \"intermediate_size\": 172, \"num_hidden_layers\": 5,"
     " \"num_attention_heads\": 8, \"num_key_value_heads\": 4, \"head_dim\": 8, \"vocab_size\": 512,"
     " \"max_position_embeddings\": 2048, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0,"
-    " \"rope_scaling\": null, \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\","
+    " \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0,"
+    " \"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 512}, \"tie_word_embeddings\": true, "
+    "\"torch_dtype\": \"float32\","
     " \"hidden_act\": \"silu\", \"mlp_bias\": false, \"attention_bias\": false, \"attention_dropout\": 0.0,"
     " \"bos_token_id\": 1, \"eos_token_id\": [2, 3], \"pad_token_id\": null, \"initializer_range\": 0.02}",
     "{\"architectures\": [\"OlmoeForCausalLM\"], \"model_type\": \"olmoe\", \"hidden_size\": 64,"
@@ -21,6 +23,8 @@ static const char *const bases[] = {
     "{\"model_type\": \"select_moe\", \"base_model_type\": \"olmoe\", \"num_trash_experts\": 2,"
     " \"trash_logit_bias\": -1.5, \"hidden_size\": 16, \"intermediate_size\": 8, \"num_hidden_layers\": 1,"
     " \"num_attention_heads\": 2, \"vocab_size\": 32, \"num_experts\": 4, \"num_experts_per_tok\": 2,"
+    " \"rope_parameters\": {\"rope_type\": \"yarn\", \"factor\": 4.0, \"beta_fast\": 32.0, \"mscale\": 1.0,"
+    " \"mscale_all_dim\": 0.5, \"truncate\": false, \"original_max_position_embeddings\": 16},"
     " \"max_position_embeddings\": 64, \"partial_rotary_factor\": 1.0, \"quantization_config\": null}"};
 
 static void check_arch(const mb_fuzz *f, const mb_arch *arch)
@@ -39,6 +43,13 @@ static void check_arch(const mb_fuzz *f, const mb_arch *arch)
     mb_fuzz_holds(f, arch->trash >= 0 && arch->experts >= 0 && arch->declared_trash == 0);
     mb_fuzz_holds(f, (arch->family == MB_FAMILY_OLMOE) == (arch->experts > 0));
     mb_fuzz_holds(f, arch->experts == 0 || (arch->picks >= 1 && arch->picks <= mb_arch_gates(arch)));
+    const mb_rotary *r = &arch->rotary;
+    mb_fuzz_holds(f, r->type == MB_ROTARY_DEFAULT || (r->factor >= 1 && r->factor < 1e9));
+    mb_fuzz_holds(f,
+                  r->type != MB_ROTARY_LLAMA3 || (isfinite(r->high_freq_factor) && r->low_freq_factor > 0 &&
+                                                  r->high_freq_factor > r->low_freq_factor));
+    mb_fuzz_holds(f, r->type != MB_ROTARY_YARN || (r->attention_factor > 0 && r->attention_factor < 1e6 &&
+                                                   r->beta_slow > 0 && isfinite(r->beta_fast)));
     mb_fuzz_holds(f, mb_arch_parameters(arch) > 0 && mb_arch_parameters(arch) < (int64_t)1 << 51);
     mb_fuzz_holds(f, isfinite(mb_arch_flops(arch, arch->layers, true, arch->max_positions)));
 }
@@ -53,6 +64,7 @@ static void check_again(const mb_fuzz *f, const mb_arch *arch)
     mb_fuzz_holds(f,
                   again.family == arch->family && again.picks == arch->picks && again.trash == arch->trash);
     mb_fuzz_holds(f, again.rope_theta == arch->rope_theta && again.clip_qkv == arch->clip_qkv);
+    mb_fuzz_holds(f, memcmp(&again.rotary, &arch->rotary, sizeof again.rotary) == 0);
     mb_fuzz_holds(f, again.bos == arch->bos && again.eos == arch->eos && again.pad == arch->pad);
     mb_fuzz_holds(f, mb_arch_copy(&again, &copy) == MB_OK && json_equal(copy.config, again.config));
     mb_arch_reset(&copy);

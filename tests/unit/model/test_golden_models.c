@@ -202,16 +202,49 @@ static void test_select_moe_cpu(void **s)
     (void)s;
     golden_run("select_moe", "cpu");
 }
+static void test_llama_linear_ref(void **s)
+{
+    (void)s;
+    golden_run("llama_linear", "ref");
+}
+static void test_llama_linear_cpu(void **s)
+{
+    (void)s;
+    golden_run("llama_linear", "cpu");
+}
+static void test_llama_llama3_ref(void **s)
+{
+    (void)s;
+    golden_run("llama_llama3", "ref");
+}
+static void test_llama_llama3_cpu(void **s)
+{
+    (void)s;
+    golden_run("llama_llama3", "cpu");
+}
+static void test_llama_yarn_ref(void **s)
+{
+    (void)s;
+    golden_run("llama_yarn", "ref");
+}
+static void test_llama_yarn_cpu(void **s)
+{
+    (void)s;
+    golden_run("llama_yarn", "cpu");
+}
 
 int main(void)
 {
     cmocka_set_message_output(CM_OUTPUT_TAP);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama_tied_ref),  cmocka_unit_test(test_llama_tied_cpu),
-        cmocka_unit_test(test_llama_bias_ref),  cmocka_unit_test(test_llama_bias_cpu),
-        cmocka_unit_test(test_olmoe_plain_ref), cmocka_unit_test(test_olmoe_plain_cpu),
-        cmocka_unit_test(test_olmoe_clip_ref),  cmocka_unit_test(test_olmoe_clip_cpu),
-        cmocka_unit_test(test_select_moe_ref),  cmocka_unit_test(test_select_moe_cpu),
+        cmocka_unit_test(test_llama_tied_ref),   cmocka_unit_test(test_llama_tied_cpu),
+        cmocka_unit_test(test_llama_bias_ref),   cmocka_unit_test(test_llama_bias_cpu),
+        cmocka_unit_test(test_olmoe_plain_ref),  cmocka_unit_test(test_olmoe_plain_cpu),
+        cmocka_unit_test(test_olmoe_clip_ref),   cmocka_unit_test(test_olmoe_clip_cpu),
+        cmocka_unit_test(test_select_moe_ref),   cmocka_unit_test(test_select_moe_cpu),
+        cmocka_unit_test(test_llama_linear_ref), cmocka_unit_test(test_llama_linear_cpu),
+        cmocka_unit_test(test_llama_llama3_ref), cmocka_unit_test(test_llama_llama3_cpu),
+        cmocka_unit_test(test_llama_yarn_ref),   cmocka_unit_test(test_llama_yarn_cpu),
     };
     return cmocka_run_group_tests(tests, NULL, cases_no_leaks);
 }

@@ -69,9 +69,9 @@ static void test_both_spellings_of_transformers(void **state)
 static void test_architecture_survives_writing(void **state)
 {
     (void)state;
-    static const char *const names[] = {"llama_tied", "llama_bias", "olmoe_plain", "olmoe_clip",
-                                        "select_moe"};
-    for (int i = 0; i < 5; i++) {
+    static const char *const names[] = {"llama_tied", "llama_bias",   "olmoe_plain",  "olmoe_clip",
+                                        "select_moe", "llama_linear", "llama_llama3", "llama_yarn"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         mb_arch a, b;
         json_t *config = NULL;
         folders_accept(names[i], "{}", &a);
@@ -91,12 +91,12 @@ static void test_what_changes_the_function_is_refused(void **state)
     folders_refuse("llama_tied", "{\"model_type\": \"mamba\"}", MB_EUNSUPPORTED, "'mamba'");
     folders_refuse("llama_tied", "{\"hidden_act\": \"gelu\"}", MB_EUNSUPPORTED, "'gelu'");
     folders_refuse("llama_tied", "{\"mlp_bias\": true}", MB_EUNSUPPORTED, "mlp_bias");
-    folders_refuse("llama_tied", "{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8}}",
-                   MB_EUNSUPPORTED, "'llama3'");
-    folders_refuse("llama_tied", "{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}}", MB_EUNSUPPORTED,
-                   "'linear'");
-    folders_refuse("llama_tied", "{\"rope_parameters\": {\"rope_type\": \"yarn\"}}", MB_EUNSUPPORTED,
-                   "'yarn'");
+    folders_refuse("llama_tied", "{\"rope_scaling\": {\"rope_type\": \"longrope\", \"factor\": 8}}",
+                   MB_EUNSUPPORTED, "'longrope'");
+    folders_refuse("llama_tied", "{\"rope_scaling\": {\"type\": \"su\", \"factor\": 2}}", MB_EUNSUPPORTED,
+                   "'su'");
+    folders_refuse("llama_tied", "{\"rope_parameters\": {\"rope_type\": \"proportional\"}}", MB_EUNSUPPORTED,
+                   "'proportional'");
     folders_refuse("llama_tied", "{\"quantization_config\": {\"bits\": 4}}", MB_EUNSUPPORTED,
                    "quantization_config");
     folders_refuse("select_moe", "{\"base_model_type\": \"mixtral\"}", MB_EUNSUPPORTED, "'mixtral'");
