@@ -27,15 +27,16 @@ run_tap() {
     shift 2
     case $name in *"$only"*) ;; *) return ;; esac
     timeout --kill-after=10 "$limit" "$@" < /dev/null > "$log" 2>&1 || code=$?
-    skip=$(grep -ciE '^ok .*# skip' "$log")
-    ok=$(($(grep -c '^ok ' "$log") - skip))
-    not_ok=$(grep -c '^not ok ' "$log")
+    # cmocka writes a skipped test as "not ok N # SKIP name", bats and others as "ok N name # skip reason".
+    skip=$(grep -ciE '^(not )?ok .*# skip' "$log")
+    ok=$(grep -E '^ok ' "$log" | grep -vciE '# skip')
+    not_ok=$(grep -E '^not ok ' "$log" | grep -vciE '# skip')
     plan=$(sed -n 's/^1\.\.\([0-9]*\).*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
     [ "$plan" -eq $((ok + not_ok + skip)) ] || { not_ok=$((not_ok + 1)); echo "# $name: planned $plan tests, saw $((ok + not_ok + skip - 1))"; }
     [ "$code" -eq 0 ] || [ "$not_ok" -gt 0 ] || { not_ok=1; echo "# $name: ended with code $code"; }
     passed=$((passed + ok)) failed=$((failed + not_ok)) skipped=$((skipped + skip))
     printf '%-44s %4d passed %3d failed %3d skipped  %3d s\n' "$name" "$ok" "$not_ok" "$skip" $((SECONDS - started))
-    grep -iE '^ok .*# skip' "$log" | sed 's/^ok [0-9]* *-* */    skipped: /' | sort | uniq -c | head -5
+    grep -iE '^(# skipped:|ok .*# skip)' "$log" | sed 's/^# skipped:/   /; s/^ok [0-9]* *-* */    /' | sort | uniq -c | head -5
     if [ "$not_ok" -gt 0 ]; then
         failures+=("$name")
         grep -vE '^(ok |1\.\.)' "$log" | head -60 | sed 's/^/    /'
