@@ -16,6 +16,7 @@
 #include "store/h5.h"
 #include "store/safetensors.h"
 #include "store/shard.h"
+#include "text/records.h"
 #include "text/tokenizer.h"
 
 /* ---- 1. HDF5 files ---- */
@@ -29,14 +30,19 @@ static mb_status show_object(void *context, mb_h5 *file, const char *path, bool 
     char text[96];
     (void)context;
     if (is_group) return MB_OK;
-    if (mb_h5_shape(file, path, &dtype, &dims, shape) != MB_OK) {
-        printf("  %-28s text\n", path);
-        mb_status_reset();
-        return MB_OK;
+    char **texts = NULL;
+    int64_t count = 0;
+    MB_TRY(mb_h5_shape(file, path, &dtype, &dims, shape));
+    if (dtype == MB_U8 && mb_h5_read_strings(file, path, &texts, &count) == MB_OK) {
+        printf("  %-28s [%lld] text\n", path, (long long)count);
+        mb_h5_free_strings(&texts, count);
+        goto done;
     }
+    mb_status_reset(); /* bytes, not text */
     mb_tensor tensor = {.dtype = dtype, .dims = dims, .data = &tensor};
     for (int i = 0; i < MB_TENSOR_MAX_DIMS; ++i) tensor.shape[i] = i < dims ? shape[i] : 1;
     printf("  %-28s %s\n", path, mb_tensor_describe(&tensor, text, sizeof text));
+done:
     return status;
 }
 
@@ -168,6 +174,34 @@ done:
 
 /* ---- 3. plain files ---- */
 
+/* JSONL, CSV, gzip or not: every record is read; one that is bad makes the file not whole. */
+static mb_status inspect_records(const char *path)
+{
+    mb_status status = MB_OK;
+    mb_records *records = NULL;
+    mb_record record;
+    int64_t count = 0;
+    MB_TRY(mb_records_open(path, 0, &records));
+    for (;; ++count) {
+        MB_TRY(mb_records_read(records, &record));
+        if (record.bytes == NULL) break;
+        if (record.problem != NULL) MB_RAISE(MB_EDATA, "%s: %s", path, record.problem);
+    }
+    printf("%s: %lld records\n", path, (long long)count);
+done:
+    mb_records_close(&records);
+    return status;
+}
+
+static bool is_records(const char *path)
+{
+    static const char *const ends[] = {".jsonl",    ".ndjson",  ".csv",   ".tsv",
+                                       ".jsonl.gz", ".json.gz", ".csv.gz"};
+    bool found = false;
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; ++i) found = found || mb_str_is_suffix(path, ends[i]);
+    return found;
+}
+
 static mb_status inspect_plain(const char *path)
 {
     mb_status status = MB_OK;
@@ -179,6 +213,8 @@ static mb_status inspect_plain(const char *path)
         MB_TRY(mb_tokenizer_open(path, &tokenizer));
         printf("%s: tokenizer, %lld ids, hash %s\n", path, (long long)mb_tokenizer_count(tokenizer),
                mb_tokenizer_hash(tokenizer));
+    } else if (is_records(path)) {
+        MB_TRY(inspect_records(path));
     } else if (mb_str_is_suffix(path, ".json")) {
         MB_TRY(mb_json_read(path, &json));
         printf("%s: JSON, %s\n", path,
@@ -187,8 +223,8 @@ static mb_status inspect_plain(const char *path)
                                      : "value");
     } else {
         MB_RAISE(MB_EUNSUPPORTED,
-                 "%s: not a kind of file this program knows (HDF5, safetensors, JSON, tokenizer, or a folder "
-                 "of them)",
+                 "%s: not a kind of file this program knows (HDF5, safetensors, JSON, JSONL, CSV, tokenizer, "
+                 "or a folder of them)",
                  path);
     }
     printf("whole: yes\n");

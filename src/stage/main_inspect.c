@@ -105,6 +105,7 @@ done:
 static mb_status run(mb_program *program)
 {
     mb_inspect_program *own = program->own;
+    if (program->is_dry_run) return MB_OK;
     if (mb_str_equal(program->mode, "forward") || mb_str_equal(program->mode, "gradients"))
         return run_model(program);
     if (mb_str_equal(program->mode, "encode")) return run_encode(program);

@@ -3,7 +3,7 @@
  *
  * Layer: text.  Uses: base.
  * Source: forms and order of roles as in hiyouga/LLaMA-Factory (alpaca, sharegpt), OpenAI chat messages,
- * Anthropic hh-rlhf.
+ * hh-rlhf.
  *
  * Forms: text ("text"), io (input/output), alpaca (instruction/input/output[/history/system]), messages
  * (role/content), sharegpt (conversations from/value), qa (question/answer), pair (chosen/rejected), oasst (a
