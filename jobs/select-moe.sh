@@ -41,7 +41,8 @@ mb_stage shard-corpus moe-shard build shard-corpus tokenizer.path="$tokenizer"
 # Router.
 mb_stage convert moe-convert trash convert model.path="$selector" convert.seed="$((42 + ${seed:-0}))"
 mb_stage warmup moe-train - warmup model.path="$mb_out/convert/model" dataset.path="$mb_out/shard-corpus/shard.h5" "${seeded[@]}"
-mb_stage score moe-score - score model.path="$mb_out/warmup/final" score.source_model="$selector" dataset.path="$mb_out/shard-corpus/shard.h5"
+mb_stage score moe-score - score model.path="$mb_out/warmup/final" score.source_model="$selector" dataset.path="$mb_out/shard-corpus/shard.h5" \
+    score.seed="$((42 + ${seed:-0}))"
 
 # Selections, all from the same stored scores.
 inputs=$(mb_get shard-corpus.dataset.inputs)
