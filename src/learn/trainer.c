@@ -219,8 +219,7 @@ static mb_status finish_step(mb_trainer *trainer, const mb_batches_step *taken, 
     }
     MB_TRY(mb_comm_agree(trainer->comm, status));
     if (taken->is_epoch_end) MB_TRY(write_epoch(trainer, taken->epoch, is_last));
-    /* After the last step the weights are written; the state would be three times their size for nothing. */
-    if (!is_last && (taken->is_epoch_end || save_due || (every > 0 && trainer->step % every == 0)))
+    if (taken->is_epoch_end || save_due || (every > 0 && trainer->step % every == 0))
         MB_TRY(save_state(trainer));
 done:
     return status;
