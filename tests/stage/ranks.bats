@@ -52,9 +52,9 @@ curve() { grep -o '"loss": *[-0-9.e+]*' "$work/$1/metrics.jsonl"; }
 }
 
 @test "killed in mid-epoch and run again: the weights of the uninterrupted run" {
-    train whole 1 training.epochs=3
+    train whole 1 training.epochs=8
     for moment in 1 2; do
-        train killed 1 training.epochs=3 training.save_steps=2 &
+        train killed 1 training.epochs=8 training.save_steps=2 &
         pid=$!
         for _ in $(seq 400); do
             [ -d "$work/killed/state" ] && [ "$(ls "$work/killed/state" | grep -v tmp | wc -l)" -ge 1 ] && [ "$(wc -l < "$work/killed/metrics.jsonl")" -ge $((4 * moment)) ] && break
@@ -65,15 +65,15 @@ curve() { grep -o '"loss": *[-0-9.e+]*' "$work/$1/metrics.jsonl"; }
         wait $pid || true
     done
     [ ! -e "$work/killed/done.json" ]
-    train killed 1 training.epochs=3 training.save_steps=2
+    train killed 1 training.epochs=8 training.save_steps=2
     cmp "$work/whole/final/model.safetensors" "$work/killed/final/model.safetensors"
     [ "$(curve whole)" = "$(curve killed)" ]
 }
 
 @test "stopped by USR2: exit 75, and going on with another number of ranks gives the same weights" {
     need_mpi
-    train plain 1 training.epochs=3
-    train stopped 1 training.epochs=3 &
+    train plain 1 training.epochs=8
+    train stopped 1 training.epochs=8 &
     pid=$!
     for _ in $(seq 400); do
         [ -f "$work/stopped/metrics.jsonl" ] && [ "$(wc -l < "$work/stopped/metrics.jsonl")" -ge 3 ] && break
@@ -83,7 +83,7 @@ curve() { grep -o '"loss": *[-0-9.e+]*' "$work/$1/metrics.jsonl"; }
     code=0
     wait $pid || code=$?
     [ "$code" -eq 75 ]
-    train stopped 2 training.epochs=3
+    train stopped 2 training.epochs=8
     cmp "$work/plain/final/model.safetensors" "$work/stopped/final/model.safetensors"
 }
 
