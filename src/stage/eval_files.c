@@ -35,6 +35,20 @@ done:
     return status;
 }
 
+/* The harness's rule for a folder's name: each run of characters that names may not hold becomes two
+ * underscores. */
+static char *sanitized(const char *model)
+{
+    mb_str name = MB_STR_EMPTY;
+    mb_status status = MB_OK;
+    for (const char *p = model; *p != '\0' && status == MB_OK;) {
+        const size_t bad = strspn(p, "\"<>:/|\\?*[]"), good = strcspn(p, "\"<>:/|\\?*[]");
+        status = bad > 0 ? mb_str_add(&name, "__") : mb_str_append(&name, p, good);
+        p += bad > 0 ? bad : good;
+    }
+    return mb_str_take(&name);
+}
+
 /* results.json without dates (its bytes say the same for the same numbers), and the harness's own
  * <model>/results_<time>.json. */
 mb_status mb_eval_files_write(const mb_program *program, const char *model, const char *opt_adapter,
@@ -42,10 +56,8 @@ mb_status mb_eval_files_write(const mb_program *program, const char *model, cons
 {
     mb_status status = MB_OK;
     char *plain = mb_program_path(program, "results.json"), *folder = NULL, *dated = NULL,
-         *name = mb_strdup(model), time_text[32], seconds_text[32];
+         *name = sanitized(model), time_text[32], seconds_text[32];
     MB_TRY(mb_json_write(plain, results, 2, false));
-    for (char *p = name; p != NULL && *p; ++p)
-        if (strchr("/\\:*?\"<>| ", *p) != NULL) *p = '_';
     mb_clock_iso(time_text);
     for (char *p = time_text; *p; ++p)
         if (*p == ':') *p = '-';

@@ -1,12 +1,11 @@
 /* moe-eval: perplexity of token shards, and multiple choice by lm-evaluation-harness's rules. */
 #include <stdio.h>
-#include <string.h>
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "measure/choice.h"
 #include "measure/perplexity.h"
 #include "stage/eval_files.h"
+#include "stage/eval_tasks.h"
 #include "stage/model_options.h"
 #include "stage/program.h"
 #include "stage/program_options.h"
@@ -64,77 +63,9 @@ done:
     return status;
 }
 
-/* ---- multiple choice ---- */
+/* ---- all of it ---- */
 
-static mb_status write_choice(mb_program *program, const mb_task *task, const mb_choice_result *result,
-                              json_t *results, mb_h5 *file)
-{
-    mb_status status = MB_OK;
-    mb_eval_program *own = program->own;
-    char path[256], *samples = NULL;
-    MB_TRY(mb_choice_add_json(task, result, results));
-    snprintf(path, sizeof path, "/choice/%s/acc", task->name);
-    MB_TRY(mb_h5_write_f64(file, path, result->acc));
-    snprintf(path, sizeof path, "/choice/%s/acc_norm", task->name);
-    MB_TRY(mb_h5_write_f64(file, path, result->acc_norm));
-    if (own->log_samples) {
-        snprintf(path, sizeof path, "samples_%s.jsonl", task->name);
-        samples = mb_program_path(program, path);
-        MB_TRY(mb_choice_write_samples(task, result, samples));
-    }
-done:
-    mb_free(samples);
-    return status;
-}
-
-static mb_status run_task(mb_program *program, mb_lm *lm, const mb_tokenizer *tokenizer, const char *word,
-                          json_t *results, mb_h5 *opt_file)
-{
-    mb_status status = MB_OK;
-    mb_eval_program *own = program->own;
-    mb_task *task = NULL;
-    mb_choice_result result = {0};
-    mb_dtype dtype;
-    char kind[64];
-    const char *equals = strchr(word, '=');
-    if (equals == NULL || (size_t)(equals - word) >= sizeof kind)
-        MB_RAISE(MB_EUSAGE, "eval.tasks: '%s': say kind=file, e.g. arc_easy=datasets/arc_easy_test.jsonl",
-                 word);
-    snprintf(kind, sizeof kind, "%.*s", (int)(equals - word), word);
-    MB_TRY(mb_dtype_parse(own->softmax_dtype, &dtype));
-    status = mb_task_open(kind, equals + 1, strcmp(kind, "mmlu") == 0 ? own->fewshot : 0, own->limit, &task);
-    MB_TRY(mb_comm_agree(program->comm, status));
-    MB_TRY(mb_choice_run(program->comm, lm, task, tokenizer, own->max_length, own->tile_tokens, dtype,
-                         own->near_tie, &result));
-    mb_info("  %-20s acc %.4f +- %.4f, acc_norm %.4f, %lld questions, %lld near-ties", task->name, result.acc,
-            result.acc_stderr, result.acc_norm, (long long)result.count, (long long)result.near_ties);
-    MB_TRY(mb_comm_agree(program->comm,
-                         opt_file != NULL ? write_choice(program, task, &result, results, opt_file) : MB_OK));
-done:
-    mb_choice_result_reset(&result);
-    mb_task_close(&task);
-    return status;
-}
-
-static mb_status run_tasks(mb_program *program, mb_lm *lm, json_t *results, mb_h5 *opt_file)
-{
-    mb_status status = MB_OK;
-    mb_eval_program *own = program->own;
-    mb_tokenizer *tokenizer = NULL;
-    char **tasks = NULL;
-    int64_t n = 0;
-    MB_TRY(mb_comm_agree(
-        program->comm,
-        mb_tokenizer_open(own->tokenizer != NULL ? own->tokenizer : own->model.path, &tokenizer)));
-    MB_TRY(mb_option_list_split(own->tasks, &tasks, &n));
-    for (int64_t i = 0; i < n; ++i) MB_TRY(run_task(program, lm, tokenizer, tasks[i], results, opt_file));
-done:
-    mb_option_list_free(&tasks, n);
-    mb_tokenizer_close(&tokenizer);
-    return status;
-}
-
-static mb_status evaluate(mb_program *program, mb_lm *lm)
+static mb_status evaluate(mb_program *program, mb_lm *lm, const mb_eval_tasks *tasks)
 {
     mb_status status = MB_OK;
     mb_eval_program *own = program->own;
@@ -146,7 +77,7 @@ static mb_status evaluate(mb_program *program, mb_lm *lm)
     if (status == MB_OK && file != NULL) status = mb_h5_set_text(file, "/", "format", "moebatch-eval");
     MB_TRY(mb_comm_agree(program->comm, status));
     if (own->shard_path != NULL) MB_TRY(run_perplexity(program, lm, results, file));
-    if (own->tasks != NULL) MB_TRY(run_tasks(program, lm, results, file));
+    if (tasks->count > 0) MB_TRY(mb_eval_tasks_run(program, lm, tasks, results, file));
     if (mb_program_is_root(program)) {
         status = mb_h5_close(&file);
         if (status == MB_OK)
@@ -162,24 +93,48 @@ done:
     return status;
 }
 
+/* Inputs of the record: model, adapter, shards and the file of every task. */
+static mb_status begin(mb_program *program, const mb_eval_tasks *tasks, bool *out_is_done)
+{
+    mb_status status = MB_OK;
+    const mb_eval_program *own = program->own;
+    const char **names = NULL, **paths = NULL;
+    MB_NEW_ARRAY(names, tasks->count + 3);
+    MB_NEW_ARRAY(paths, tasks->count + 3);
+    names[0] = "model", paths[0] = own->model.path;
+    names[1] = "adapter", paths[1] = own->model.adapter;
+    names[2] = "dataset", paths[2] = own->shard_path;
+    for (int64_t i = 0; i < tasks->count; ++i) {
+        names[3 + i] = tasks->task[i]->name;
+        paths[3 + i] = tasks->task[i]->path;
+    }
+    MB_TRY(mb_program_begin_run_list(program, names, paths, tasks->count + 3, out_is_done));
+done:
+    mb_free(names);
+    mb_free(paths);
+    return status;
+}
+
 static mb_status run(mb_program *program)
 {
     mb_status status = MB_OK;
     mb_eval_program *own = program->own;
     bool is_done = false;
     mb_lm *lm = NULL;
+    mb_eval_tasks tasks = {0};
     if (own->shard_path == NULL && own->tasks == NULL)
         MB_RAISE(MB_EUSAGE, "nothing to evaluate: give dataset.path (perplexity) or eval.tasks");
+    MB_TRY(mb_comm_agree(program->comm, mb_eval_tasks_open(own, &tasks)));
     if (program->is_dry_run) goto done;
-    MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter", own->model.adapter,
-                                "dataset", own->shard_path, NULL));
+    MB_TRY(begin(program, &tasks, &is_done));
     if (is_done) goto done;
     MB_TRY(mb_program_open_ops(program));
     MB_TRY(
         mb_comm_agree(program->comm, mb_model_options_open(&own->model, program->ops, "none", NULL, 0, &lm)));
     if (own->max_length == 0) own->max_length = mb_lm_arch(lm)->max_positions;
-    MB_TRY(evaluate(program, lm));
+    MB_TRY(evaluate(program, lm, &tasks));
 done:
+    mb_eval_tasks_close(&tasks);
     mb_lm_destroy(&lm);
     return status;
 }

@@ -113,8 +113,8 @@ static const mb_option eval_options[] = {
     MB_OPTION_TEXT(mb_eval_program, shard_path, "dataset.path", NULL, NULL, "token shards for perplexity",
                    "dataset.shard"),
     MB_OPTION_LIST(mb_eval_program, tasks, "eval.tasks", NULL,
-                   "kind=file,...: arc_easy, arc_challenge, hellaswag, mmlu, choice (any multiple-choice "
-                   "JSONL), requests",
+                   "kind=file or name:kind=file, ...: arc_easy, arc_challenge, hellaswag, mmlu, choice (any "
+                   "multiple-choice JSONL), requests",
                    "tasks"),
     MB_OPTION_TEXT(mb_eval_program, tokenizer, "tokenizer.path", NULL, NULL,
                    "tokenizer of the tasks; default: the model's folder", NULL),

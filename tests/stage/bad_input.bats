@@ -132,3 +132,16 @@ train() { "$bin/moe-train" dataset.path="$work/shard/shard.h5" training.max_step
     refused 2 "upcycle" "$bin/moe-convert" trash model.path="$work/dense/model" output.dir="$work/out"
     refused 2 "model.adapter" "$bin/moe-convert" merge model.path="$work/dense/model" output.dir="$work/out"
 }
+
+@test "tasks: one name twice and few-shot where there is none are refused before scoring; named tasks are kept apart" {
+    for i in 1 2 3; do printf '{"query": "Question: %s?\\nAnswer:", "choices": ["yes", "no", "no idea"], "gold": %s}\n' $i $((i - 1)); done > "$work/mc.jsonl"
+    evaluate() { "$bin/moe-eval" model.path="$work/init/model" output.dir="$work/out" "$@"; }
+    refused 2 "mine:choice" evaluate eval.tasks="choice=$work/mc.jsonl,choice=$work/mc.jsonl"
+    refused 3 "few" evaluate eval.tasks="arc_easy=$work/mc.jsonl" eval.num_fewshot=5
+    refused 3 "nowhere.jsonl" evaluate eval.tasks="choice=$work/nowhere.jsonl"
+    evaluate eval.tasks="choice=$work/mc.jsonl,again:choice=$work/mc.jsonl"
+    grep -q '"mc"' "$work/out/results.json"
+    grep -q '"again"' "$work/out/results.json"
+    run "$bin/moe-inspect" file "$work/out/eval.h5"
+    [[ "$output" == *"/choice/again/acc"* ]]
+}
