@@ -4,7 +4,8 @@
 BUILD ?= build$(if $(SAN),/san)
 CC ?= gcc
 MPICC ?= mpicc
-PYTHON ?= $(shell for p in python3 /usr/bin/python3; do $$p -c 'import h5py, matplotlib, numpy' 2>/dev/null && echo $$p && break; done)
+FIND_PYTHON = for p in python3 /usr/bin/python3; do $$p -c 'import h5py, matplotlib, numpy' 2>/dev/null && echo $$p && break; done
+PYTHON ?= $(shell $(FIND_PYTHON))
 PREFIX ?= /usr/local
 Q := $(if $(V),,@)
 

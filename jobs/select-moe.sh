@@ -17,8 +17,8 @@ mb_parse_args "$@"
 study=$(mb_get study.name)
 seed=$(mb_get study.seed "")
 mb_out=$mb_root/checkpoints/$study/$mb_run${seed:+/seed_$seed}
-[ -z "$seed" ] || seeded=("training.seed=$((42 + seed))")
-seeded=("${seeded[@]:-training.seed=42}")
+number=$((42 + ${seed:-0})) # every seed of the study
+seeded=("training.seed=$number")
 selector=$(mb_get study.selector "") target=$(mb_get study.target "") tokenizer=$(mb_get study.tokenizer "")
 cd "$mb_root"
 
@@ -29,7 +29,7 @@ if [ -z "$selector" ]; then
         tokenizer=$mb_out/tokenizer
     fi
     mb_stage shard-pretrain moe-shard build shard-pretrain tokenizer.path="$tokenizer"
-    mb_stage selector moe-convert init - convert.config="$(mb_get study.selector_config)" tokenizer.path="$tokenizer" convert.seed="$((42 + ${seed:-0}))"
+    mb_stage selector moe-convert init - convert.config="$(mb_get study.selector_config)" tokenizer.path="$tokenizer" convert.seed="$number"
     mb_stage pretrain moe-train - pretrain model.path="$mb_out/selector/model" dataset.path="$mb_out/shard-pretrain/shard.h5" "${seeded[@]}"
     selector=$mb_out/pretrain/final
 fi
@@ -39,10 +39,10 @@ fi
 mb_stage shard-corpus moe-shard build shard-corpus tokenizer.path="$tokenizer"
 
 # Router.
-mb_stage convert moe-convert trash convert model.path="$selector" convert.seed="$((42 + ${seed:-0}))"
+mb_stage convert moe-convert trash convert model.path="$selector" convert.seed="$number"
 mb_stage warmup moe-train - warmup model.path="$mb_out/convert/model" dataset.path="$mb_out/shard-corpus/shard.h5" "${seeded[@]}"
 mb_stage score moe-score - score model.path="$mb_out/warmup/final" score.source_model="$selector" dataset.path="$mb_out/shard-corpus/shard.h5" \
-    score.seed="$((42 + ${seed:-0}))"
+    score.seed="$number"
 
 # Selections, all from the same stored scores.
 inputs=$(mb_get shard-corpus.dataset.inputs)
@@ -64,7 +64,7 @@ fi
 # Target: given, or made on the spot with the selector's tokenizer.
 if [ -z "$target" ]; then
     [ -d "$mb_out/shard-pretrain" ] || mb_stage shard-pretrain moe-shard build shard-pretrain tokenizer.path="$tokenizer"
-    mb_stage target moe-convert init - convert.config="$(mb_get study.target_config)" tokenizer.path="$tokenizer" convert.seed="$((42 + ${seed:-0}))"
+    mb_stage target moe-convert init - convert.config="$(mb_get study.target_config)" tokenizer.path="$tokenizer" convert.seed="$number"
     mb_stage pretrain-target moe-train - pretrain-target model.path="$mb_out/target/model" dataset.path="$mb_out/shard-pretrain/shard.h5" "${seeded[@]}"
     target=$mb_out/pretrain-target/final target_tokenizer=$tokenizer
 fi

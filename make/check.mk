@@ -4,7 +4,7 @@
 # Tests run against the libraries this machine has; `make deps` comes first so that a fresh machine needs one command.
 test: deps
 	@$(MAKE) --no-print-directory all unit mpi-tests
-	@MB_PYTHON=$$(for p in python3 /usr/bin/python3; do $$p -c 'import h5py, matplotlib, numpy' 2>/dev/null && echo $$p && break; done) tests/run.sh --build $(BUILD)
+	@MB_PYTHON=$$($(FIND_PYTHON)) tests/run.sh --build $(BUILD)
 
 lint:
 	@$(MAKE) --no-print-directory all
@@ -12,11 +12,11 @@ lint:
 
 demo: deps
 	@$(MAKE) --no-print-directory all
-	@MB_PYTHON=$$(for p in python3 /usr/bin/python3; do $$p -c 'import h5py, matplotlib, numpy' 2>/dev/null && echo $$p && break; done) jobs/demo.sh
+	@MB_PYTHON=$$($(FIND_PYTHON)) jobs/demo.sh
 
 study-check: deps
 	@$(MAKE) --no-print-directory all
-	@MB_PYTHON=$$(for p in python3 /usr/bin/python3; do $$p -c 'import h5py, matplotlib, numpy' 2>/dev/null && echo $$p && break; done) jobs/demo.sh --seeds 0,1,2
+	@MB_PYTHON=$$($(FIND_PYTHON)) jobs/demo.sh --seeds 0,1,2
 
 # Every key of every program, from the option tables.
 docs: programs

@@ -3,10 +3,14 @@
  *
  * Layer: base.  Uses: str, json.
  *
- *     typedef struct mb_select_options { double selection_percentage; char *quota; int64_t token_budget; }
- * mb_select_options; static const mb_option options[] = { MB_OPTION_REAL(mb_select_options,
- * selection_percentage, "select.selection_percentage", "0.05", 0, 1, "share", "share of the records to keep",
- * "data_selection.selection_percentage"),
+ *     typedef struct mb_select_options {
+ *         double selection_percentage;
+ *         char *quota;
+ *     } mb_select_options;
+ *     static const mb_option options[] = {
+ *         MB_OPTION_REAL(mb_select_options, selection_percentage, "select.selection_percentage", "0.05",
+ *                        0, 1, "share", "share of the records to keep",
+ *                        "data_selection.selection_percentage"),
  *         ...
  *     };
  *

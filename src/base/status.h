@@ -12,8 +12,12 @@
  *         mb_status status = MB_OK;
  *         mb_foo *foo = NULL;
  *         MB_TRY(mb_foo_create(&foo));
- *         if (bad) MB_RAISE(MB_EFORMAT, "%s: header is %zu bytes; the file is cut off, copy it again", path,
- * n); *out_foo = foo; foo = NULL; done: mb_foo_destroy(&foo); return status;
+ *         if (bad) MB_RAISE(MB_EFORMAT, "%s: the header is cut off; copy the file again", path);
+ *         *out_foo = foo;
+ *         foo = NULL;
+ *     done:
+ *         mb_foo_destroy(&foo);
+ *         return status;
  *     }
  */
 #ifndef MB_STATUS_H

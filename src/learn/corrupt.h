@@ -5,10 +5,11 @@
  * A copy has one kind of damage:
  *   permute  35 %  the record is cut into windows of 2-6 tokens, each shuffled
  *   replace  25 %  each token with probability q (drawn once in 0.15-0.5) becomes another one: for half of
- * the copies from anywhere in the micro-batch, for the other half from the whole vocabulary delete   20 %
- * each token is dropped with probability q repeat   20 %  a span of up to half the record is said again (1-4
- * times) in place of what followed The first token (often a begin mark) stays. A copy is never longer than
- * its record and never empty.
+ *                  the copies from anywhere in the micro-batch, for the other half from the whole vocabulary
+ *   delete   20 %  each token is dropped with probability q
+ *   repeat   20 %  a span of up to half the record is said again (1-4 times) in place of what followed
+ *
+ * The first token (often a begin mark) stays. A copy is never longer than its record and never empty.
  */
 #ifndef MB_CORRUPT_H
 #define MB_CORRUPT_H

@@ -171,27 +171,28 @@ static bool answer_question(mb_program *program, const command_line *line)
 
 static void move_back(mb_program *program);
 
-/* One message for all ranks: the lowest rank with a failure of its own speaks; if there is none, rank 0. */
+/* The lowest rank with a failure of its own; 0 if there is none. Collective. */
+static int first_failure(mb_comm *comm, mb_status status)
+{
+    const int mine = status, size = mb_comm_size(comm);
+    int first = 0, *all = mb_calloc((size_t)size, sizeof *all);
+    if (all != NULL && mb_comm_allgather(comm, &mine, sizeof mine, all) == MB_OK)
+        while (first < size && (all[first] == MB_OK || all[first] == MB_ECOMM || all[first] == MB_ESTOPPED))
+            ++first;
+    mb_free(all);
+    return first < size ? first : 0;
+}
+
+/* One message for all ranks: that of the first failure. */
 static void report_failure(const mb_program *program, mb_status status, bool has_ranks)
 {
-    int speaker = 0, *all = NULL;
-    if (has_ranks && mb_comm_size(program->comm) > 1) {
-        const int mine = status;
-        all = mb_calloc((size_t)mb_comm_size(program->comm), sizeof *all);
-        char *message = mb_strdup(mb_status_message());
-        if (all != NULL && mb_comm_allgather(program->comm, &mine, sizeof mine, all) == MB_OK)
-            while (speaker < mb_comm_size(program->comm) &&
-                   (all[speaker] == MB_OK || all[speaker] == MB_ECOMM || all[speaker] == MB_ESTOPPED))
-                ++speaker;
-        if (speaker == mb_comm_size(program->comm)) speaker = 0;
-        const bool is_mine = speaker == mb_comm_rank(program->comm);
-        if (is_mine && status != MB_OK && status != MB_ESTOPPED)
-            mb_error("%s: %s", mb_status_name(status), message != NULL ? message : "");
-        mb_free(message);
-        mb_free(all);
-    } else if (status != MB_OK && status != MB_ESTOPPED) {
-        mb_error("%s: %s", mb_status_name(status), mb_status_message());
-    }
+    const bool has_failed = status != MB_OK && status != MB_ESTOPPED;
+    int speaker = 0;
+    char *message = mb_strdup(mb_status_message()); /* the exchange may fail and write over it */
+    if (has_ranks) speaker = first_failure(program->comm, status);
+    if (has_failed && (!has_ranks || speaker == mb_comm_rank(program->comm)))
+        mb_error("%s: %s", mb_status_name(status), message != NULL ? message : "");
+    mb_free(message);
     const char *level = getenv("MB_LOG");
     if (status != MB_OK && ((level != NULL && strcmp(level, "debug") == 0) || status == MB_ENOMEM))
         fprintf(stderr, "%s", mb_status_trace_text());

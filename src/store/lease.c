@@ -152,10 +152,7 @@ static bool is_stale(const holder *h)
 /* A job that was just killed may take seconds to go: wait for it, at most ten. */
 static bool is_stale_soon(const holder *h)
 {
-    for (int i = 0; i < 200 && !is_stale(h); i++) {
-        if (!is_ending(h->pid)) return is_stale(h);
-        usleep(50000);
-    }
+    for (int i = 0; i < 200 && !is_stale(h) && is_ending(h->pid); i++) usleep(50000);
     return is_stale(h);
 }
 

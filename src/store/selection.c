@@ -131,11 +131,6 @@ typedef struct fetcher {
     mb_str buffer;
 } fetcher;
 
-static bool is_plain(const char *path)
-{
-    return mb_str_is_suffix(path, ".jsonl") || mb_str_is_suffix(path, ".ndjson");
-}
-
 /* Read every wanted record of a packed or array file in one go. wanted: positions in the selection sorted by
  * source_index. */
 typedef struct wanted {
@@ -190,7 +185,7 @@ static mb_status open_sources(fetcher *f, const mb_scores_records *rows, const i
         for (int64_t i = 0; i < count; ++i)
             if (rows->source[records[i]] == s) list[n++] = (wanted){rows->source_index[records[i]], i};
         if (n == 0) continue;
-        if (is_plain(f->inputs[s].path)) {
+        if (mb_shard_build_is_plain(f->inputs[s].path)) {
             f->file[s] = open(f->inputs[s].path, O_RDONLY);
             if (f->file[s] < 0)
                 MB_RAISE(MB_ENOTFOUND, "%s: cannot be opened; the selection needs the original file",

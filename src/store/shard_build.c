@@ -48,7 +48,7 @@ done:
     return status;
 }
 
-static bool is_plain_jsonl(const char *path)
+bool mb_shard_build_is_plain(const char *path)
 {
     return mb_str_is_suffix(path, ".jsonl") || mb_str_is_suffix(path, ".ndjson");
 }
@@ -57,7 +57,7 @@ static mb_status cut_file(const mb_shard_input *input, int64_t number, unit_list
 {
     mb_status status = MB_OK;
     int64_t *offsets = NULL, *lengths = NULL, n = 0;
-    if (!is_plain_jsonl(input->path)) {
+    if (!mb_shard_build_is_plain(input->path)) {
         MB_TRY(add_unit(list, (unit){.input = number, .records = input->samples > 0 ? input->samples : -1}));
         goto done;
     }

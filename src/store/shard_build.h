@@ -55,6 +55,9 @@ typedef struct mb_shard_build_report {
 mb_status mb_shard_build_run(mb_comm *comm, const mb_shard_build_options *options, const char *out_path,
                              mb_shard_build_report *out_report);
 
+/* Is it JSONL as it stands (not packed), whose records can be read by their place? */
+bool mb_shard_build_is_plain(const char *path);
+
 /* The template of the options. A template_dir that is not there is looked for beside the program too
  * (../../<dir> in a source tree, ../share/moebatch/<dir> where it is installed). */
 mb_status mb_shard_build_template(const mb_shard_build_options *options, mb_template **out_template);
