@@ -1,7 +1,8 @@
-# moebatch: build, test, demo. `make help` lists the targets; V=1 shows the commands; SAN=1 builds with sanitizers.
+# moebatch: build, test, demo. `make help` lists the targets; V=1 shows the commands; SAN=1 builds with the address and
+# undefined sanitizers, TSAN=1 with the thread one (run its tests by tests/tsan.sh).
 # Every folder of src/ becomes one static library; a program or test links the libraries of its layer and below.
 
-BUILD ?= build$(if $(SAN),/san)
+BUILD ?= build$(if $(SAN),/san)$(if $(TSAN),/tsan)
 CC ?= gcc
 MPICC ?= mpicc
 FIND_PYTHON = for p in python3 /usr/bin/python3; do $$p -c 'import h5py, matplotlib, numpy' 2>/dev/null && echo $$p && break; done
@@ -12,8 +13,8 @@ Q := $(if $(V),,@)
 include make/probe.mk
 
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wno-missing-field-initializers
-OPT ?= $(if $(SAN),-O1 -fno-omit-frame-pointer,-O2)
-SANFLAGS := $(if $(SAN),-fsanitize=address -fsanitize=undefined -fno-sanitize-recover=undefined,)
+OPT ?= $(if $(SAN)$(TSAN),-O1 -fno-omit-frame-pointer,-O2)
+SANFLAGS := $(if $(SAN),-fsanitize=address -fsanitize=undefined -fno-sanitize-recover=undefined,)$(if $(TSAN),-fsanitize=thread,)
 CFLAGS_ALL := -std=c17 -D_GNU_SOURCE -g $(OPT) $(WARN) $(if $(WERROR),-Werror) -fopenmp -ffp-contract=off $(SANFLAGS) -Isrc $(CFLAGS)
 LDFLAGS_ALL := -fopenmp $(SANFLAGS) $(LDFLAGS)
 

@@ -42,8 +42,16 @@ help:
 	echo "make demo       study A on real text, end to end, in six minutes"; echo "make study-check  the same over three seeds"; echo "make lint       layers, sizes, names, shellcheck, cppcheck"; \
 	echo "make docs       docs/keys.md from the option tables"; echo "make install PREFIX=  /  make bundle  /  make clean"; echo "V=1 shows commands, SAN=1 builds with sanitizers, WERROR=1 stops at warnings"
 
-# Beside PyTorch + transformers, in a virtual environment that is only for this and for golden files.
+# Beside PyTorch + transformers, in a virtual environment that is only for this and for golden files; the newest transformers lies
+# beside it, without the packages it shares with the other.
 build/venv/bin/python:
 	python3 -m venv build/venv && build/venv/bin/pip install -q numpy h5py torch 'transformers==4.57.*' peft tokenizers safetensors sentencepiece lm-eval
-bench: programs build/venv/bin/python
-	@build/venv/bin/python tests/bench/bench.py --bin $(BUILD)/bin
+build/newest/transformers: build/venv/bin/python
+	build/venv/bin/pip install -q --no-deps --target build/newest 'transformers>=5' 'huggingface_hub>=1' 'tokenizers>=0.22' && \
+	 build/venv/bin/pip install -q --target build/newest --no-deps httpx2 httpcore2 truststore || true
+	@PYTHONPATH=build/newest build/venv/bin/python -c 'import transformers; print("newest transformers", transformers.__version__)'
+$(BUILD)/bench/native: tests/bench/native.c $(call archives,measure)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS_ALL) $< -Wl,--start-group $(call archives,measure) -Wl,--end-group $(LDFLAGS_ALL) $(call libraries,measure) -lm -o $@
+bench: programs $(BUILD)/bench/native build/newest/transformers
+	@build/venv/bin/python tests/bench/bench.py --bin $(BUILD)/bin --native $(BUILD)/bench/native --newest build/newest $(BENCH)

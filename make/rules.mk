@@ -1,5 +1,5 @@
 # Objects, libraries, programs and tests. No list of files is kept by hand: a folder's .c files are its library.
-# A file whose name ends in _avx2.c or _avx512.c is compiled for that instruction set; src/stage/main_<verb>.c is moe-<verb>.
+# A file whose name ends in _avx2.c, _avx512.c or _avx512bf16.c is compiled for that instruction set; src/stage/main_<verb>.c is moe-<verb>.
 
 .DEFAULT_GOAL := all
 .SECONDARY:
@@ -11,7 +11,8 @@ objects = $(patsubst src/%.c,$(BUILD)/obj/%.o,$(filter-out $(MAINS),$(call sourc
 PROGRAMS := $(patsubst src/stage/main_%.c,$(BUILD)/bin/moe-%,$(MAINS))
 VERSION := $(shell git describe --always --dirty 2>/dev/null || cat VERSION 2>/dev/null || echo unknown)
 
-isa_flags = $(if $(filter %_avx512.c,$(1)),-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma,$(if $(filter %_avx2.c,$(1)),-mavx2 -mfma))
+AVX512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma
+isa_flags = $(if $(filter %_avx512.c,$(1)),$(AVX512)) $(if $(filter %_avx512bf16.c,$(1)),$(AVX512) -mavx512bf16) $(if $(filter %_avx2.c,$(1)),-mavx2 -mfma)
 folder_of = $(word 2,$(subst /, ,$(1)))
 
 $(BUILD)/obj/%.o: src/%.c $(BUILD)/flags

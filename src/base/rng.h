@@ -13,14 +13,15 @@
 #include <stdint.h>
 
 enum mb_rng_stream {
-    MB_RNG_INIT = 1,     /* weight initialisation; sub = hash of the tensor name */
-    MB_RNG_SHUFFLE = 2,  /* order of records; sub = epoch */
-    MB_RNG_DROPOUT = 3,  /* sub = layer and place */
-    MB_RNG_CORRUPT = 4,  /* corrupted copies; sub = epoch */
-    MB_RNG_TRASH = 5,    /* trash rows */
-    MB_RNG_SELECT = 6,   /* random scores, sampling with temperature */
-    MB_RNG_DATA = 7,     /* data recipes and mixes */
-    MB_RNG_BOOTSTRAP = 8 /* resampling */
+    MB_RNG_INIT = 1,      /* weight initialisation; sub = hash of the tensor name */
+    MB_RNG_SHUFFLE = 2,   /* order of records; sub = epoch */
+    MB_RNG_DROPOUT = 3,   /* sub = layer and place */
+    MB_RNG_CORRUPT = 4,   /* corrupted copies; sub = epoch */
+    MB_RNG_TRASH = 5,     /* trash rows */
+    MB_RNG_SELECT = 6,    /* random scores, sampling with temperature */
+    MB_RNG_DATA = 7,      /* data recipes and mixes */
+    MB_RNG_BOOTSTRAP = 8, /* resampling */
+    MB_RNG_GENERATE = 9   /* tokens drawn; sub = position, index = record and sample */
 };
 
 /* The bare generator: ten rounds on a counter of four words with a key of two. */

@@ -8,6 +8,7 @@
 #define MB_COMM_IMPL_H
 
 #include "comm/comm.h"
+#include "comm/window.h"
 
 #define MB_COMM_MESSAGE_MAX ((size_t)1 << 30)
 
@@ -29,6 +30,13 @@ typedef struct mb_comm_vtable {
     mb_status (*queue_next)(mb_comm_queue *queue,
                             int64_t *out_taken); /* units taken before this one, may pass the end */
     void (*queue_destroy)(mb_comm_queue *queue);
+    /* Fills window->base and impl; base is zeroed by the caller. */
+    mb_status (*window_create)(mb_window *window, size_t bytes);
+    mb_status (*window_create_shared)(mb_window *window, size_t bytes); /* all of it by local rank 0 */
+    mb_status (*window_get)(mb_window *window, int rank, size_t offset, void *data, int bytes);
+    mb_status (*window_wait)(mb_window *window);
+    mb_status (*window_sync)(mb_window *window);
+    void (*window_destroy)(mb_window *window);
 } mb_comm_vtable;
 
 struct mb_comm {
@@ -40,6 +48,12 @@ struct mb_comm {
 
 struct mb_comm_exchange {
     mb_comm *comm;
+    void *impl;
+};
+
+struct mb_window {
+    mb_comm *comm;
+    void *base; /* of this rank's part, or of the node's */
     void *impl;
 };
 

@@ -5,6 +5,7 @@
  * 3. Collectives
  * 4. Exchange
  * 5. Queue
+ * 6. Windows
  *
  * All calls go over a duplicate of MPI_COMM_WORLD whose errors return; MPI's text becomes the message of an
  * MB_ECOMM. Only the thread that created the comm calls MPI (MPI_THREAD_FUNNELED).
@@ -233,6 +234,91 @@ done:
     return status;
 }
 
+/* ---- 6. Windows: one passive epoch for as long as the window lives ---- */
+
+typedef struct mpi_window {
+    MPI_Win window;
+    bool locked;
+} mpi_window;
+
+static void mpi_window_destroy(mb_window *window)
+{
+    mpi_window *w = window->impl;
+    if (w == NULL) return;
+    if (w->locked) MPI_Win_unlock_all(w->window);
+    if (w->window != MPI_WIN_NULL) MPI_Win_free(&w->window);
+    MB_FREE(window->impl);
+}
+
+static mb_status mpi_window_open(mb_window *window, MPI_Comm group, size_t bytes, bool is_shared)
+{
+    mb_status status = MB_OK;
+    mpi_window *w = NULL;
+    MB_NEW(w);
+    w->window = MPI_WIN_NULL;
+    window->impl = w;
+    if (is_shared) {
+        MB_TRY_MPI(
+            MPI_Win_allocate_shared((MPI_Aint)bytes, 1, MPI_INFO_NULL, group, &window->base, &w->window));
+    } else {
+        MB_TRY_MPI(MPI_Win_allocate((MPI_Aint)bytes, 1, MPI_INFO_NULL, group, &window->base, &w->window));
+    }
+    MB_TRY_MPI(MPI_Win_set_errhandler(w->window, MPI_ERRORS_RETURN));
+    MB_TRY_MPI(MPI_Win_lock_all(MPI_MODE_NOCHECK, w->window));
+    w->locked = true;
+done:
+    return status;
+}
+
+static mb_status mpi_window_create(mb_window *window, size_t bytes)
+{
+    return mpi_window_open(window, world_of(window->comm), bytes, false);
+}
+
+static mb_status mpi_window_create_shared(mb_window *window, size_t bytes)
+{
+    mb_status status = MB_OK;
+    const mb_comm *comm = window->comm;
+    MPI_Comm node = MPI_COMM_NULL;
+    MPI_Aint size;
+    int unit;
+    MB_TRY_MPI(MPI_Comm_split_type(world_of(comm), MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &node));
+    MB_TRY(mpi_window_open(window, node, comm->local_rank == 0 ? bytes : 0, true));
+    MB_TRY_MPI(MPI_Win_shared_query(((mpi_window *)window->impl)->window, 0, &size, &unit, &window->base));
+done:
+    if (node != MPI_COMM_NULL) MPI_Comm_free(&node);
+    return status;
+}
+
+static mb_status mpi_window_get(mb_window *window, int rank, size_t offset, void *data, int bytes)
+{
+    mb_status status = MB_OK;
+    const mpi_window *w = window->impl;
+    MB_TRY_MPI(MPI_Get(data, bytes, MPI_BYTE, rank, (MPI_Aint)offset, bytes, MPI_BYTE, w->window));
+done:
+    return status;
+}
+
+static mb_status mpi_window_wait(mb_window *window)
+{
+    mb_status status = MB_OK;
+    const mpi_window *w = window->impl;
+    MB_TRY_MPI(MPI_Win_flush_all(w->window));
+done:
+    return status;
+}
+
+static mb_status mpi_window_sync(mb_window *window)
+{
+    mb_status status = MB_OK;
+    const mpi_window *w = window->impl;
+    MB_TRY_MPI(MPI_Win_sync(w->window));
+    MB_TRY_MPI(MPI_Barrier(world_of(window->comm)));
+    MB_TRY_MPI(MPI_Win_sync(w->window));
+done:
+    return status;
+}
+
 static const mb_comm_vtable mpi_vtable = {
     .name = "mpi",
     .destroy = mpi_destroy,
@@ -248,6 +334,12 @@ static const mb_comm_vtable mpi_vtable = {
     .queue_create = mpi_queue_create,
     .queue_next = mpi_queue_next,
     .queue_destroy = mpi_queue_destroy,
+    .window_create = mpi_window_create,
+    .window_create_shared = mpi_window_create_shared,
+    .window_get = mpi_window_get,
+    .window_wait = mpi_window_wait,
+    .window_sync = mpi_window_sync,
+    .window_destroy = mpi_window_destroy,
 };
 
 static mb_status mpi_start(mpi_state *state, int *argc, char ***argv)

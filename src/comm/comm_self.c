@@ -4,6 +4,7 @@
  * 2. Collectives
  * 3. Exchange with itself
  * 4. Queue
+ * 5. Windows
  */
 #include <assert.h>
 #include <stdlib.h>
@@ -106,6 +107,33 @@ static void self_queue_destroy(mb_comm_queue *queue)
     MB_FREE(queue->impl);
 }
 
+/* ---- 5. Windows: plain memory, nobody else to read from ---- */
+
+static mb_status self_window_create(mb_window *window, size_t bytes)
+{
+    window->base = mb_calloc(bytes, 1);
+    return window->base != NULL ? MB_OK : MB_ENOMEM;
+}
+
+static mb_status self_window_get(mb_window *window, int rank, size_t offset, void *data, int bytes)
+{
+    assert(rank == 0);
+    (void)rank;
+    memcpy(data, (const char *)window->base + offset, (size_t)bytes);
+    return MB_OK;
+}
+
+static mb_status self_window_nothing(mb_window *window)
+{
+    (void)window;
+    return MB_OK;
+}
+
+static void self_window_destroy(mb_window *window)
+{
+    MB_FREE(window->base);
+}
+
 static const mb_comm_vtable self_vtable = {
     .name = "self",
     .destroy = self_destroy,
@@ -121,6 +149,12 @@ static const mb_comm_vtable self_vtable = {
     .queue_create = self_queue_create,
     .queue_next = self_queue_next,
     .queue_destroy = self_queue_destroy,
+    .window_create = self_window_create,
+    .window_create_shared = self_window_create,
+    .window_get = self_window_get,
+    .window_wait = self_window_nothing,
+    .window_sync = self_window_nothing,
+    .window_destroy = self_window_destroy,
 };
 
 mb_status mb_comm_self_open(mb_comm *comm)

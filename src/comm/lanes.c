@@ -1,11 +1,10 @@
 /* lanes: gradient sums over a fixed binary tree of lanes, and the blocks each rank owns.
  *
- * 1. The tree as a stack machine
- * 2. Who sends what: the subtree sums of all ranks and the program that ends the tree
- * 3. Life and plan
- * 4. A step on this rank
- * 5. Reduce
- * 6. Scalars, blocks, parameters
+ * 1. Who sends what: the subtree sums of all ranks and the program that ends the tree
+ * 2. Life and plan
+ * 3. A step on this rank
+ * 4. Reduce
+ * 5. Scalars, blocks, parameters
  *
  * Reduce walks the owned elements in chunks of a few blocks. For one chunk an owner gets each other rank's
  * subtree sums of those elements straight from that rank's gradient buffers (nothing is packed), and adds
@@ -19,61 +18,11 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "comm/lane_tree.h"
 
-/* ---- 1. The tree as a stack machine ---- */
+enum { TILE = 4096, CHUNK_BLOCKS_MAX = 4 };
 
-enum { TREE_DEPTH_MAX = 64, TILE = 4096, CHUNK_BLOCKS_MAX = 4 };
-
-typedef struct tree_node {
-    int level;
-    int64_t index;
-} tree_node;
-
-typedef struct tree_stack {
-    int64_t lanes;
-    int depth;
-    tree_node node[TREE_DEPTH_MAX];
-} tree_stack;
-
-/* A node whose right sibling would hold no lane is passed through to its parent. */
-static tree_node pass_through(tree_node node, int64_t lanes)
-{
-    while (node.index > 0 && node.index % 2 == 0 && (node.index + 1) << node.level >= lanes) {
-        node.level++;
-        node.index /= 2;
-    }
-    return node;
-}
-
-/* Push a node right of all others. Returns how many nodes below it it was merged with, each time as right
- * child: the depth falls by that many. */
-static int push_node(tree_stack *stack, tree_node node)
-{
-    int merges = 0;
-    for (node = pass_through(node, stack->lanes); stack->depth > 0 && node.index % 2 == 1; merges++) {
-        const tree_node left = stack->node[stack->depth - 1];
-        if (left.level != node.level || left.index != node.index - 1) break;
-        stack->depth--;
-        node = pass_through((tree_node){node.level + 1, node.index / 2}, stack->lanes);
-    }
-    stack->node[stack->depth++] = node;
-    return merges;
-}
-
-/* Stack after lanes [first, first + count); returns the most nodes held at a time, the lane being filled
- * among them. */
-static int push_lanes(tree_stack *stack, int64_t lanes, int64_t first, int64_t count)
-{
-    int most = 0;
-    *stack = (tree_stack){.lanes = lanes};
-    for (int64_t lane = first; lane < first + count; lane++) {
-        if (stack->depth + 1 > most) most = stack->depth + 1;
-        push_node(stack, (tree_node){0, lane});
-    }
-    return most;
-}
-
-/* ---- 2. Who sends what ---- */
+/* ---- 1. Who sends what ---- */
 
 typedef struct lane_slot { /* one subtree sum of one rank */
     int rank;
@@ -99,9 +48,9 @@ struct mb_lanes {
     int64_t *offset; /* [R + 1] elements owned by rank r: [offset[r], offset[r + 1]) */
     int64_t chunk;   /* elements of a round of reduce */
     /* A step */
-    tree_stack stack;
-    float *held[TREE_DEPTH_MAX]; /* buffers of the stack's nodes */
-    float *free[TREE_DEPTH_MAX]; /* buffers of earlier lanes, dirty */
+    mb_lane_tree stack;
+    float *held[MB_LANE_TREE_DEPTH]; /* buffers of the stack's nodes */
+    float *free[MB_LANE_TREE_DEPTH]; /* buffers of earlier lanes, dirty */
     int n_free;
     float *current; /* the lane between begin and end */
     int64_t next_lane;
@@ -122,10 +71,10 @@ static int64_t count_slots(int64_t lanes, int ranks)
 {
     int64_t slots = 0;
     for (int r = 0; r < ranks; r++) {
-        tree_stack stack;
+        mb_lane_tree stack;
         int64_t first, count;
         mb_comm_share_of(lanes, ranks, r, &first, &count);
-        push_lanes(&stack, lanes, first, count);
+        mb_lane_tree_fill(&stack, lanes, first, count);
         slots += stack.depth;
     }
     return slots;
@@ -145,20 +94,20 @@ static mb_status program_create(const mb_comm *comm, int64_t lanes, lane_program
 {
     mb_status status = MB_OK;
     const int rank = mb_comm_rank(comm), size = mb_comm_size(comm);
-    tree_stack whole = {.lanes = lanes};
-    int at[TREE_DEPTH_MAX] = {0}; /* slot that holds each node of `whole` */
+    mb_lane_tree whole = {.lanes = lanes};
+    int at[MB_LANE_TREE_DEPTH] = {0}; /* slot that holds each node of `whole` */
     const int64_t slots = count_slots(lanes, size);
     MB_NEW_ARRAY(program->slot, slots);
     MB_NEW_ARRAY(program->add, slots);
     for (int r = 0; r < size; r++) {
-        tree_stack stack;
+        mb_lane_tree stack;
         int64_t first, count;
         mb_comm_share_of(lanes, size, r, &first, &count);
-        push_lanes(&stack, lanes, first, count);
+        mb_lane_tree_fill(&stack, lanes, first, count);
         for (int j = 0; j < stack.depth; j++) {
             int held = program->n_slots++;
             program->slot[held] = (lane_slot){r, j, r == rank ? -1 : program->n_remote++};
-            for (int merges = push_node(&whole, stack.node[j]), m = 0; m < merges; m++) {
+            for (int merges = mb_lane_tree_push(&whole, stack.node[j]), m = 0; m < merges; m++) {
                 const int left = at[whole.depth - 1 + merges - 1 - m];
                 const bool is_left = program->slot[left].staging < 0 || program->slot[held].staging >= 0;
                 program->add[program->n_adds++] = is_left ? (lane_add){left, held} : (lane_add){held, left};
@@ -173,7 +122,7 @@ done:
     return status;
 }
 
-/* ---- 3. Life and plan ---- */
+/* ---- 2. Life and plan ---- */
 
 mb_status mb_lanes_create(mb_comm *comm, int64_t n, int64_t lanes, mb_lanes **out_lanes)
 {
@@ -203,7 +152,6 @@ mb_status mb_lanes_create(mb_comm *comm, int64_t n, int64_t lanes, mb_lanes **ou
         l->offset[r] = least(first * MB_LANES_BLOCK, n);
     }
     l->offset[size] = n;
-    MB_NEW_ARRAY(l->current, n);
     if (size > 1) {
         MB_TRY(program_create(comm, lanes, &l->program));
         l->chunk = least(chunk_elements(l->program.n_slots), l->blocks * MB_LANES_BLOCK);
@@ -241,15 +189,21 @@ size_t mb_lanes_plan(int64_t n, int64_t lanes, int ranks)
     const int64_t slots = count_slots(lanes, ranks),
                   space = (n + MB_LANES_BLOCK - 1) / MB_LANES_BLOCK * MB_LANES_BLOCK;
     for (int r = 0; r < ranks; r++) {
-        tree_stack stack;
+        mb_lane_tree stack;
         int64_t first, count;
         mb_comm_share_of(lanes, ranks, r, &first, &count);
-        const int64_t buffers = push_lanes(&stack, lanes, first, count),
+        const int64_t buffers = mb_lane_tree_fill(&stack, lanes, first, count),
                       remote = ranks > 1 ? slots - stack.depth : 0;
         const int64_t elements = buffers * n + 2 * remote * least(chunk_elements(slots), space);
         if (elements > most) most = elements;
     }
     return (size_t)most * sizeof(float);
+}
+
+size_t mb_lanes_bytes(const mb_lanes *lanes)
+{
+    const int64_t buffers = lanes->stack.depth + lanes->n_free + (lanes->current != NULL);
+    return (size_t)(buffers * lanes->n + 2 * lanes->program.n_remote * lanes->chunk) * sizeof(float);
 }
 
 void mb_lanes_mine(const mb_lanes *lanes, int64_t *out_first, int64_t *out_count)
@@ -265,7 +219,7 @@ void mb_lanes_owned(const mb_lanes *lanes, int64_t *out_first, int64_t *out_coun
     *out_count = lanes->offset[rank + 1] - lanes->offset[rank];
 }
 
-/* ---- 4. A step on this rank ---- */
+/* ---- 3. A step on this rank ---- */
 
 static void zero_buffer(float *buffer, int64_t n)
 {
@@ -314,10 +268,10 @@ done:
 
 mb_status mb_lanes_end(mb_lanes *lanes, int64_t lane)
 {
-    tree_stack *stack = &lanes->stack;
+    mb_lane_tree *stack = &lanes->stack;
     assert(lanes->is_open && lane == lanes->next_lane);
     float *right = lanes->current;
-    const int before = stack->depth, merges = push_node(stack, (tree_node){0, lane});
+    const int before = stack->depth, merges = mb_lane_tree_push(stack, (mb_lane_node){0, lane});
     for (int m = 1; m <= merges; m++) {
         float *left = lanes->held[before - m];
         add_buffer(left, right, lanes->n);
@@ -331,7 +285,7 @@ mb_status mb_lanes_end(mb_lanes *lanes, int64_t lane)
     return MB_OK;
 }
 
-/* ---- 5. Reduce ---- */
+/* ---- 4. Reduce ---- */
 
 /* Elements of owner r in a round: from *out_first on. */
 static int64_t round_of(const mb_lanes *lanes, int owner, int64_t round, int64_t *out_first)
@@ -427,7 +381,7 @@ done:
     return status;
 }
 
-/* ---- 6. Scalars, blocks, parameters ---- */
+/* ---- 5. Scalars, blocks, parameters ---- */
 
 mb_status mb_lanes_sum(mb_lanes *lanes, const double *values, int64_t width, double *sums)
 {
@@ -437,11 +391,8 @@ mb_status mb_lanes_sum(mb_lanes *lanes, const double *values, int64_t width, dou
     MB_NEW_ARRAY(offsets, mb_comm_size(lanes->comm) + 1);
     MB_TRY(mb_comm_allgatherv(lanes->comm, values, (size_t)(lanes->lane_count * width) * sizeof *values, &all,
                               offsets));
-    double *v = all;
-    for (int64_t step = 1; step < lanes->lanes; step *= 2)
-        for (int64_t lane = 0; lane + step < lanes->lanes; lane += 2 * step)
-            for (int64_t i = 0; i < width; i++) v[lane * width + i] += v[(lane + step) * width + i];
-    memcpy(sums, v, (size_t)width * sizeof *sums);
+    mb_lane_tree_sum(all, lanes->lanes, width);
+    memcpy(sums, all, (size_t)width * sizeof *sums);
 done:
     mb_free(all);
     mb_free(offsets);

@@ -24,7 +24,7 @@
 typedef struct mb_lanes mb_lanes;
 
 /* n elements; lanes >= 1; ranks <= lanes else MB_EUSAGE ("training.lanes = 8 allows at most 8 ranks").
- * Allocates one gradient buffer, more on demand. Not collective, but all ranks need the same n and lanes. The
+ * Gradient buffers come on demand. Not collective, but all ranks need the same n and lanes. The
  * comm is borrowed and must outlive the lanes. With one rank nothing is copied or staged. Sums over buffers
  * use the OpenMP threads of the caller; threads do not change the bits. */
 mb_status mb_lanes_create(mb_comm *comm, int64_t n, int64_t lanes, mb_lanes **out_lanes);
@@ -33,6 +33,9 @@ void mb_lanes_destroy(mb_lanes **lanes);
  * Gradient buffers of 4n bytes, as many as the deepest stack, and (for more than one rank) at most
  * MB_LANES_STAGING bytes, or two blocks per subtree sum where that is more, for what arrives. */
 size_t mb_lanes_plan(int64_t n, int64_t lanes, int ranks);
+
+/* Bytes of gradient buffers and staging so far (they are kept). */
+size_t mb_lanes_bytes(const mb_lanes *lanes);
 
 /* Lanes of this rank: [out_first, out_first + out_count). */
 void mb_lanes_mine(const mb_lanes *lanes, int64_t *out_first, int64_t *out_count);

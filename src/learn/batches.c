@@ -71,6 +71,22 @@ int64_t mb_batches_length(const mb_batches *batches, int64_t record)
     return batches->max_length > 0 && length > batches->max_length ? batches->max_length : length;
 }
 
+mb_status mb_batches_most_tokens(const mb_batches *batches, int64_t *out_tokens)
+{
+    mb_status status = MB_OK;
+    int64_t *lengths = NULL, sum = 0;
+    MB_NEW_ARRAY(lengths, batches->records);
+    for (int64_t i = 0; i < batches->records; i++)
+        lengths[i] = mb_batches_length(batches, batches->subset != NULL ? batches->subset[i] : i);
+    qsort(lengths, (size_t)batches->records, sizeof *lengths, compare_int64);
+    for (int64_t i = batches->records - 1; i >= 0 && i >= batches->records - batches->batch_size; i--)
+        sum += lengths[i];
+    *out_tokens = sum;
+done:
+    mb_free(lengths);
+    return status;
+}
+
 /* ---- 2. number of steps ---- */
 
 static int64_t divide_up(int64_t a, int64_t b)

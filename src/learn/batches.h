@@ -32,5 +32,7 @@ mb_batches_step mb_batches_step_get(const mb_batches *batches, int64_t step);
 mb_status mb_batches_sample(mb_batches *batches, int64_t epoch, int64_t place, int64_t *out_record);
 /* Tokens of a record after the cut. */
 int64_t mb_batches_length(const mb_batches *batches, int64_t record);
+/* Tokens of the batch_size longest records: the most a micro-batch can have. */
+mb_status mb_batches_most_tokens(const mb_batches *batches, int64_t *out_tokens);
 
 #endif

@@ -62,6 +62,7 @@ struct mb_objective {
     const char *term[MB_OBJECTIVE_MAX_TERMS];
     int64_t least_records; /* of a whole micro-batch, for the objective to make sense; a smaller batch_size is
                               refused */
+    int64_t row_copies;    /* rows of a pass per token of the batch: 1, or 2 with copies; 0: 1 */
     /* "key = value" lines of every setting that changes what is minimised (for resume keys). Owned. */
     char *settings;
     /* Target tokens of a record under this objective (for step_targets). */

@@ -148,7 +148,7 @@ mb_status mb_optimiser_step(mb_optimiser *optimiser, float *gradient, int64_t st
     mb_status status = MB_OK;
     const mb_optimiser_options *options = &optimiser->options;
     double norm = 0;
-    float *trained = mb_params_trained(optimiser->params);
+    float *owned = mb_params_owned(optimiser->params, optimiser->first);
     MB_TRY(global_norm(optimiser, gradient, &norm));
     *out_norm = norm;
     if (!isfinite(norm)) MB_RAISE(MB_ENUMERIC, "the norm of the gradient is %g", norm);
@@ -163,11 +163,12 @@ mb_status mb_optimiser_step(mb_optimiser *optimiser, float *gradient, int64_t st
         const run *part = &optimiser->runs[i];
         int64_t at = part->first - optimiser->first;
         adamw.weight_decay = part->decays ? options->weight_decay : 0;
-        MB_TRY(mb_ops_adamw(optimiser->ops, &adamw, part->count, gradient + at, trained + part->first,
+        MB_TRY(mb_ops_adamw(optimiser->ops, &adamw, part->count, gradient + at, owned + at,
                             optimiser->moment1 + at, optimiser->moment2 + at));
     }
-    MB_TRY(mb_lanes_allgather(optimiser->lanes, trained));
-    mb_params_changed(optimiser->params);
+    if (!mb_params_is_sharded(optimiser->params))
+        MB_TRY(mb_lanes_allgather(optimiser->lanes, mb_params_trained(optimiser->params)));
+    MB_TRY(mb_params_sync(optimiser->params));
 done:
     return status;
 }

@@ -27,7 +27,7 @@ void mb_optimiser_destroy(mb_optimiser **optimiser);
 
 /* One update from the sums of the owned gradients ([owned], as mb_lanes_reduce gives them). step from 1.
  * Collective. MB_ENUMERIC when the norm is not finite: nothing was changed. Afterwards all ranks have the new
- * parameters and packed forms are stale. */
+ * parameters (of a sharded model: will be brought the new ones) and packed forms are stale. */
 mb_status mb_optimiser_step(mb_optimiser *optimiser, float *gradient, int64_t step, double learning_rate,
                             double *out_norm);
 

@@ -1,6 +1,6 @@
 /* trainer.c: the loop around the steps: stop, save, log, epochs, end.
  *
- * 1. creation   2. writing weights   3. metrics   4. the loop   5. gradients without a step   6. plan
+ * 1. creation   2. writing weights   3. metrics   4. the loop   5. gradients without a step
  */
 #include "learn/trainer.h"
 
@@ -20,6 +20,10 @@
 
 static mb_status check_inputs(const mb_trainer *trainer)
 {
+    if (mb_params_is_sharded(trainer->params) && trainer->options->zero < 3) {
+        return mb_fail(MB_EUSAGE, "the model's weights are cut over the ranks (model.shard), which training "
+                                  "does under training.zero = 3");
+    }
     if (mb_params_trained_count(trainer->params) == 0) {
         return mb_fail(MB_EUSAGE, "nothing trains: every tensor of the model is frozen; set training.train "
                                   "(all, router or patterns), or training.lora.r");
@@ -50,7 +54,9 @@ static mb_status create_parts(mb_trainer *trainer)
                             options->warmup_ratio, mb_batches_steps(trainer->batches)));
     MB_TRY(mb_lanes_create(trainer->comm, mb_params_trained_count(trainer->params), lanes, &trainer->lanes));
     trainer->lane_total = lanes;
+    trainer->lane_stride = 1;
     mb_lanes_mine(trainer->lanes, &trainer->lane_first, &trainer->lane_count);
+    if (options->zero > 1) MB_TRY(mb_trainer_step_create_scatter(trainer));
     MB_TRY(mb_optimiser_create(mb_lm_ops(trainer->lm), trainer->params, trainer->lanes, &optimiser,
                                &trainer->optimiser));
     MB_TRY(mb_trainer_step_create(trainer));
@@ -64,6 +70,7 @@ static void destroy_parts(mb_trainer *trainer)
 {
     mb_trainer_step_destroy(trainer);
     mb_optimiser_destroy(&trainer->optimiser);
+    mb_scatter_destroy(&trainer->scatter);
     mb_lanes_destroy(&trainer->lanes);
     mb_batches_destroy(&trainer->batches);
     mb_metrics_close(&trainer->metrics);
@@ -282,6 +289,7 @@ static void fill_report(const mb_trainer *trainer, mb_status status, mb_trainer_
         .loss = trainer->loss_steps > 0 ? trainer->loss_sum / (double)trainer->loss_steps : 0,
         .is_stopped = status == MB_ESTOPPED};
     if (seconds > 0) report->tokens_per_second = (double)(trainer->tokens - trainer->first_tokens) / seconds;
+    memcpy(report->memory, trainer->memory, sizeof report->memory);
 }
 
 mb_status mb_trainer_run(mb_comm *comm, mb_lm *lm, mb_objective *objective, mb_shard *shard,
@@ -306,6 +314,7 @@ mb_status mb_trainer_run(mb_comm *comm, mb_lm *lm, mb_objective *objective, mb_s
         (long long)mb_batches_steps(trainer.batches), (long long)mb_params_trained_count(trainer.params),
         (long long)trainer.lane_total);
     status = train(&trainer);
+    if (status == MB_OK) status = mb_trainer_memory_measure(&trainer);
     if (status == MB_OK || status == MB_ESTOPPED) fill_report(&trainer, status, out_report);
     if (status != MB_OK) mb_status_trace(status, __func__, __FILE__, __LINE__);
 done:
@@ -329,15 +338,4 @@ done:
     mb_params_bind_gradient(params, NULL);
     mb_trainer_step_destroy_passes(&passes);
     return status;
-}
-
-/* ---- 6. plan ---- */
-
-size_t mb_trainer_plan(int64_t trained, int64_t lanes, int ranks)
-{
-    int64_t blocks = (trained + MB_LANES_BLOCK - 1) / MB_LANES_BLOCK,
-            mine = ranks > 0 ? (blocks + ranks - 1) / ranks : blocks;
-    int64_t owned = mine * MB_LANES_BLOCK < trained ? mine * MB_LANES_BLOCK : trained;
-    return mb_lanes_plan(trained, lanes, ranks) + 2 * sizeof(float) * (size_t)owned +
-           (size_t)mine * sizeof(double);
 }

@@ -29,6 +29,9 @@ typedef struct mb_trainer_options {
     int64_t gradient_accumulation_steps; /* training.gradient_accumulation_steps 8 micro-batches per step,
                                             over all ranks */
     int64_t lanes;                       /* training.lanes 8, cut to the micro-batches per step */
+    int64_t zero;         /* training.zero 1: which of optimiser state (1), gradients (2) and parameters (3)
+                             are cut over the ranks; each includes those before */
+    char *recompute;      /* training.recompute none|blocks (true|false) */
     int64_t max_length;   /* dataset.max_length: records are cut to this many tokens; 0: as in the shard */
     double subset_ratio;  /* dataset.subset_ratio: share of the records used, 0: all, drawn by
                              seed */
@@ -49,10 +52,16 @@ typedef struct mb_trainer_options {
 } mb_trainer_options;
 const mb_option *mb_trainer_option_table(int64_t *out_count);
 
+/* Bytes by kind on the rank that needs most: what was forecast and what was used. activations: of the passes
+ * and their batches; other: packed weights (forecast as if all were packed), the data's index, and the rest.
+ * */
+enum { MB_TRAINER_MEMORY_KINDS = 7 };
+
 typedef struct mb_trainer_report {
     int64_t steps, tokens, records;
     double loss; /* mean over the last epoch's steps */
     double seconds, tokens_per_second;
+    mb_lm_memory memory[MB_TRAINER_MEMORY_KINDS];
     bool is_stopped; /* ended at a checkpoint before its end (MB_ESTOPPED) */
 } mb_trainer_report;
 
@@ -69,7 +78,9 @@ mb_status mb_trainer_run(mb_comm *comm, mb_lm *lm, mb_objective *objective, mb_s
 mb_status mb_trainer_gradients(mb_lm *lm, mb_objective *objective, const mb_microbatch *microbatch,
                                float *gradient, mb_objective_terms *out_terms);
 
-/* Optimiser, state and gradient bytes per rank. */
-size_t mb_trainer_plan(int64_t trained, int64_t lanes, int ranks);
+/* The forecast alone, from an open model and shard. */
+mb_status mb_trainer_forecast(const mb_comm *comm, mb_lm *lm, const mb_objective *objective, mb_shard *shard,
+                              const mb_trainer_options *options,
+                              mb_lm_memory memory[MB_TRAINER_MEMORY_KINDS]);
 
 #endif

@@ -6,6 +6,7 @@
 #define MB_TRAINER_IMPL_H
 
 #include "comm/lanes.h"
+#include "comm/scatter.h"
 #include "learn/batches.h"
 #include "learn/optimiser.h"
 #include "learn/schedule.h"
@@ -17,6 +18,7 @@ typedef struct mb_trainer_passes {
     mb_lm *lm;
     mb_objective *objective;
     mb_arena *arena;
+    bool recompute;
     mb_lm_pass *pass[MB_OBJECTIVE_MAX_PASSES];
 } mb_trainer_passes;
 
@@ -46,12 +48,16 @@ typedef struct mb_trainer {
     mb_schedule schedule;
     mb_metrics *metrics; /* rank 0 */
     mb_trainer_passes passes;
-    int64_t lane_total, lane_first, lane_count;
+    /* My lanes: lane_first, lane_first + lane_stride, ...: contiguous under ZeRO-1, dealt under ZeRO-2 and
+       3. */
+    int64_t lane_total, lane_first, lane_stride, lane_count;
+    mb_scatter *scatter; /* ZeRO-2 and 3: gradients by block; NULL: whole ones in lanes */
+    mb_params_sink sink;
 
     mb_arena *step_arena;   /* tokens of the step's records */
     mb_trainer_part *parts; /* [room for my micro-batches] */
     int64_t part_count;
-    double *lane_terms; /* [lane_count, terms] */
+    double *lane_terms; /* [lane_count, terms]; with scatter [waves, terms] */
     double *terms;      /* [terms] of the last step, over all ranks */
     double norm;
 
@@ -63,6 +69,7 @@ typedef struct mb_trainer {
     double started, saved;             /* clock */
     double step_seconds, save_seconds; /* the longest so far */
     int64_t first_tokens;              /* tokens before this run */
+    mb_lm_memory memory[MB_TRAINER_MEMORY_KINDS];
 } mb_trainer;
 
 /* trainer_step.c */
@@ -73,10 +80,15 @@ mb_status mb_trainer_step_microbatch(mb_trainer_passes *passes, const mb_microba
                                      mb_objective_terms *out_terms);
 mb_status mb_trainer_step_create(mb_trainer *trainer); /* parts, terms, arenas */
 void mb_trainer_step_destroy(mb_trainer *trainer);
+/* ZeRO-2 and 3: where gradients go. */
+mb_status mb_trainer_step_create_scatter(mb_trainer *trainer);
 /* Read my records of the next step; counts over all ranks. Collective. */
 mb_status mb_trainer_step_read(mb_trainer *trainer, const mb_batches_step *taken, mb_trainer_counts *counts);
 /* The step itself. Collective. */
 mb_status mb_trainer_step_run(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets);
+
+/* trainer_memory.c: forecast and what was used, the most of any rank. Collective. */
+mb_status mb_trainer_memory_measure(mb_trainer *trainer);
 
 /* trainer_resume.c */
 mb_status mb_trainer_resume_describe(mb_trainer *trainer); /* settings, environment */

@@ -28,6 +28,13 @@ static const mb_option table[] = {
     INT(lanes, "training.lanes", "8", 1, "lanes",
         "parts a step's sums are made of, cut to the micro-batches of a step; the most ranks there can be",
         NULL),
+    MB_OPTION_INT(mb_trainer_options, zero, "training.zero", "1", 1, 3, "",
+                  "what is cut over the ranks: 1 optimiser state, 2 gradients too, 3 parameters too",
+                  "training.zero_stage|zero_stage"),
+    MB_OPTION_TEXT(mb_trainer_options, recompute, "training.recompute", "none", "none|blocks|true|false",
+                   "blocks: keep only the input of each block and make the rest again on the way back; the "
+                   "same bits for a third more time",
+                   "training.gradient_checkpointing|gradient_checkpointing|recompute"),
     INT(max_length, "dataset.max_length", "0", 0, "tokens",
         "records are cut to so many tokens; 0: as in the shard", NULL),
     REAL(subset_ratio, "dataset.subset_ratio", "0", 0, 1, "share",

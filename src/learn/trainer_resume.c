@@ -17,6 +17,7 @@
 
 #define PIECE_ELEMENTS ((int64_t)1 << 20)
 #define STATE_PREFIX   "step_"
+#define TRAINED        "/trained"
 
 /* ---- 1. settings and environment ---- */
 
@@ -27,7 +28,8 @@ static bool is_setting(const char *key)
                                          "training.save_minutes",  "training.save_total_limit",
                                          "training.logging_steps", "training.save_dtype",
                                          "training.strict",        "training.time_limit_minutes",
-                                         "training.lanes"};
+                                         "training.lanes",         "training.zero",
+                                         "training.recompute"};
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
         if (mb_str_equal(key, others[i])) return false;
     }
@@ -66,9 +68,12 @@ static mb_status add_model(mb_trainer *trainer, mb_str *text)
     MB_TRY(mb_str_add_format(text, "model = %s\ntrained tensors = %s, %lld elements\n",
                              mb_lm_hash(trainer->lm), names,
                              (long long)mb_params_trained_count(trainer->params)));
+    if (mb_lm_dtype(trainer->lm) != MB_F32)
+        MB_TRY(mb_str_add_format(text, "model.dtype = %s\n", mb_dtype_name(mb_lm_dtype(trainer->lm))));
+    MB_TRY(mb_params_describe_storage(trainer->params, text));
     if (lora != NULL && lora->is_on) {
-        MB_TRY(mb_str_add_format(text, "training.lora = r %lld, scale %.9g, dropout %.9g\n",
-                                 (long long)lora->options.r, (double)lora->scale, lora->options.dropout));
+        MB_TRY(mb_str_add_format(text, "training.lora = r %lld, alpha %.9g, dropout %.9g\n",
+                                 (long long)lora->options.r, lora->options.alpha, lora->options.dropout));
     }
 done:
     mb_hash_destroy(&hash);
@@ -86,8 +91,9 @@ mb_status mb_trainer_resume_describe(mb_trainer *trainer)
     MB_TRY(add_options(trainer->options, &text));
     MB_TRY(mb_str_add(&text, trainer->objective->settings));
     trainer->settings = mb_str_take(&text);
-    trainer->environment = mb_str_format("%s, %lld lanes", mb_ops_describe(mb_lm_ops(trainer->lm)),
-                                         (long long)trainer->lane_total);
+    trainer->environment =
+        mb_str_format("%s, %lld lanes%s", mb_ops_describe(mb_lm_ops(trainer->lm)),
+                      (long long)trainer->lane_total, trainer->options->zero > 1 ? ", by rounds" : "");
     if (trainer->environment == NULL) status = mb_status_trace(MB_ENOMEM, __func__, __FILE__, __LINE__);
 done:
     mb_str_destroy(&text);
@@ -116,6 +122,13 @@ done:
     return status;
 }
 
+/* moment 0: the trained values themselves. */
+static mb_status append(mb_h5 *file, int moment, const float *data, int64_t n)
+{
+    if (moment == 0) return mb_h5_append_rows(file, TRAINED, data, n);
+    return mb_trainer_state_append_moment(file, moment, data, n);
+}
+
 /* Append all ranks' parts of one moment; ranges[2 r] and [2 r + 1] are first and count. file is NULL on other
  * ranks. A failed write goes on receiving. */
 static mb_status write_moment(mb_trainer *trainer, mb_h5 *file, int moment, float *mine,
@@ -129,8 +142,7 @@ static mb_status write_moment(mb_trainer *trainer, mb_h5 *file, int moment, floa
                 ranges[2 * owner + 1] - at < PIECE_ELEMENTS ? ranges[2 * owner + 1] - at : PIECE_ELEMENTS;
             float *data = owner == rank ? mine + at : piece;
             if (owner != 0 && (rank == 0 || rank == owner)) MB_TRY(move_piece(trainer->comm, owner, data, n));
-            if (rank == 0 && file != NULL && written == MB_OK)
-                written = mb_trainer_state_append_moment(file, moment, data, n);
+            if (rank == 0 && file != NULL && written == MB_OK) written = append(file, moment, data, n);
         }
     }
     status = written;
@@ -159,11 +171,9 @@ static mb_status start_file(mb_trainer *trainer, const char *folder, mb_h5 **out
     MB_TRY(mb_h5_set_int(file, "/", "loss_steps", trainer->loss_steps));
     MB_TRY(mb_h5_set_real(file, "/", "loss_sum", trainer->loss_sum));
     MB_TRY(mb_h5_set_text(file, "/", "settings", trainer->settings));
-    MB_TRY(mb_h5_create_rows(file, "/trained", MB_F32, 0, NULL, (size_t)1 << 20));
+    MB_TRY(mb_h5_create_rows(file, TRAINED, MB_F32, 0, NULL, (size_t)1 << 20));
     MB_TRY(mb_trainer_state_create_moment(file, 1));
     MB_TRY(mb_trainer_state_create_moment(file, 2));
-    MB_TRY(mb_h5_append_rows(file, "/trained", mb_params_trained(trainer->params),
-                             mb_params_trained_count(trainer->params)));
     *out_file = file;
     file = NULL;
 done:
@@ -201,11 +211,14 @@ static mb_status fill_state(mb_trainer *trainer, mb_status begun, const char *te
     }
     MB_TRY(mb_comm_agree(trainer->comm, status));
     MB_TRY(gather_ranges(trainer, &ranges));
-    status = write_moment(trainer, file, 1, mb_optimiser_moment1(trainer->optimiser), ranges, piece);
-    MB_TRY(mb_comm_agree(trainer->comm, status));
-    status = write_moment(trainer, file, 2, mb_optimiser_moment2(trainer->optimiser), ranges, piece);
-    if (status == MB_OK && file != NULL) status = mb_h5_close(&file);
-    MB_TRY(mb_comm_agree(trainer->comm, status));
+    float *const mine[] = {mb_params_owned(trainer->params, ranges[2 * mb_comm_rank(trainer->comm)]),
+                           mb_optimiser_moment1(trainer->optimiser),
+                           mb_optimiser_moment2(trainer->optimiser)};
+    for (int moment = 0; moment < 3; moment++) {
+        status = write_moment(trainer, file, moment, mine[moment], ranges, piece);
+        if (moment == 2 && status == MB_OK && file != NULL) status = mb_h5_close(&file);
+        MB_TRY(mb_comm_agree(trainer->comm, status));
+    }
 done:
     mb_h5_destroy(&file);
     mb_free(ranges);
@@ -311,9 +324,12 @@ static mb_status read_file(mb_trainer *trainer, const char *path)
                  (long long)state.elements, (long long)elements);
     }
     mb_lanes_owned(trainer->lanes, &first, &count);
-    MB_TRY(mb_h5_read_rows(file, "/trained", MB_F32, 0, elements, mb_params_trained(trainer->params)));
-    mb_params_changed(trainer->params);
+    if (!mb_params_is_sharded(trainer->params))
+        MB_TRY(mb_h5_read_rows(file, TRAINED, MB_F32, 0, elements, mb_params_trained(trainer->params)));
     if (count > 0) {
+        if (mb_params_is_sharded(trainer->params))
+            MB_TRY(mb_h5_read_rows(file, TRAINED, MB_F32, first, count,
+                                   mb_params_owned(trainer->params, first)));
         MB_TRY(mb_trainer_state_read_moment(file, 1, first, count, mb_optimiser_moment1(trainer->optimiser)));
         MB_TRY(mb_trainer_state_read_moment(file, 2, first, count, mb_optimiser_moment2(trainer->optimiser)));
     }
@@ -345,6 +361,7 @@ mb_status mb_trainer_resume_read(mb_trainer *trainer)
         path = mb_str_format("%s/" STATE_PREFIX "%lld", states, (long long)number);
         status = path == NULL ? mb_fail(MB_ENOMEM, "no memory for a path") : read_file(trainer, path);
         MB_TRY(mb_comm_agree(trainer->comm, status));
+        MB_TRY(mb_params_sync(trainer->params));
         mb_info("resuming from %s", path);
     }
 done:

@@ -1,9 +1,10 @@
 /* trainer_step.c: one optimiser step.
  *
  * Each rank reads the records of its lanes' micro-batches once, so that the number of targets is known before
- * any pass. A lane's rounds add into one gradient buffer; the lanes' tree, the optimiser and the gathering of
- * parameters follow. A stop gives up the step between two micro-batches (MB_ESTOPPED on all ranks). Between
- * collectives a rank may fail alone: the statuses are agreed before the next one.
+ * any pass. ZeRO-1: a lane's rounds add into one gradient buffer, then the lanes' tree. ZeRO-2 and 3: waves
+ * of one micro-batch on every rank, whose gradients go to their owners block by block. The optimiser and the
+ * gathering of parameters follow. A stop gives up the step between two micro-batches (MB_ESTOPPED on all
+ * ranks). Between collectives a rank may fail alone: the statuses are agreed before the next one.
  *
  * 1. passes of a micro-batch   2. creation   3. reading   4. running
  */
@@ -64,10 +65,18 @@ mb_status mb_trainer_step_microbatch(mb_trainer_passes *passes, const mb_microba
     mb_objective_pass planned[MB_OBJECTIVE_MAX_PASSES];
     mb_lm_output outputs[MB_OBJECTIVE_MAX_PASSES];
     mb_objective_gradient gradients[MB_OBJECTIVE_MAX_PASSES] = {{0}};
-    int64_t count = 0;
+    int64_t count = 0, backwards = 0;
     mb_arena_reset(passes->arena);
     MB_TRY(objective->plan_passes(objective, microbatch, passes->arena, planned, &count));
+    for (int64_t i = 0; i < count; i++) backwards += planned[i].want.gradient;
+    if (backwards != 1 && mb_params_has_sink(mb_lm_params(passes->lm)))
+        MB_RAISE(MB_EUNSUPPORTED,
+                 "objective %s makes %lld backward passes of a micro-batch; training.zero = 2 "
+                 "and 3 take one: set training.zero=1",
+                 objective->name, (long long)backwards);
+    MB_TRY(mb_lm_gradient_begin(passes->lm));
     for (int64_t i = 0; i < count; i++) {
+        planned[i].want.recompute = passes->recompute && planned[i].want.gradient;
         if (planned[i].model != 0)
             MB_RAISE(MB_EUNSUPPORTED, "objective %s asks for a second model, and the trainer was given one",
                      objective->name);
@@ -88,6 +97,41 @@ done:
 
 /* ---- 2. creation ---- */
 
+static mb_status sink_room(void *context, int64_t block, float **out)
+{
+    mb_trainer *trainer = context;
+    return mb_scatter_room(trainer->scatter, mb_lm_arch(trainer->lm)->layers - block, out);
+}
+
+static mb_status sink_complete(void *context, int64_t block)
+{
+    mb_trainer *trainer = context;
+    return mb_scatter_put(trainer->scatter, mb_lm_arch(trainer->lm)->layers - block);
+}
+
+/* Segments: the head's block first, the embedding last, as they will be complete. */
+mb_status mb_trainer_step_create_scatter(mb_trainer *trainer)
+{
+    mb_status status = MB_OK;
+    const int64_t layers = mb_lm_arch(trainer->lm)->layers;
+    int64_t *first = NULL, *count = NULL;
+    MB_NEW_ARRAY(first, layers + 2);
+    MB_NEW_ARRAY(count, layers + 2);
+    for (int64_t s = 0; s < layers + 2; s++)
+        count[s] = mb_params_block_trained(trainer->params, layers - s, &first[s]);
+    MB_TRY(mb_scatter_create(trainer->comm, mb_params_trained_count(trainer->params), trainer->lane_total,
+                             layers + 2, first, count, &trainer->scatter));
+    trainer->sink = (mb_params_sink){trainer, sink_room, sink_complete};
+    trainer->lane_first = mb_comm_rank(trainer->comm);
+    trainer->lane_stride = mb_comm_size(trainer->comm);
+    trainer->lane_count =
+        (trainer->lane_total - trainer->lane_first + trainer->lane_stride - 1) / trainer->lane_stride;
+done:
+    mb_free(first);
+    mb_free(count);
+    return status;
+}
+
 mb_status mb_trainer_step_create(mb_trainer *trainer)
 {
     mb_status status = MB_OK;
@@ -95,6 +139,8 @@ mb_status mb_trainer_step_create(mb_trainer *trainer)
     int64_t rounds = (options->gradient_accumulation_steps + trainer->lane_total - 1) / trainer->lane_total;
     trainer->part_count = 0;
     MB_TRY(mb_trainer_step_create_passes(trainer->lm, trainer->objective, &trainer->passes));
+    trainer->passes.recompute =
+        mb_str_equal(options->recompute, "blocks") || mb_str_equal(options->recompute, "true");
     MB_TRY(mb_arena_create(ARENA_BYTES, &trainer->step_arena));
     MB_NEW_ARRAY(trainer->parts, trainer->lane_count * rounds);
     for (int64_t i = 0; i < trainer->lane_count * rounds; i++) {
@@ -102,7 +148,7 @@ mb_status mb_trainer_step_create(mb_trainer *trainer)
         trainer->part_count = i + 1;
         MB_NEW_ARRAY(trainer->parts[i].sample, options->batch_size);
     }
-    MB_NEW_ARRAY(trainer->lane_terms, trainer->lane_count * trainer->objective->term_count);
+    MB_NEW_ARRAY(trainer->lane_terms, (trainer->lane_count + 1) * trainer->objective->term_count);
     MB_NEW_ARRAY(trainer->terms, trainer->objective->term_count);
 done:
     return status;
@@ -174,7 +220,8 @@ static mb_status read_mine(mb_trainer *trainer, const mb_batches_step *taken, mb
     mb_status status = MB_OK;
     trainer->part_count = 0;
     mb_arena_reset(trainer->step_arena);
-    for (int64_t lane = trainer->lane_first; lane < trainer->lane_first + trainer->lane_count; lane++) {
+    for (int64_t i = 0; i < trainer->lane_count; i++) {
+        const int64_t lane = trainer->lane_first + i * trainer->lane_stride;
         for (int64_t m = lane; m < taken->microbatches; m += trainer->lane_total) {
             mb_trainer_part *part = &trainer->parts[trainer->part_count++];
             part->lane = lane;
@@ -268,6 +315,64 @@ done:
     return status;
 }
 
+static const mb_trainer_part *part_of(const mb_trainer *trainer, int64_t number)
+{
+    for (int64_t i = 0; i < trainer->part_count; i++)
+        if (trainer->parts[i].number == number) return &trainer->parts[i];
+    return NULL;
+}
+
+/* One micro-batch of every rank, its gradients going to their owners. Collective. */
+static mb_status run_wave(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets,
+                          int64_t round, int64_t wave)
+{
+    mb_status status = MB_OK, finished;
+    const int64_t lane = mb_scatter_lane(trainer->scatter, wave);
+    const mb_trainer_part *part = lane >= 0 ? part_of(trainer, round * trainer->lane_total + lane) : NULL;
+    mb_scatter_begin(trainer->scatter, round, wave);
+    mb_params_set_sink(trainer->params, &trainer->sink);
+    if (mb_stop_is_set())
+        status = mb_fail(MB_ESTOPPED, "stopped inside step %lld", (long long)trainer->step + 1);
+    else if (part != NULL)
+        status = run_part(trainer, taken, step_targets, part,
+                          trainer->lane_terms + wave * trainer->objective->term_count);
+    mb_params_set_sink(trainer->params, NULL);
+    finished = mb_scatter_finish(trainer->scatter);
+    return mb_comm_agree(trainer->comm, status != MB_OK ? status : finished);
+}
+
+/* The same for all rounds of a step: gradients are never whole on a rank. Collective. */
+static mb_status run_rounds(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets)
+{
+    mb_status status = MB_OK;
+    const int64_t waves = mb_scatter_waves(trainer->scatter), width = trainer->objective->term_count;
+    memset(trainer->lane_terms, 0, (size_t)(waves * width) * sizeof *trainer->lane_terms);
+    for (int64_t round = 0; round == 0 || round * trainer->lane_total < taken->microbatches; round++)
+        for (int64_t wave = 0; wave < waves; wave++)
+            MB_TRY(run_wave(trainer, taken, step_targets, round, wave));
+done:
+    return status;
+}
+
+/* Sums of gradients and of terms over all micro-batches. Collective. */
+static mb_status sum_step(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets,
+                          float **out_owned)
+{
+    mb_status status = MB_OK;
+    const int64_t width = trainer->objective->term_count;
+    if (trainer->scatter != NULL) {
+        MB_TRY(run_rounds(trainer, taken, step_targets));
+        *out_owned = mb_scatter_owned(trainer->scatter);
+        MB_TRY(mb_scatter_sum(trainer->scatter, trainer->lane_terms, width, trainer->terms));
+    } else {
+        MB_TRY(mb_comm_agree(trainer->comm, run_lanes(trainer, taken, step_targets)));
+        MB_TRY(mb_lanes_reduce(trainer->lanes, out_owned));
+        MB_TRY(mb_lanes_sum(trainer->lanes, trainer->lane_terms, width, trainer->terms));
+    }
+done:
+    return status;
+}
+
 /* Picks of my micro-batches, by a routing-only pass of each. */
 static mb_status count_picks(mb_trainer *trainer, const mb_batches_step *taken)
 {
@@ -318,9 +423,7 @@ mb_status mb_trainer_step_run(mb_trainer *trainer, const mb_batches_step *taken,
     if (trainer->objective->begin_step != NULL)
         trainer->objective->begin_step(trainer->objective, trainer->lm, trainer->step);
     MB_TRY(share_picks(trainer, taken));
-    MB_TRY(mb_comm_agree(trainer->comm, run_lanes(trainer, taken, step_targets)));
-    MB_TRY(mb_lanes_reduce(trainer->lanes, &owned));
-    MB_TRY(mb_lanes_sum(trainer->lanes, trainer->lane_terms, trainer->objective->term_count, trainer->terms));
+    MB_TRY(sum_step(trainer, taken, step_targets, &owned));
     status = mb_optimiser_step(trainer->optimiser, owned, trainer->step + 1, rate, &trainer->norm);
     if (status != MB_OK) {
         mb_status_prefix("step %lld: ", (long long)trainer->step + 1);

@@ -12,7 +12,9 @@
 
 #include "base/log.h"
 #include "base/stop.h"
-#include "measure/tile.h"
+#include "measure/tile_stream.h"
+
+enum { WINDOW_TOKENS = 1 << 18 }; /* records are ordered by length within so many */
 
 typedef struct tile_sum {
     int64_t source, records, tokens;
@@ -45,15 +47,14 @@ done:
     return status;
 }
 
-static mb_status add_tile(const mb_shard *shard, const mb_tile *tile, const float *loss, int64_t first,
-                          tile_sums *sums)
+static mb_status add_tile(const mb_shard *shard, const mb_tile *tile, const float *loss, tile_sums *sums)
 {
     mb_status status = MB_OK;
     const mb_shard_columns columns = mb_shard_columns_get(shard);
     const int64_t from = sums->count;
     tile_sum *sum;
     for (int64_t i = 0; i < tile->records; i++) {
-        int64_t targets = tile->head_first[i + 1] - tile->head_first[i], record = first + i,
+        int64_t targets = tile->head_first[i + 1] - tile->head_first[i], record = tile->record[i],
                 length = mb_shard_length(shard, record);
         MB_TRY(find_sum(sums, from, columns.source[record], &sum));
         sum->records++;
@@ -75,27 +76,31 @@ static mb_status run_tiles(mb_comm *comm, mb_lm *lm, mb_shard *shard, const mb_t
 {
     mb_status status = MB_OK;
     mb_lm_pass *pass = NULL;
-    mb_tile tile = {0};
+    mb_tile_stream *stream = NULL;
+    const mb_tile *tile;
     mb_progress progress;
     const mb_lm_want want = {0};
     int64_t first, count;
     mb_comm_share(comm, plan->count, &first, &count);
     mb_progress_start(&progress, "perplexity", "tiles", 0, count);
     MB_TRY(mb_lm_pass_create(lm, &pass));
+    MB_TRY(mb_tile_stream_create(shard, plan, limit,
+                                 only_masked ? MB_TILE_MASKED_TARGETS : MB_TILE_ALL_TARGETS, &stream));
+    if (count > 0) mb_tile_stream_start(stream, first);
     for (int64_t t = first; t < first + count; t++) {
         mb_lm_output out = {0};
         if (mb_stop_is_set()) MB_RAISE(MB_ESTOPPED, "stopped while measuring perplexity; run again");
-        MB_TRY(mb_tile_read(&tile, shard, plan->first[t], plan->first[t + 1], limit,
-                            only_masked ? MB_TILE_MASKED_TARGETS : MB_TILE_ALL_TARGETS));
-        mb_lm_batch batch = mb_tile_batch(&tile);
+        MB_TRY(mb_tile_stream_take(stream, &tile));
+        if (t + 1 < first + count) mb_tile_stream_start(stream, t + 1);
+        mb_lm_batch batch = mb_tile_batch(tile);
         if (batch.head_rows > 0) MB_TRY(mb_lm_forward(pass, &batch, &want, &out));
-        MB_TRY(add_tile(shard, &tile, out.token_loss, plan->first[t], sums));
+        MB_TRY(add_tile(shard, tile, out.token_loss, sums));
         mb_progress_step(&progress, t + 1 - first, NULL);
     }
     mb_progress_end(&progress, count, NULL);
 done:
     mb_lm_pass_destroy(&pass);
-    mb_tile_destroy(&tile);
+    mb_tile_stream_destroy(&stream);
     return status;
 }
 
@@ -147,7 +152,7 @@ mb_status mb_perplexity_run(mb_comm *comm, mb_lm *lm, mb_shard *shard, int64_t m
     tile_sum *all = NULL;
     int64_t *offsets = NULL;
     const int64_t limit = mb_tile_limit(max_length, lm, NULL);
-    status = mb_tile_plan_create(shard, limit, tile_tokens, &plan);
+    status = mb_tile_plan_create(shard, limit, tile_tokens, WINDOW_TOKENS, &plan);
     if (status == MB_OK) status = run_tiles(comm, lm, shard, &plan, limit, only_masked, &sums);
     if (status == MB_OK && (offsets = mb_calloc((size_t)mb_comm_size(comm) + 1, sizeof *offsets)) == NULL)
         status = MB_ENOMEM;

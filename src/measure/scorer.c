@@ -14,6 +14,7 @@
 #include "base/stop.h"
 #include "measure/scorer_plan.h"
 #include "measure/scorer_record.h"
+#include "measure/tile_stream.h"
 
 /* ---- 1. options ---- */
 
@@ -51,7 +52,10 @@ typedef struct scorer {
     mb_shard_columns records;
     const mb_scorer_options *options;
     mb_scorer_plan plan;
-    mb_tile tile;
+    mb_tile_stream *stream; /* NULL when no score needs a model */
+    const mb_tile *tile;    /* being computed */
+    mb_comm_queue *queue;
+    int64_t skipped;
     char key[MB_HASH_TEXT];
     json_t *attributes; /* rank 0 */
     const char *path;
@@ -62,8 +66,9 @@ static void scorer_reset(scorer *s)
 {
     mb_lm_pass_destroy(&s->router_pass);
     mb_lm_pass_destroy(&s->source_pass);
+    mb_tile_stream_destroy(&s->stream);
     mb_scorer_plan_reset(&s->plan);
-    mb_tile_destroy(&s->tile);
+    mb_comm_queue_destroy(&s->queue);
     json_decref(s->attributes);
 }
 
@@ -106,60 +111,56 @@ static void put_layer(const scorer *s, mb_scores_part *part, mb_scorer_kind kind
 /* ---- 3. one tile ---- */
 
 /* Router scores of the tile's records from the logits of the asked layers. */
-static void score_routers(scorer *s, bool of_source, const mb_lm_output *out, int64_t first,
-                          mb_scores_part *part)
+static void score_routers(scorer *s, bool of_source, const mb_lm_output *out, mb_scores_part *part)
 {
     const mb_arch *arch = mb_lm_arch(of_source ? s->source_lm : s->router_lm);
     const int64_t gates = mb_arch_gates(arch), good = mb_arch_good(arch);
-    for (int64_t i = 0; i < s->tile.records; i++) {
-        int64_t row = s->tile.row_first[i], n = s->tile.row_first[i + 1] - row;
+    for (int64_t i = 0; i < s->tile->records; i++) {
+        int64_t row = s->tile->row_first[i], n = s->tile->row_first[i + 1] - row, record = s->tile->record[i];
         for (int64_t l = 0; l < s->plan.layer_count; l++) {
             mb_scorer_router mean = {NAN, NAN, NAN};
             if (n > 0)
                 mean = mb_scorer_record_router(out->router_logits[s->plan.layers[l]] + row * gates, n, gates,
                                                good);
             if (of_source) {
-                put_layer(s, part, MB_SCORER_ENTROPY, first + i, l, mean.entropy);
+                put_layer(s, part, MB_SCORER_ENTROPY, record, l, mean.entropy);
             } else {
-                put_layer(s, part, MB_SCORER_GOOD_MASS, first + i, l, mean.good_mass);
-                put_layer(s, part, MB_SCORER_GOOD_LOGITS, first + i, l, mean.good_logits);
+                put_layer(s, part, MB_SCORER_GOOD_MASS, record, l, mean.good_mass);
+                put_layer(s, part, MB_SCORER_GOOD_LOGITS, record, l, mean.good_logits);
             }
         }
     }
 }
 
-static void score_losses(scorer *s, const mb_lm_output *out, int64_t first, mb_scores_part *part)
+static void score_losses(scorer *s, const mb_lm_output *out, mb_scores_part *part)
 {
-    for (int64_t i = 0; i < s->tile.records; i++) {
+    for (int64_t i = 0; i < s->tile->records; i++) {
         double sum = 0;
-        int64_t from = s->tile.head_first[i], to = s->tile.head_first[i + 1];
+        int64_t from = s->tile->head_first[i], to = s->tile->head_first[i + 1];
         for (int64_t h = from; h < to; h++) sum += out->token_loss[h];
-        *value_at(s, part, MB_SCORER_PERPLEXITY, first + i) =
+        *value_at(s, part, MB_SCORER_PERPLEXITY, s->tile->record[i]) =
             to > from ? exp(sum / (double)(to - from)) : NAN;
     }
 }
 
-static mb_status score_tile(scorer *s, int64_t first, int64_t end, mb_scores_part *part)
+static mb_status score_tile(scorer *s, mb_scores_part *part)
 {
     mb_status status = MB_OK;
     const bool has_head = s->plan.wants[MB_SCORER_PERPLEXITY];
     mb_lm_output out = {0};
-    if (!wants_router(&s->plan) && !wants_source(&s->plan)) goto done;
-    MB_TRY(mb_tile_read(&s->tile, s->shard, first, end, s->plan.limit,
-                        has_head ? MB_TILE_ALL_TARGETS : MB_TILE_NO_TARGETS));
-    mb_lm_batch batch = mb_tile_batch(&s->tile);
+    mb_lm_batch batch = mb_tile_batch(s->tile);
     if (wants_source(&s->plan)) {
         mb_lm_want want = {.routers = has_head && batch.head_rows > 0 ? 0 : s->plan.routers};
         bool has_work = batch.head_rows > 0 || (batch.tokens > 0 && s->plan.wants[MB_SCORER_ENTROPY]);
         if (has_work) MB_TRY(mb_lm_forward(s->source_pass, &batch, &want, &out));
-        if (has_head) score_losses(s, &out, first, part);
-        if (s->plan.wants[MB_SCORER_ENTROPY]) score_routers(s, true, &out, first, part);
+        if (has_head) score_losses(s, &out, part);
+        if (s->plan.wants[MB_SCORER_ENTROPY]) score_routers(s, true, &out, part);
     }
     if (wants_router(&s->plan)) {
         mb_lm_want want = {.routers = s->plan.routers};
         batch.head_rows = 0;
         if (batch.tokens > 0) MB_TRY(mb_lm_forward(s->router_pass, &batch, &want, &out));
-        score_routers(s, false, &out, first, part);
+        score_routers(s, false, &out, part);
     }
 done:
     return status;
@@ -192,20 +193,63 @@ done:
     return status;
 }
 
-static mb_status score_part(scorer *s, int64_t first_tile, int64_t end_tile, int64_t first, int64_t rows)
+/* Records first.. of the shard, in how many rows. */
+static int64_t part_rows(const scorer *s, int64_t unit, int64_t *out_first)
+{
+    const mb_tile_plan *tiles = &s->plan.tiles;
+    *out_first = tiles->first[tiles->window[unit]];
+    return tiles->first[tiles->window[unit + 1]] - *out_first;
+}
+
+/* The next part that is still to do, -1 when there is none; the reading of its first tile begins. */
+static mb_status next_part(scorer *s, int64_t *out_unit)
 {
     mb_status status = MB_OK;
-    const mb_scorer_plan *plan = &s->plan;
-    mb_scores_part part = {.first = first, .rows = rows};
-    MB_NEW_ARRAY(part.values, plan->column_count * rows);
-    MB_NEW_ARRAY(part.layers, plan->column_count * rows * plan->layer_count);
-    MB_TRY(score_text(s, &part));
-    for (int64_t t = first_tile; t < end_tile; t++) {
+    int64_t unit, first;
+    for (;;) {
+        MB_TRY(mb_comm_queue_next(s->queue, &unit));
+        if (unit < 0) break;
+        const int64_t rows = part_rows(s, unit, &first);
+        if (!mb_scores_part_is_done(s->path, s->key, first, rows)) break;
+        s->skipped++;
+    }
+    if (unit >= 0 && s->stream != NULL) mb_tile_stream_start(s->stream, s->plan.tiles.window[unit]);
+    *out_unit = unit;
+done:
+    return status;
+}
+
+/* The part's tiles; while the last is computed the next part is already fetched. */
+static mb_status score_tiles(scorer *s, int64_t unit, mb_scores_part *part, int64_t *out_next)
+{
+    mb_status status = MB_OK;
+    const int64_t end = s->plan.tiles.window[unit + 1];
+    for (int64_t t = s->plan.tiles.window[unit]; t < end; t++) {
         if (mb_stop_is_set()) MB_RAISE(MB_ESTOPPED, "stopped; the finished parts stay, run again to go on");
-        MB_TRY(score_tile(s, plan->tiles.first[t], plan->tiles.first[t + 1], &part));
+        if (s->stream != NULL) MB_TRY(mb_tile_stream_take(s->stream, &s->tile));
+        if (t + 1 == end)
+            MB_TRY(next_part(s, out_next));
+        else if (s->stream != NULL)
+            mb_tile_stream_start(s->stream, t + 1);
+        if (s->stream != NULL) MB_TRY(score_tile(s, part));
         mb_progress_step(&s->progress, t + 1,
                          NULL); /* parts are handed out in order: about where all ranks are */
     }
+done:
+    return status;
+}
+
+static mb_status score_part(scorer *s, int64_t unit, int64_t *out_next)
+{
+    mb_status status = MB_OK;
+    const mb_scorer_plan *plan = &s->plan;
+    mb_scores_part part = {0};
+    part.rows = part_rows(s, unit, &part.first);
+    MB_NEW_ARRAY(part.values, plan->column_count * part.rows);
+    MB_NEW_ARRAY(part.layers, plan->column_count * part.rows * plan->layer_count);
+    if (s->stream != NULL) mb_tile_stream_wait(s->stream);
+    MB_TRY(score_text(s, &part));
+    MB_TRY(score_tiles(s, unit, &part, out_next));
     MB_TRY(
         mb_scores_part_write(s->path, s->key, plan->columns, plan->column_count, plan->layer_count, &part));
 done:
@@ -216,24 +260,18 @@ done:
 
 /* ---- 5. all parts ---- */
 
-static mb_status score_parts(scorer *s, mb_comm_queue *queue, int64_t *out_skipped)
+static mb_status score_parts(scorer *s)
 {
     mb_status status = MB_OK;
-    const mb_scorer_plan *plan = &s->plan;
-    int64_t unit;
-    mb_progress_start(&s->progress, "scoring", "tiles", 0, plan->tiles.count);
-    for (;;) {
-        MB_TRY(mb_comm_queue_next(queue, &unit));
-        if (unit < 0) break;
-        int64_t first_tile = plan->part_first[unit], end_tile = plan->part_first[unit + 1];
-        int64_t first = plan->tiles.first[first_tile], rows = plan->tiles.first[end_tile] - first;
-        if (mb_scores_part_is_done(s->path, s->key, first, rows)) {
-            (*out_skipped)++;
-            continue;
-        }
-        MB_TRY(score_part(s, first_tile, end_tile, first, rows));
-    }
-    mb_progress_end(&s->progress, plan->tiles.count, NULL);
+    int64_t unit, next = -1;
+    const double began = mb_clock_seconds();
+    mb_progress_start(&s->progress, "scoring", "tiles", 0, s->plan.tiles.count);
+    MB_TRY(next_part(s, &unit));
+    for (; unit >= 0; unit = next) MB_TRY(score_part(s, unit, &next));
+    mb_progress_end(&s->progress, s->plan.tiles.count, NULL);
+    if (s->stream == NULL) goto done;
+    const double seconds = mb_clock_seconds() - began, waited = mb_tile_stream_waited(s->stream);
+    mb_info("reading: waited %.3f of %.1f s (%.2f %%)", waited, seconds, 100 * waited / (seconds + 1e-9));
 done:
     return status;
 }
@@ -280,17 +318,24 @@ static mb_status prepare(scorer *s)
     }
     if (wants_router(&s->plan)) MB_TRY(mb_lm_pass_create(s->router_lm, &s->router_pass));
     if (wants_source(&s->plan)) MB_TRY(mb_lm_pass_create(s->source_lm, &s->source_pass));
+    if (wants_router(&s->plan) || wants_source(&s->plan))
+        MB_TRY(mb_tile_stream_create(
+            s->shard, &s->plan.tiles, s->plan.limit,
+            s->plan.wants[MB_SCORER_PERPLEXITY] ? MB_TILE_ALL_TARGETS : MB_TILE_NO_TARGETS, &s->stream));
     if (mb_comm_rank(s->comm) == 0) MB_TRY(make_key(s));
 done:
     return status;
+}
+
+static int64_t pass_bytes(mb_lm_pass *opt_pass)
+{
+    return opt_pass != NULL ? (int64_t)mb_arena_peak_bytes(mb_lm_pass_arena(opt_pass)) : 0;
 }
 
 mb_status mb_scorer_run(mb_comm *comm, mb_lm *opt_router_lm, mb_lm *opt_source_lm, mb_shard *shard,
                         const mb_scorer_options *options, const char *out_path, mb_scorer_report *out_report)
 {
     mb_status status = MB_OK;
-    mb_comm_queue *queue = NULL;
-    int64_t skipped = 0;
     const double started = mb_clock_seconds();
     scorer s = {.comm = comm,
                 .router_lm = opt_router_lm,
@@ -301,17 +346,19 @@ mb_status mb_scorer_run(mb_comm *comm, mb_lm *opt_router_lm, mb_lm *opt_source_l
                 .path = out_path};
     MB_TRY(mb_comm_agree(comm, prepare(&s)));
     MB_TRY(mb_comm_bcast(comm, s.key, sizeof s.key, 0));
-    MB_TRY(mb_comm_queue_create(comm, s.plan.part_count, &queue));
-    MB_TRY(mb_comm_agree(comm, score_parts(&s, queue, &skipped)));
-    MB_TRY(mb_comm_allreduce_i64(comm, &skipped, 1, MB_COMM_SUM));
+    MB_TRY(mb_comm_queue_create(comm, s.plan.tiles.windows, &s.queue));
+    MB_TRY(mb_comm_agree(comm, score_parts(&s)));
+    MB_TRY(mb_comm_allreduce_i64(comm, &s.skipped, 1, MB_COMM_SUM));
     MB_TRY(mb_comm_agree(comm, mb_comm_rank(comm) == 0 ? join(&s) : MB_OK));
-    *out_report = (mb_scorer_report){.records = mb_shard_count(shard),
+    int64_t activations = pass_bytes(s.router_pass) + pass_bytes(s.source_pass);
+    MB_TRY(mb_comm_allreduce_i64(comm, &activations, 1, MB_COMM_MAX));
+    *out_report = (mb_scorer_report){.activation_bytes = activations,
+                                     .records = mb_shard_count(shard),
                                      .tokens = s.plan.tiles.tokens,
-                                     .parts = s.plan.part_count,
-                                     .skipped_parts = skipped,
+                                     .parts = s.plan.tiles.windows,
+                                     .skipped_parts = s.skipped,
                                      .seconds = mb_clock_seconds() - started};
 done:
-    mb_comm_queue_destroy(&queue);
     scorer_reset(&s);
     return status;
 }

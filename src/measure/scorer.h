@@ -44,6 +44,7 @@ const mb_option *mb_scorer_option_table(int64_t *out_count);
 typedef struct mb_scorer_report {
     int64_t records, tokens, parts, skipped_parts;
     double seconds;
+    int64_t activation_bytes; /* the most the passes of a rank held */
 } mb_scorer_report;
 
 /* router_lm gives good_mass, good_logits (NULL when none is asked for); source_lm, the unconverted model,

@@ -1,6 +1,7 @@
 /* scorer_plan.c: columns, layers, costs, parts.
  *
- * Parts are runs of whole tiles: a file each, what ranks share out, and the most that a restart repeats per
+ * Parts are the windows of the tile plan: a file each, what ranks share out, and the most that a restart
+ * repeats per
  * rank. About FEW_PARTS of them in a small corpus, of PART_TOKENS tokens in a larger one, never many more
  * than MOST_PARTS.
  *
@@ -182,24 +183,12 @@ static void set_costs(mb_scorer_plan *plan, const mb_lm *router, const mb_lm *so
 
 /* ---- 4. parts ---- */
 
-static mb_status form_parts(mb_scorer_plan *plan, const mb_shard *shard)
+/* Tokens of a part, at least. */
+static int64_t part_tokens(int64_t tokens)
 {
-    mb_status status = MB_OK;
-    int64_t least = plan->tiles.tokens / FEW_PARTS, held = 0;
+    int64_t least = tokens / FEW_PARTS;
     if (least > PART_TOKENS) least = PART_TOKENS;
-    if (least < plan->tiles.tokens / MOST_PARTS) least = plan->tiles.tokens / MOST_PARTS;
-    MB_NEW_ARRAY(plan->part_first, plan->tiles.count + 1);
-    for (int64_t t = 0; t < plan->tiles.count; t++) {
-        if (t == 0 || held >= least) {
-            plan->part_first[plan->part_count++] = t;
-            held = 0;
-        }
-        for (int64_t r = plan->tiles.first[t]; r < plan->tiles.first[t + 1]; r++)
-            held += mb_tile_length(shard, r, plan->limit);
-    }
-    plan->part_first[plan->part_count] = plan->tiles.count;
-done:
-    return status;
+    return least < tokens / MOST_PARTS ? tokens / MOST_PARTS : least;
 }
 
 /* ---- 5. the plan ---- */
@@ -216,8 +205,8 @@ mb_status mb_scorer_plan_create(const mb_scorer_options *options, const mb_shard
     MB_TRY(choose_layers(&plan, options->score_layers != NULL ? options->score_layers : "all", opt_router_lm,
                          opt_source_lm));
     plan.limit = mb_tile_limit(options->max_length, opt_router_lm, opt_source_lm);
-    MB_TRY(mb_tile_plan_create(shard, plan.limit, options->tile_tokens, &plan.tiles));
-    MB_TRY(form_parts(&plan, shard));
+    MB_TRY(mb_tile_plan_create(shard, plan.limit, options->tile_tokens,
+                               part_tokens(mb_tile_tokens(shard, plan.limit)), &plan.tiles));
     set_costs(&plan, opt_router_lm, opt_source_lm);
     *out_plan = plan;
     plan = (mb_scorer_plan){0};
@@ -229,7 +218,6 @@ done:
 void mb_scorer_plan_reset(mb_scorer_plan *plan)
 {
     mb_free(plan->layers);
-    mb_free(plan->part_first);
     mb_tile_plan_reset(&plan->tiles);
     *plan = (mb_scorer_plan){0};
 }

@@ -28,11 +28,9 @@ typedef struct mb_scorer_plan {
     int64_t
         *layers; /* [layer_count] rising numbers of routers that count; 0 of them when no score has layers */
     int64_t layer_count;
-    int64_t routers; /* forward passes for routers alone stop after so many */
-    int64_t limit;   /* tokens of a record */
-    mb_tile_plan tiles;
-    int64_t *part_first; /* [part_count + 1] tile of each part */
-    int64_t part_count;
+    int64_t routers;    /* forward passes for routers alone stop after so many */
+    int64_t limit;      /* tokens of a record */
+    mb_tile_plan tiles; /* its windows are the parts */
 } mb_scorer_plan;
 
 /* MB_EUSAGE: an unknown score, a layer there is not, or a score whose model is missing or unfit. */

@@ -5,6 +5,7 @@
 #include "measure/tile.h"
 
 #include <assert.h>
+#include <stdlib.h>
 
 #include "base/log.h"
 
@@ -33,36 +34,91 @@ int64_t mb_tile_limit(int64_t asked, const mb_lm *opt_a, const mb_lm *opt_b)
 
 /* ---- 2. plan ---- */
 
+int64_t mb_tile_tokens(const mb_shard *shard, int64_t limit)
+{
+    int64_t tokens = 0;
+    for (int64_t r = 0; r < mb_shard_count(shard); r++) tokens += mb_tile_length(shard, r, limit);
+    return tokens;
+}
+
+typedef struct plan_record {
+    int64_t length, number;
+} plan_record;
+
+static int by_length(const void *a, const void *b)
+{
+    const plan_record *x = a, *y = b;
+    if (x->length != y->length) return x->length > y->length ? -1 : 1;
+    return x->number < y->number ? -1 : x->number > y->number;
+}
+
+/* Orders n records from `first` on and cuts them into tiles. */
+static void plan_window(mb_tile_plan *plan, plan_record *records, int64_t first, int64_t n,
+                        int64_t tile_tokens)
+{
+    int64_t held = 0;
+    qsort(records, (size_t)n, sizeof *records, by_length);
+    plan->window[plan->windows++] = plan->count;
+    for (int64_t i = 0; i < n; i++) {
+        if (i == 0 || held + records[i].length > tile_tokens) {
+            plan->first[plan->count++] = first + i;
+            held = 0;
+        }
+        held += records[i].length;
+        plan->order[first + i] = records[i].number;
+    }
+}
+
+static void plan_all(const mb_shard *shard, int64_t limit, int64_t tile_tokens, int64_t window_tokens,
+                     plan_record *records, mb_tile_plan *plan)
+{
+    const int64_t count = mb_shard_count(shard);
+    int64_t first = 0, held = 0;
+    double attended = 0;
+    for (int64_t r = 0; r < count; r++) {
+        const int64_t n = mb_tile_length(shard, r, limit);
+        if (r > first && held >= window_tokens) {
+            plan_window(plan, records, first, r - first, tile_tokens);
+            first = r;
+            held = 0;
+        }
+        records[r - first] = (plan_record){n, r};
+        held += n;
+        plan->tokens += n;
+        plan->cut += n < mb_shard_length(shard, r);
+        attended += 0.5 * (double)n * (double)(n + 1);
+    }
+    if (count > first) plan_window(plan, records, first, count - first, tile_tokens);
+    plan->first[plan->count] = count;
+    plan->window[plan->windows] = plan->count;
+    plan->context = plan->tokens > 0 ? attended / (double)plan->tokens : 0;
+}
+
 mb_status mb_tile_plan_create(const mb_shard *shard, int64_t limit, int64_t tile_tokens,
-                              mb_tile_plan *out_plan)
+                              int64_t window_tokens, mb_tile_plan *out_plan)
 {
     mb_status status = MB_OK;
     mb_tile_plan plan = {0};
+    plan_record *scratch = NULL;
     const int64_t records = mb_shard_count(shard);
-    int64_t held = 0;
-    double attended = 0;
     MB_NEW_ARRAY(plan.first, records + 1);
-    for (int64_t r = 0; r < records; r++) {
-        int64_t n = mb_tile_length(shard, r, limit);
-        if (r == 0 || held + n > tile_tokens) {
-            plan.first[plan.count++] = r;
-            held = 0;
-        }
-        held += n;
-        plan.tokens += n;
-        plan.cut += n < mb_shard_length(shard, r);
-        attended += 0.5 * (double)n * (double)(n + 1);
-    }
-    plan.first[plan.count] = records;
-    plan.context = plan.tokens > 0 ? attended / (double)plan.tokens : 0;
+    MB_NEW_ARRAY(plan.order, records);
+    MB_NEW_ARRAY(plan.window, records + 1);
+    MB_NEW_ARRAY(scratch, records);
+    plan_all(shard, limit, tile_tokens, window_tokens, scratch, &plan);
     *out_plan = plan;
+    plan = (mb_tile_plan){0};
 done:
+    mb_free(scratch);
+    mb_tile_plan_reset(&plan);
     return status;
 }
 
 void mb_tile_plan_reset(mb_tile_plan *plan)
 {
-    MB_FREE(plan->first);
+    mb_free(plan->first);
+    mb_free(plan->order);
+    mb_free(plan->window);
     *plan = (mb_tile_plan){0};
 }
 
@@ -164,25 +220,35 @@ done:
     return status;
 }
 
-mb_status mb_tile_read(mb_tile *tile, mb_shard *shard, int64_t first, int64_t end, int64_t limit,
+static mb_status add_record(mb_tile *tile, const mb_shard_record *record, int64_t limit,
+                            mb_tile_targets targets)
+{
+    mb_status status = MB_OK;
+    const int64_t n = record->count < limit ? record->count : limit, row = tile->tokens;
+    const uint8_t *mask = targets == MB_TILE_MASKED_TARGETS ? record->loss_mask : NULL;
+    if (n > 0) MB_TRY(mb_tile_add(tile, record->tokens, n));
+    for (int64_t i = 1; i < n && targets != MB_TILE_NO_TARGETS; i++)
+        if (mask == NULL || mask[i]) mb_tile_add_target(tile, row + i - 1, record->tokens[i]);
+    tile->records++;
+    tile->row_first[tile->records] = tile->tokens;
+    tile->head_first[tile->records] = tile->heads;
+done:
+    return status;
+}
+
+mb_status mb_tile_read(mb_tile *tile, mb_shard *shard, const mb_tile_plan *plan, int64_t index, int64_t limit,
                        mb_tile_targets targets)
 {
     mb_status status = MB_OK;
     mb_shard_record record;
+    const int64_t n = plan->first[index + 1] - plan->first[index];
     mb_tile_reset(tile);
-    MB_TRY(grow_records(tile, end - first));
+    MB_TRY(grow_records(tile, n));
+    tile->record = plan->order + plan->first[index];
     tile->row_first[0] = tile->head_first[0] = 0;
-    for (int64_t r = first; r < end; r++) {
-        MB_TRY(mb_shard_read(shard, r, &record));
-        int64_t n = record.count < limit ? record.count : limit, row = tile->tokens;
-        if (n > 0) MB_TRY(mb_tile_add(tile, record.tokens, n));
-        const uint8_t *mask = targets == MB_TILE_MASKED_TARGETS ? record.loss_mask : NULL;
-        for (int64_t i = 1; i < n && targets != MB_TILE_NO_TARGETS; i++) {
-            if (mask == NULL || mask[i]) mb_tile_add_target(tile, row + i - 1, record.tokens[i]);
-        }
-        tile->records++;
-        tile->row_first[tile->records] = tile->tokens;
-        tile->head_first[tile->records] = tile->heads;
+    for (int64_t i = 0; i < n; i++) {
+        MB_TRY(mb_shard_read(shard, tile->record[i], &record));
+        MB_TRY(add_record(tile, &record, limit, targets));
     }
 done:
     return status;

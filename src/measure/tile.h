@@ -14,16 +14,25 @@ int64_t mb_tile_length(const mb_shard *shard, int64_t record, int64_t limit);
  * when it cuts what was asked for. */
 int64_t mb_tile_limit(int64_t asked, const mb_lm *opt_a, const mb_lm *opt_b);
 
-/* Runs of consecutive records of at most tile_tokens tokens; a longer record is a tile of its own. */
+/* Windows are runs of consecutive records of at least window_tokens tokens (the last may have fewer). Within
+ * a
+ * window records are ordered longest first (equal lengths: by number) and cut into tiles of at most
+ * tile_tokens tokens, so that a tile's segments are of about one length; a longer record is a tile of its
+ * own. */
 typedef struct mb_tile_plan {
-    int64_t count;
-    int64_t *first; /* [count + 1] record of each tile; first[count] = records */
-    int64_t tokens; /* of all records, as cut */
-    int64_t cut;    /* records longer than limit */
-    double context; /* mean number of tokens a token attends to */
+    int64_t count, windows;
+    int64_t *first;  /* [count + 1] place of each tile's first record in order; first[count] = records */
+    int64_t *order;  /* [records] record numbers */
+    int64_t *window; /* [windows + 1] first tile; window w has records first[window[w]] to
+                        first[window[w + 1]] of the shard, in some order */
+    int64_t tokens;  /* of all records, as cut */
+    int64_t cut;     /* records longer than limit */
+    double context;  /* mean number of tokens a token attends to */
 } mb_tile_plan;
 mb_status mb_tile_plan_create(const mb_shard *shard, int64_t limit, int64_t tile_tokens,
-                              mb_tile_plan *out_plan);
+                              int64_t window_tokens, mb_tile_plan *out_plan);
+/* Tokens of all records, as cut. */
+int64_t mb_tile_tokens(const mb_shard *shard, int64_t limit);
 void mb_tile_plan_reset(mb_tile_plan *plan);
 
 /* A packed batch with its memory, reused from tile to tile. Start zeroed. */
@@ -33,6 +42,7 @@ typedef struct mb_tile {
     int64_t tokens, segments, heads;
     int64_t capacity;
     int64_t *row_first, *head_first; /* [records + 1], of mb_tile_read */
+    const int64_t *record;           /* [records] their numbers; the plan's */
     int64_t records, record_capacity;
 } mb_tile;
 void mb_tile_destroy(mb_tile *tile);
@@ -48,8 +58,8 @@ typedef enum mb_tile_targets {
     MB_TILE_ALL_TARGETS,   /* every token of a record but its first */
     MB_TILE_MASKED_TARGETS /* those of them in the loss mask; all where the shard has none */
 } mb_tile_targets;
-/* Records [first, end) of the shard instead of what the tile held. */
-mb_status mb_tile_read(mb_tile *tile, mb_shard *shard, int64_t first, int64_t end, int64_t limit,
+/* The records of the plan's tile `index` instead of what the tile held. */
+mb_status mb_tile_read(mb_tile *tile, mb_shard *shard, const mb_tile_plan *plan, int64_t index, int64_t limit,
                        mb_tile_targets targets);
 
 #endif

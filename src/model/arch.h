@@ -2,38 +2,43 @@
  *
  * Layer: model.  Uses: base, tensor.
  *
- * One parametric decoder. Read: model_type llama, olmoe, and select_moe (an OLMoE with trash experts, our
- * documented type: the source's fields plus "base_model_type", "num_trash_experts", "trash_logit_bias").
- * Both 4.x and 5.x spellings of transformers are read (rope_theta, rope_scaling / rope_parameters,
- * torch_dtype / dtype); 4.x names are written. Anything in config.json that changes the function and is not
- * done here (another model_type, rope type, activation, mlp bias ...) is refused by name: MB_EUNSUPPORTED.
+ * One parametric decoder. Read: model_type llama, mistral, qwen2, qwen3, olmoe, mixtral, qwen3_moe, and
+ * select_moe (a mixture of experts with trash experts, our documented type: docs/formats.md). 4.x and 5.x
+ * spellings of transformers are read (rope_theta, rope_scaling / rope_parameters, torch_dtype / dtype,
+ * num_experts / num_local_experts) with transformers' own defaults where a field is absent; 4.x names are
+ * written, every field that counts. What changes the function and is not done here (another model_type,
+ * rope type, activation, mlp bias ...) is refused by name: MB_EUNSUPPORTED.
  */
 #ifndef MB_ARCH_H
 #define MB_ARCH_H
 
 #include "base/json.h"
+#include "model/family.h"
 #include "model/rotary.h"
 #include "tensor/tensor.h"
 
-typedef enum mb_family { MB_FAMILY_LLAMA, MB_FAMILY_OLMOE } mb_family;
-typedef enum mb_qk_norm {
-    MB_QK_NORM_NONE,
-    MB_QK_NORM_FULL /* OLMoE: over all heads at once */,
-    MB_QK_NORM_HEAD
-} mb_qk_norm;
+enum { MB_ARCH_MAX_LAYERS = 512 };
+/* What a layer is, flags of mb_arch.layer. */
+enum { MB_LAYER_MOE = 1, MB_LAYER_WINDOW = 2 };
 
 typedef struct mb_arch {
     mb_family family;
     int64_t width;  /* D  hidden_size */
     int64_t layers; /* L */
     int64_t heads, kv_heads, head_width;
-    int64_t ffn;   /* F  intermediate_size, of the dense FFN or of one expert */
-    int64_t vocab; /* V */
+    int64_t ffn; /* F  of one expert; of the dense FFN when there are no experts */
+    int64_t
+        dense_ffn;  /* of the dense layers of a model that has experts too (Qwen3-MoE's intermediate_size) */
+    int64_t window; /* sliding window of the layers flagged MB_LAYER_WINDOW: keys a query sees, itself
+                          included; 0 none */
+    uint8_t layer[MB_ARCH_MAX_LAYERS]; /* flags */
+    int64_t vocab;                     /* V */
     int64_t max_positions;
     double rms_eps, rope_theta, initializer_range;
-    mb_rotary rotary; /* rope scaling */
-    bool tied_head;   /* tie_word_embeddings */
-    bool attention_bias;
+    mb_rotary rotary;    /* rope scaling */
+    bool tied_head;      /* tie_word_embeddings */
+    bool attention_bias; /* of q, k, v */
+    bool o_bias;         /* of o_proj too (Llama); Qwen2 has none */
     mb_qk_norm qk_norm;
     double clip_qkv; /* 0: none */
     /* mixture of experts; experts == 0: dense */
@@ -53,10 +58,33 @@ typedef struct mb_arch {
 
 mb_status mb_arch_read(const char *folder, mb_arch *out_arch); /* folder/config.json */
 mb_status mb_arch_from_json(const json_t *config, const char *where, mb_arch *out_arch);
+/* Do the fields fit each other? MB_ERANGE, MB_ESHAPE with the field's name. */
+mb_status mb_arch_check(const mb_arch *arch, const char *where);
+/* A token id field: an id, null, absent or negative (-1), or a list of ids (the first counts). */
+int64_t mb_arch_id(const json_t *value);
 /* New JSON object with every field written out. Caller json_decref. */
 mb_status mb_arch_to_json(const mb_arch *arch, json_t **out_config);
 mb_status mb_arch_copy(const mb_arch *arch, mb_arch *out_arch);
 void mb_arch_reset(mb_arch *arch); /* frees config */
+
+static inline bool mb_arch_is_moe(const mb_arch *arch, int64_t layer)
+{
+    return (arch->layer[layer] & MB_LAYER_MOE) != 0;
+}
+static inline int64_t mb_arch_window(const mb_arch *arch, int64_t layer)
+{
+    return (arch->layer[layer] & MB_LAYER_WINDOW) != 0 ? arch->window : 0;
+}
+int64_t mb_arch_moe_layers(const mb_arch *arch); /* layers that have a router */
+static inline int64_t mb_arch_dense_ffn(const mb_arch *arch)
+{
+    return arch->experts > 0 ? arch->dense_ffn : arch->ffn;
+} /* F of a layer without experts */
+
+static inline const mb_family_facts *mb_arch_facts(const mb_arch *arch)
+{
+    return mb_family_get(arch->family);
+}
 
 static inline int64_t mb_arch_gates(const mb_arch *arch)
 {

@@ -3,9 +3,9 @@
  * 1. forward
  * 2. backward
  *
- * Forward: n = norm(x); q, k, v = W n; OLMoE: RMS norm over the whole of q and of k; clip; rotate; attend
- * within segments; x += W_o o. Kept: x, the raw q and k (when they are normed or clipped after), rotated q
- * and k, v, o, lse.
+ * Forward: n = norm(x); q, k, v = W n + b; OLMoE: RMS norm over the whole of q and of k, Qwen3: of each head;
+ * clip; rotate; attend within segments (and their kept keys); x += W_o o. Kept: x, the raw q and k (when they
+ * are normed or clipped after), rotated q and k, v, o, lse.
  */
 #include <string.h>
 
@@ -15,7 +15,7 @@
 
 static mb_tensor attention_flat(const mb_tensor *x)
 {
-    return mb_tensor_view2(MB_F32, x->data, x->shape[0], x->shape[1] * x->shape[2]);
+    return mb_tensor_view2(x->dtype, x->data, x->shape[0], x->shape[1] * x->shape[2]);
 }
 
 static mb_status attention_allocate(const mb_block_context *c, const mb_block *block, mb_block_saved *s)
@@ -24,16 +24,17 @@ static mb_status attention_allocate(const mb_block_context *c, const mb_block *b
     const int64_t t = c->tokens, h = c->arch->heads, g = c->arch->kv_heads, d = c->arch->head_width;
     s->q_raw = s->k_raw = (mb_tensor){0};
     MB_TRY(mb_block_new1(c, t, &s->rstd_in));
-    MB_TRY(mb_block_new3(c, t, h, d, &s->q));
-    MB_TRY(mb_block_new3(c, t, g, d, &s->k));
-    MB_TRY(mb_block_new3(c, t, g, d, &s->v));
-    MB_TRY(mb_block_new3(c, t, h, d, &s->o));
+    MB_TRY(mb_block_act3(c, t, h, d, &s->q));
+    MB_TRY(mb_block_act3(c, t, g, d, &s->k));
+    MB_TRY(mb_block_act3(c, t, g, d, &s->v));
+    MB_TRY(mb_block_act3(c, t, h, d, &s->o));
     MB_TRY(mb_block_new2(c, t, h, &s->lse));
     if (block->q_norm == NULL) goto done;
-    MB_TRY(mb_block_new2(c, t, h * d, &s->q_raw));
-    MB_TRY(mb_block_new2(c, t, g * d, &s->k_raw));
-    MB_TRY(mb_block_new1(c, t, &s->q_rstd));
-    MB_TRY(mb_block_new1(c, t, &s->k_rstd));
+    const bool by_head = c->arch->qk_norm == MB_QK_NORM_HEAD;
+    MB_TRY(mb_block_act2(c, t, h * d, &s->q_raw));
+    MB_TRY(mb_block_act2(c, t, g * d, &s->k_raw));
+    MB_TRY(mb_block_new1(c, by_head ? t * h : t, &s->q_rstd));
+    MB_TRY(mb_block_new1(c, by_head ? t * g : t, &s->k_rstd));
 done:
     return status;
 }
@@ -46,10 +47,10 @@ static mb_status attention_turned(const mb_block_context *c, mb_projection *proj
     mb_tensor flat = attention_flat(y);
     mb_ops *ops = c->p.ops;
     if (opt_norm != NULL) {
-        MB_TRY(mb_projection_forward(&c->p, projection, &c->normed, false, raw));
+        MB_TRY(mb_projection_forward(&c->p, projection, &c->normed_act, false, raw));
         MB_TRY(mb_ops_rms_norm(ops, raw, &opt_norm->value, (float)c->arch->rms_eps, &flat, rstd));
     } else {
-        MB_TRY(mb_projection_forward(&c->p, projection, &c->normed, false, &flat));
+        MB_TRY(mb_projection_forward(&c->p, projection, &c->normed_act, false, &flat));
         if (c->arch->clip_qkv > 0 && c->gradient) MB_TRY(mb_block_keep(c, &flat, raw));
     }
     if (c->arch->clip_qkv > 0) MB_TRY(mb_ops_clamp(ops, (float)c->arch->clip_qkv, &flat));
@@ -58,13 +59,46 @@ done:
     return status;
 }
 
+/* Puts the new keys and values behind those kept and attends to all of them. */
+static mb_status attention_attend_kept(const mb_block_context *c, const mb_block *block, mb_block_saved *s,
+                                       mb_attention_shape *shape)
+{
+    mb_status status = MB_OK;
+    const mb_arena_mark mark = mb_arena_mark_get(c->p.arena);
+    mb_kv_cache *cache = c->opt_cache;
+    int32_t *first, *count;
+    MB_ARENA_ARRAY(c->p.arena, first, shape->segments);
+    MB_ARENA_ARRAY(c->p.arena, count, shape->segments);
+    for (int64_t i = 0; i < shape->segments; i++) {
+        const int32_t rows = shape->offsets[i + 1] - shape->offsets[i], slot = c->opt_slot[i];
+        MB_TRY(mb_kv_cache_write(cache, block->index, slot, &s->k, &s->v, shape->offsets[i], rows));
+        first[i] = cache->first[slot];
+        count[i] = cache->length[slot] + rows;
+    }
+    shape->opt_key_first = first;
+    shape->opt_key_count = count;
+    MB_TRY(mb_ops_attention(c->p.ops, shape, &s->q, &cache->k[block->index], &cache->v[block->index], &s->o,
+                            &s->lse));
+done:
+    mb_arena_release(c->p.arena, mark);
+    return status;
+}
+
+static mb_status attention_attend(const mb_block_context *c, const mb_block *block, mb_block_saved *s)
+{
+    mb_attention_shape shape = c->shape;
+    shape.window = block->window;
+    if (c->opt_cache != NULL) return attention_attend_kept(c, block, s, &shape);
+    return mb_ops_attention(c->p.ops, &shape, &s->q, &s->k, &s->v, &s->o, &s->lse);
+}
+
 mb_status mb_attention_block_forward(const mb_block_context *context, mb_block *block, mb_tensor *x,
                                      mb_block_saved *saved)
 {
     mb_status status = MB_OK;
     const mb_block_context *c = context;
     mb_block_saved *s = saved;
-    mb_tensor normed = c->normed;
+    mb_tensor normed = c->normed_act;
     const mb_arena_mark mark = mb_arena_mark_get(c->p.arena);
     const bool keep = c->gradient && block->needs_attention;
     if (keep) MB_TRY(mb_block_keep(c, x, &s->x_in));
@@ -74,9 +108,9 @@ mb_status mb_attention_block_forward(const mb_block_context *context, mb_block *
     MB_TRY(attention_turned(c, &block->q, block->q_norm, &s->q_raw, &s->q_rstd, &s->q));
     MB_TRY(attention_turned(c, &block->k, block->k_norm, &s->k_raw, &s->k_rstd, &s->k));
     mb_tensor v = attention_flat(&s->v), o = attention_flat(&s->o);
-    MB_TRY(mb_projection_forward(&c->p, &block->v, &c->normed, false, &v));
+    MB_TRY(mb_projection_forward(&c->p, &block->v, &c->normed_act, false, &v));
     if (c->arch->clip_qkv > 0) MB_TRY(mb_ops_clamp(c->p.ops, (float)c->arch->clip_qkv, &v));
-    MB_TRY(mb_ops_attention(c->p.ops, &c->shape, &s->q, &s->k, &s->v, &s->o, &s->lse));
+    MB_TRY(attention_attend(c, block, s));
     MB_TRY(mb_projection_forward(&c->p, &block->o, &o, true, x));
 done:
     if (!keep) mb_arena_release(c->p.arena, mark);
@@ -98,7 +132,7 @@ static mb_status attention_unturn(const mb_block_context *c, mb_param *opt_norm,
         mb_tensor clipped, again;
         MB_TRY(mb_block_keep(c, raw, &clipped));
         if (opt_norm != NULL) {
-            MB_TRY(mb_block_new1(c, c->tokens, &again));
+            MB_TRY(mb_block_new1(c, mb_tensor_count(rstd), &again));
             MB_TRY(mb_ops_rms_norm(ops, raw, &opt_norm->value, (float)c->arch->rms_eps, &clipped, &again));
         }
         MB_TRY(mb_ops_clamp(ops, (float)c->arch->clip_qkv, &clipped));
@@ -106,7 +140,7 @@ static mb_status attention_unturn(const mb_block_context *c, mb_param *opt_norm,
     }
     *out = flat;
     if (opt_norm == NULL) goto done;
-    MB_TRY(mb_block_new2(c, flat.shape[0], flat.shape[1], out));
+    MB_TRY(mb_block_act2(c, flat.shape[0], flat.shape[1], out));
     MB_TRY(mb_ops_rms_norm_backward(ops, &flat, raw, &opt_norm->value, rstd, false, out,
                                     mb_block_gradient(opt_norm)));
 done:
@@ -130,7 +164,7 @@ static mb_status attention_backward_input(const mb_block_context *c, mb_block *b
     const mb_tensor *norm = &block->input_norm->value;
     if (attention_reads_input(block)) {
         MB_TRY(mb_block_new1(c, c->tokens, &again));
-        MB_TRY(mb_block_new2(c, c->tokens, c->arch->width, &normed));
+        MB_TRY(mb_block_act2(c, c->tokens, c->arch->width, &normed));
         MB_TRY(mb_ops_rms_norm(ops, &s->x_in, norm, (float)c->arch->rms_eps, &normed, &again));
     }
     if (block->needs_input || block->input_norm->trained) {
@@ -155,15 +189,19 @@ mb_status mb_attention_block_backward(const mb_block_context *context, mb_block 
     const mb_block_saved *s = saved;
     const int64_t t = c->tokens, h = c->arch->heads, g = c->arch->kv_heads, d = c->arch->head_width;
     const mb_arena_mark mark = mb_arena_mark_get(c->p.arena);
-    mb_tensor d_o, dq, dk, dv, dq_raw, dk_raw, flat = attention_flat(&s->o);
-    MB_TRY(mb_block_new3(c, t, h, d, &d_o));
+    mb_tensor dx_act, d_o, dq, dk, dv, dq_raw, dk_raw, flat = attention_flat(&s->o);
+    mb_attention_shape shape = c->shape;
+    shape.window = block->window;
+    MB_TRY(mb_block_cast(c, dx, &dx_act));
+    MB_TRY(mb_block_act3(c, t, h, d, &d_o));
     mb_tensor d_o_flat = attention_flat(&d_o);
-    MB_TRY(mb_projection_backward(&c->p, &block->o, dx, &flat, false, block->needs_qkv ? &d_o_flat : NULL));
+    MB_TRY(
+        mb_projection_backward(&c->p, &block->o, &dx_act, &flat, false, block->needs_qkv ? &d_o_flat : NULL));
     if (!block->needs_qkv) goto done;
-    MB_TRY(mb_block_new3(c, t, h, d, &dq));
-    MB_TRY(mb_block_new3(c, t, g, d, &dk));
-    MB_TRY(mb_block_new3(c, t, g, d, &dv));
-    MB_TRY(mb_ops_attention_backward(c->p.ops, &c->shape, &s->q, &s->k, &s->v, &s->o, &s->lse, &d_o, &dq, &dk,
+    MB_TRY(mb_block_act3(c, t, h, d, &dq));
+    MB_TRY(mb_block_act3(c, t, g, d, &dk));
+    MB_TRY(mb_block_act3(c, t, g, d, &dv));
+    MB_TRY(mb_ops_attention_backward(c->p.ops, &shape, &s->q, &s->k, &s->v, &s->o, &s->lse, &d_o, &dq, &dk,
                                      &dv));
     MB_TRY(attention_unturn(c, block->q_norm, &s->q_raw, &s->q_rstd, &dq, &dq_raw));
     MB_TRY(attention_unturn(c, block->k_norm, &s->k_raw, &s->k_rstd, &dk, &dk_raw));

@@ -32,14 +32,16 @@ static void block_project(mb_projection *projection, mb_params *params, int64_t 
 static mb_status block_find_experts(mb_block *block, mb_params *params, const mb_arch *arch, int64_t index)
 {
     mb_status status = MB_OK;
-    char text[160];
+    char text[96];
     const uint32_t sub = (uint32_t)(index * PLACES);
     const int64_t n = arch->experts;
-    snprintf(text, sizeof text, "model.layers.%lld.mlp.experts", (long long)index);
-    block_project(&block->router, params, index, "mlp.gate", PLACE_ROUTER);
-    MB_TRY(mb_projection_group_find(&block->experts_gate, params, text, "gate_proj", n, sub + PLACE_GATE));
-    MB_TRY(mb_projection_group_find(&block->experts_up, params, text, "up_proj", n, sub + PLACE_UP));
-    MB_TRY(mb_projection_group_find(&block->experts_down, params, text, "down_proj", n, sub + PLACE_DOWN));
+    const mb_family_facts *names = mb_arch_facts(arch);
+    snprintf(text, sizeof text, "%s.gate", names->moe);
+    block_project(&block->router, params, index, text, PLACE_ROUTER);
+    snprintf(text, sizeof text, "model.layers.%lld.%s.experts", (long long)index, names->moe);
+    MB_TRY(mb_projection_group_find(&block->experts_gate, params, text, names->gate, n, sub + PLACE_GATE));
+    MB_TRY(mb_projection_group_find(&block->experts_up, params, text, names->up, n, sub + PLACE_UP));
+    MB_TRY(mb_projection_group_find(&block->experts_down, params, text, names->down, n, sub + PLACE_DOWN));
 done:
     return status;
 }
@@ -82,7 +84,9 @@ mb_status mb_block_find(mb_block *block, const mb_arch *arch, mb_params *params,
     block_project(&block->k, params, index, "self_attn.k_proj", PLACE_K);
     block_project(&block->v, params, index, "self_attn.v_proj", PLACE_V);
     block_project(&block->o, params, index, "self_attn.o_proj", PLACE_O);
-    block->is_moe = arch->experts > 0;
+    block->index = index;
+    block->window = mb_arch_window(arch, index);
+    block->is_moe = mb_arch_is_moe(arch, index);
     if (block->is_moe) {
         MB_TRY(block_find_experts(block, params, arch, index));
     } else {
@@ -104,32 +108,53 @@ void mb_block_reset(mb_block *block)
 
 /* ---- 3. tensors in the arena ---- */
 
-mb_status mb_block_new3(const mb_block_context *context, int64_t n0, int64_t n1, int64_t n2, mb_tensor *out)
+static mb_status block_new(const mb_block_context *context, mb_tensor tensor, mb_tensor *out)
 {
     mb_status status = MB_OK;
-    float *data;
-    MB_ARENA_ARRAY(context->p.arena, data, n0 * n1 * n2);
-    *out = mb_tensor_view3(MB_F32, data, n0, n1, n2);
+    char *data;
+    MB_ARENA_ARRAY(context->p.arena, data,
+                   tensor.shape[0] * tensor.shape[1] * tensor.shape[2] *
+                       (int64_t)mb_dtype_bytes(tensor.dtype));
+    tensor.data = data;
+    *out = tensor;
 done:
     return status;
+}
+
+mb_status mb_block_new3(const mb_block_context *context, int64_t n0, int64_t n1, int64_t n2, mb_tensor *out)
+{
+    return block_new(context, mb_tensor_view3(MB_F32, NULL, n0, n1, n2), out);
 }
 
 mb_status mb_block_new2(const mb_block_context *context, int64_t n0, int64_t n1, mb_tensor *out)
 {
-    mb_status status = MB_OK;
-    float *data;
-    MB_ARENA_ARRAY(context->p.arena, data, n0 * n1);
-    *out = mb_tensor_view2(MB_F32, data, n0, n1);
-done:
-    return status;
+    return block_new(context, mb_tensor_view2(MB_F32, NULL, n0, n1), out);
 }
 
 mb_status mb_block_new1(const mb_block_context *context, int64_t n0, mb_tensor *out)
 {
+    return block_new(context, mb_tensor_view1(MB_F32, NULL, n0), out);
+}
+
+mb_status mb_block_act2(const mb_block_context *context, int64_t n0, int64_t n1, mb_tensor *out)
+{
+    return block_new(context, mb_tensor_view2(context->dtype, NULL, n0, n1), out);
+}
+
+mb_status mb_block_act3(const mb_block_context *context, int64_t n0, int64_t n1, int64_t n2, mb_tensor *out)
+{
+    return block_new(context, mb_tensor_view3(context->dtype, NULL, n0, n1, n2), out);
+}
+
+mb_status mb_block_cast(const mb_block_context *context, const mb_tensor *x, mb_tensor *out)
+{
     mb_status status = MB_OK;
-    float *data;
-    MB_ARENA_ARRAY(context->p.arena, data, n0);
-    *out = mb_tensor_view1(MB_F32, data, n0);
+    mb_tensor y = *x;
+    if (x->dtype != context->dtype) {
+        MB_TRY(mb_block_act2(context, x->shape[0], mb_tensor_count(x) / x->shape[0], &y));
+        MB_TRY(mb_ops_cast(context->p.ops, x, &y));
+    }
+    *out = y;
 done:
     return status;
 }
@@ -137,7 +162,8 @@ done:
 mb_status mb_block_keep(const mb_block_context *context, const mb_tensor *x, mb_tensor *out)
 {
     mb_status status = MB_OK;
-    MB_TRY(mb_block_new2(context, x->shape[0], mb_tensor_count(x) / x->shape[0], out));
+    const int64_t width = mb_tensor_count(x) / x->shape[0];
+    MB_TRY(block_new(context, mb_tensor_view2(x->dtype, NULL, x->shape[0], width), out));
     memcpy(out->data, x->data, mb_tensor_bytes(x));
 done:
     return status;

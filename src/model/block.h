@@ -1,15 +1,18 @@
 /* block: one decoder layer, its parameters, what a pass keeps of it, and its two halves forward and backward.
  *
  * Layer: model.  Uses: projection, arch, ops.
- * Source: transformers' modeling_llama.py and modeling_olmoe.py.
+ * Source: transformers' modeling_llama.py, modeling_olmoe.py and their sisters.
  *
- * The residual stream x [T, D] is changed in place: x += attention(norm(x)); x += ffn(norm(x)). So is its
- * gradient on the way back. What a half needs for its backward pass is kept in mb_block_saved, in the pass's
- * arena; norms, gathers and SwiGLU are made again rather than kept.
+ * Dtypes: the residual stream, norms' statistics and everything of the router are f32; what passes between
+ * matrices ("act" below) has the context's dtype. The residual stream x [T, D] is changed in place:
+ * x += attention(norm(x)); x += ffn(norm(x)). So is its gradient on the way back. What a half needs for its
+ * backward pass is kept in mb_block_saved, in the pass's arena; norms, gathers and SwiGLU are made again
+ * rather than kept.
  */
 #ifndef MB_BLOCK_H
 #define MB_BLOCK_H
 
+#include "model/kv_cache.h"
 #include "model/projection.h"
 
 typedef struct mb_block {
@@ -20,6 +23,7 @@ typedef struct mb_block {
     mb_projection router;         /* mixture of experts */
     mb_projection_group experts_gate, experts_up, experts_down;
     bool is_moe;
+    int64_t index, window;
     /* What the backward pass has to compute, fixed by what trains: */
     bool needs_any;       /* anything here at all */
     bool needs_input;     /* the gradient of the block's input: something below trains */
@@ -32,13 +36,13 @@ typedef struct mb_block {
 
 typedef struct mb_block_saved {
     mb_tensor x_in, rstd_in;   /* [T, D], [T] */
-    mb_tensor q_raw, k_raw;    /* before q/k norm and clip; dims 0 when there is neither */
-    mb_tensor q_rstd, k_rstd;  /* [T] */
-    mb_tensor q, k, v, o;      /* [T, H|G, Dh], after rotation */
+    mb_tensor q_raw, k_raw;    /* act, before q/k norm and clip; dims 0 when there is neither */
+    mb_tensor q_rstd, k_rstd;  /* [T], or [T, H|G] where each head is normed by itself */
+    mb_tensor q, k, v, o;      /* act [T, H|G, Dh], after rotation */
     mb_tensor lse;             /* [T, H] */
     mb_tensor x_mid, rstd_mid; /* [T, D], [T] */
-    mb_tensor gate, up;        /* [T, F] dense, [P, F] experts */
-    mb_tensor out;             /* [P, D] of experts */
+    mb_tensor gate, up;        /* act [T, F] dense, [P, F] experts */
+    mb_tensor out;             /* act [P, D] of experts */
     mb_tensor router_logits;   /* [T, E'], without the trash bias */
     mb_tensor probs, weights;  /* [T, E'], [T, K] */
     int32_t *ids;              /* [T, K] */
@@ -52,9 +56,13 @@ typedef struct mb_block_context {
     const mb_tensor *rope; /* [Pmax, Dh] */
     int64_t tokens;
     const int32_t *positions;
-    mb_attention_shape shape;
-    mb_tensor normed; /* [T, D] work space */
-    bool gradient;    /* keep what the backward pass needs */
+    mb_attention_shape shape; /* its window is set per block */
+    mb_dtype dtype;           /* of act tensors: f32 or bf16 */
+    mb_tensor normed;         /* [T, D] f32 work space */
+    mb_tensor normed_act;     /* [T, D] act work space; normed itself when act is f32 */
+    bool gradient;            /* keep what the backward pass needs */
+    mb_kv_cache *opt_cache;   /* keys and values of earlier calls are there and new ones are put there */
+    const int32_t *opt_slot;  /* [S] the cache's slot of each segment */
 } mb_block_context;
 
 /* Point at the parameters and work out what has to be computed backward. Frees nothing on failure: call
@@ -62,10 +70,14 @@ typedef struct mb_block_context {
 mb_status mb_block_find(mb_block *block, const mb_arch *arch, mb_params *params, int64_t index);
 void mb_block_reset(mb_block *block);
 
-/* Tensors from the pass's arena, and a copy of one. */
+/* f32 tensors from the pass's arena, act ones, and a copy of one in its dtype. */
 mb_status mb_block_new1(const mb_block_context *context, int64_t n0, mb_tensor *out);
 mb_status mb_block_new2(const mb_block_context *context, int64_t n0, int64_t n1, mb_tensor *out);
 mb_status mb_block_new3(const mb_block_context *context, int64_t n0, int64_t n1, int64_t n2, mb_tensor *out);
+mb_status mb_block_act2(const mb_block_context *context, int64_t n0, int64_t n1, mb_tensor *out);
+mb_status mb_block_act3(const mb_block_context *context, int64_t n0, int64_t n1, int64_t n2, mb_tensor *out);
+/* x itself when act is f32, else x rounded. */
+mb_status mb_block_cast(const mb_block_context *context, const mb_tensor *x, mb_tensor *out);
 mb_status mb_block_keep(const mb_block_context *context, const mb_tensor *x, mb_tensor *out);
 /* The gradient a trained parameter takes, NULL for a frozen one. */
 mb_tensor *mb_block_gradient(mb_param *param);

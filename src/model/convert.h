@@ -10,7 +10,8 @@
 #include "model/lm.h"
 
 typedef struct mb_convert_report {
-    int64_t tensors, identical, changed, added; /* by checksum of bytes, source against result */
+    int64_t tensors, identical, changed, added; /* parameters by their bytes, source against result, whichever
+                                                   names they are saved under */
     double max_logit_difference;    /* relative to the largest |logit|, same tokens through both; NaN when not
                                        comparable */
     double mean_trash_mass;         /* of the result, 0 when none */
@@ -24,11 +25,11 @@ typedef struct mb_convert_trash_options {
     uint64_t seed;
 } mb_convert_trash_options;
 
-/* OLMoE -> select_moe: gate [E,D] -> [E+T,D]; every other tensor byte-identical, stored dtype kept. A dense
- * source is refused with the command that upcycles it. */
+/* OLMoE, Mixtral, Qwen3-MoE -> select_moe: gate [E,D] -> [E+T,D]; every other tensor byte-identical, stored
+ * dtype kept. A dense source is refused with the command that upcycles it. */
 mb_status mb_convert_trash(const char *source, const char *target, const mb_convert_trash_options *options);
-/* select_moe -> stock OLMoE of E+T experts, trash experts with zero weights (trash bias must be 0, or large
- * and negative: refused otherwise). */
+/* select_moe -> its base as a stock model of E+T experts, trash experts with zero weights (the trash bias
+ * must be 0, or large and negative: refused otherwise). */
 mb_status mb_convert_plain(const char *source, const char *target);
 /* base + PEFT adapter -> HF weights. */
 mb_status mb_convert_merge(mb_ops *ops, const char *source, const char *adapter, const char *target);

@@ -63,5 +63,6 @@ void mb_convert_folder_reset(mb_convert_folder *f)
 
 bool mb_convert_folder_is_gate(const char *name)
 {
-    return mb_str_is_prefix(name, "model.layers.") && mb_str_is_suffix(name, ".mlp.gate.weight");
+    return mb_str_is_suffix(name, ".mlp.gate.weight") ||
+           mb_str_is_suffix(name, ".block_sparse_moe.gate.weight");
 }

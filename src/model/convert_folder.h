@@ -23,6 +23,7 @@ mb_status mb_convert_folder_commit(mb_convert_folder *f, const char *source, con
 /* Give up what was not committed; close everything. */
 void mb_convert_folder_reset(mb_convert_folder *f);
 
-bool mb_convert_folder_is_gate(const char *name); /* "model.layers.<i>.mlp.gate.weight" */
+/* "model.layers.<i>.mlp.gate.weight", Mixtral's "model.layers.<i>.block_sparse_moe.gate.weight" */
+bool mb_convert_folder_is_gate(const char *name);
 
 #endif

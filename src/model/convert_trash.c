@@ -93,28 +93,43 @@ done:
 
 /* ---- 2. plain ---- */
 
-/* A zero matrix like expert 0's for every added expert: declared (pass 0) or written (pass 1). */
-static mb_status plain_zero_experts(mb_convert_folder *f, const mb_arch *arch, int64_t added, int pass)
+/* A zero matrix like expert 0's for every added expert of one part: declared (pass 0) or written (pass 1). */
+static mb_status plain_zero_part(mb_convert_folder *f, const mb_arch *arch, int64_t layer, const char *part,
+                                 int64_t added, const void *zeros, int pass)
 {
-    static const char *const parts[3] = {"gate_proj", "up_proj", "down_proj"};
     mb_status status = MB_OK;
     char name[160];
+    mb_tensor like;
+    const char *moe = mb_arch_facts(arch)->moe;
+    snprintf(name, sizeof name, "model.layers.%lld.%s.experts.0.%s.weight", (long long)layer, moe, part);
+    if (!mb_safetensors_has(f->source_file, name))
+        MB_RAISE(MB_EUNSUPPORTED,
+                 "%s is not in the source: its experts are fused (transformers 5); write it expert by expert "
+                 "first (moe-convert full)",
+                 name);
+    MB_TRY(mb_safetensors_view(f->source_file, name, &like));
+    for (int64_t e = 0; e < added; e++) {
+        snprintf(name, sizeof name, "model.layers.%lld.%s.experts.%lld.%s.weight", (long long)layer, moe,
+                 (long long)(arch->experts + e), part);
+        if (pass == 0)
+            MB_TRY(mb_safetensors_writer_declare(f->writer, name, like.dtype, like.dims, like.shape));
+        else
+            MB_TRY(mb_safetensors_writer_write(f->writer, name, zeros, mb_tensor_bytes(&like)));
+    }
+done:
+    return status;
+}
+
+static mb_status plain_zero_experts(mb_convert_folder *f, const mb_arch *arch, int64_t added, int pass)
+{
+    mb_status status = MB_OK;
+    const mb_family_facts *facts = mb_arch_facts(arch);
+    const char *const parts[3] = {facts->gate, facts->up, facts->down};
     void *zeros = mb_calloc((size_t)(arch->width * arch->ffn), sizeof(double));
     if (zeros == NULL) MB_RAISE(MB_ENOMEM, "zero experts: no memory");
     for (int64_t i = 0; i < arch->layers; i++)
-        for (int p = 0; p < 3; p++) {
-            mb_tensor like;
-            snprintf(name, sizeof name, "model.layers.%lld.mlp.experts.0.%s.weight", (long long)i, parts[p]);
-            MB_TRY(mb_safetensors_view(f->source_file, name, &like));
-            for (int64_t e = 0; e < added; e++) {
-                snprintf(name, sizeof name, "model.layers.%lld.mlp.experts.%lld.%s.weight", (long long)i,
-                         (long long)(arch->experts + e), parts[p]);
-                if (pass == 0)
-                    MB_TRY(mb_safetensors_writer_declare(f->writer, name, like.dtype, like.dims, like.shape));
-                else
-                    MB_TRY(mb_safetensors_writer_write(f->writer, name, zeros, mb_tensor_bytes(&like)));
-            }
-        }
+        for (int p = 0; p < 3 && mb_arch_is_moe(arch, i); p++)
+            MB_TRY(plain_zero_part(f, arch, i, parts[p], added, zeros, pass));
 done:
     mb_free(zeros);
     return status;

@@ -9,8 +9,9 @@
 
 #include "base/rng.h"
 #include "model/convert.h"
+#include "model/convert_folder.h"
 #include "model/lm_state.h"
-#include "store/safetensors.h"
+#include "model/params_source.h"
 
 #define VERIFY_SEGMENT 256
 #define VERIFY_TOKENS  64
@@ -18,41 +19,65 @@
 /* ---- 1. tensors ---- */
 
 /* The same bytes, or (gates) the same rows as far as both have them. */
-static bool verify_is_same(const char *name, const mb_tensor *a, const mb_tensor *b)
+static bool verify_is_same(const char *name, const mb_params_source *a, const mb_params_source *b)
 {
-    const bool gate = mb_str_is_suffix(name, ".mlp.gate.weight") && a->dims == 2 && b->dims == 2;
-    const size_t na = mb_tensor_bytes(a), nb = mb_tensor_bytes(b);
-    if (a->dtype != b->dtype || a->dims != b->dims || a->shape[1] != b->shape[1]) return false;
-    if (!gate && na != nb) return false;
-    return memcmp(a->data, b->data, na < nb ? na : nb) == 0;
+    const int64_t n = a->count < b->count ? a->count : b->count;
+    if (a->dtype != b->dtype) return false;
+    if (a->count != b->count && !mb_convert_folder_is_gate(name)) return false;
+    return memcmp(a->data, b->data, (size_t)n * mb_dtype_bytes(a->dtype)) == 0;
+}
+
+/* A folder's parameters by the names of its architecture, and where they lie. */
+typedef struct verify_folder {
+    mb_arch arch;
+    mb_params *params;
+    mb_safetensors *file;
+} verify_folder;
+
+static mb_status verify_folder_open(const char *path, verify_folder *f)
+{
+    mb_status status = MB_OK;
+    MB_TRY(mb_arch_read(path, &f->arch));
+    MB_TRY(mb_params_create(&f->arch, NULL, &f->params));
+    MB_TRY(mb_params_choose(f->params, "none"));
+    MB_TRY(mb_safetensors_open(path, &f->file));
+done:
+    return status;
+}
+
+static void verify_folder_reset(verify_folder *f)
+{
+    mb_safetensors_close(&f->file);
+    mb_params_destroy(&f->params);
+    mb_arch_reset(&f->arch);
 }
 
 static mb_status verify_tensors(const char *source, const char *target, mb_convert_report *report,
                                 char *first, size_t bytes)
 {
     mb_status status = MB_OK;
-    mb_safetensors *a = NULL, *b = NULL;
-    MB_TRY(mb_safetensors_open(source, &a));
-    MB_TRY(mb_safetensors_open(target, &b));
-    report->tensors = mb_safetensors_count(b);
-    for (int64_t i = 0; i < mb_safetensors_count(a); i++) {
-        const char *name = mb_safetensors_name(a, i);
-        mb_tensor x, y;
-        MB_TRY(mb_safetensors_view(a, name, &x));
-        if (mb_safetensors_has(b, name)) {
-            MB_TRY(mb_safetensors_view(b, name, &y));
-            if (verify_is_same(name, &x, &y)) {
+    verify_folder a = {0}, b = {0};
+    mb_params_source x, y;
+    MB_TRY(verify_folder_open(source, &a));
+    MB_TRY(verify_folder_open(target, &b));
+    report->tensors = mb_params_count(b.params);
+    for (int64_t i = 0; i < mb_params_count(a.params); i++) {
+        const mb_param *p = mb_params_at(a.params, i), *q = mb_params_find(b.params, p->name);
+        MB_TRY(mb_params_source_find(a.file, source, p, &x));
+        if (q != NULL) {
+            MB_TRY(mb_params_source_find(b.file, target, q, &y));
+            if (verify_is_same(p->name, &x, &y)) {
                 report->identical++;
                 continue;
             }
         }
-        if (report->changed++ == 0) snprintf(first, bytes, "%s", name);
+        if (report->changed++ == 0) snprintf(first, bytes, "%s", p->name);
     }
-    for (int64_t i = 0; i < mb_safetensors_count(b); i++)
-        report->added += !mb_safetensors_has(a, mb_safetensors_name(b, i));
+    for (int64_t i = 0; i < mb_params_count(b.params); i++)
+        report->added += mb_params_find(a.params, mb_params_at(b.params, i)->name) == NULL;
 done:
-    mb_safetensors_close(&a);
-    mb_safetensors_close(&b);
+    verify_folder_reset(&a);
+    verify_folder_reset(&b);
     return status;
 }
 

@@ -75,19 +75,19 @@ static mb_status experts_run(const mb_block_context *c, mb_block *block, mb_tens
     mb_tensor sent, act;
     if (rows == 0) goto done;
     if (keep_out) {
-        MB_TRY(mb_block_new2(c, rows, d, &s->out));
+        MB_TRY(mb_block_act2(c, rows, d, &s->out));
         mark = mb_arena_mark_get(c->p.arena);
     }
-    MB_TRY(mb_block_new2(c, rows, f, &s->gate));
-    MB_TRY(mb_block_new2(c, rows, f, &s->up));
+    MB_TRY(mb_block_act2(c, rows, f, &s->gate));
+    MB_TRY(mb_block_act2(c, rows, f, &s->up));
     if (keep_inside) mark = mb_arena_mark_get(c->p.arena);
-    if (!keep_out) MB_TRY(mb_block_new2(c, rows, d, &s->out));
+    if (!keep_out) MB_TRY(mb_block_act2(c, rows, d, &s->out));
     MB_TRY(experts_rows(c, s, &p));
-    MB_TRY(mb_block_new2(c, rows, d, &sent));
+    MB_TRY(mb_block_act2(c, rows, d, &sent));
     MB_TRY(mb_ops_gather(c->p.ops, &c->normed, &s->dispatch, &sent));
     MB_TRY(mb_projection_group_forward(&p, &block->experts_gate, &s->dispatch, &sent, &s->gate));
     MB_TRY(mb_projection_group_forward(&p, &block->experts_up, &s->dispatch, &sent, &s->up));
-    MB_TRY(mb_block_new2(c, rows, f, &act));
+    MB_TRY(mb_block_act2(c, rows, f, &act));
     MB_TRY(mb_ops_swiglu(c->p.ops, &s->gate, &s->up, &act));
     MB_TRY(mb_projection_group_forward(&p, &block->experts_down, &s->dispatch, &act, &s->out));
     MB_TRY(mb_ops_combine(c->p.ops, &s->out, &s->dispatch, &s->weights, x));
@@ -162,22 +162,22 @@ static mb_status experts_backward_inside(const mb_block_context *c, mb_block *bl
     mb_tensor act = {0}, sent = {0}, dact, dgate, dup, dsent, *out = NULL;
     MB_TRY(experts_rows(c, s, &p));
     if (mb_projection_group_is_trained(&block->experts_down)) {
-        MB_TRY(mb_block_new2(c, rows, f, &act));
+        MB_TRY(mb_block_act2(c, rows, f, &act));
         MB_TRY(mb_ops_swiglu(c->p.ops, &s->gate, &s->up, &act));
     }
-    MB_TRY(mb_block_new2(c, rows, f, &dact));
+    MB_TRY(mb_block_act2(c, rows, f, &dact));
     MB_TRY(mb_projection_group_backward(&p, &block->experts_down, &s->dispatch, dout, &act, false,
                                         inside ? &dact : NULL));
     if (!inside) goto done;
-    MB_TRY(mb_block_new2(c, rows, f, &dgate));
-    MB_TRY(mb_block_new2(c, rows, f, &dup));
+    MB_TRY(mb_block_act2(c, rows, f, &dgate));
+    MB_TRY(mb_block_act2(c, rows, f, &dup));
     MB_TRY(mb_ops_swiglu_backward(c->p.ops, &dact, &s->gate, &s->up, &dgate, &dup));
     if (experts_read_input(block)) {
-        MB_TRY(mb_block_new2(c, rows, d, &sent));
+        MB_TRY(mb_block_act2(c, rows, d, &sent));
         MB_TRY(mb_ops_gather(c->p.ops, normed, &s->dispatch, &sent));
     }
     if (opt_dn != NULL) {
-        MB_TRY(mb_block_new2(c, rows, d, &dsent));
+        MB_TRY(mb_block_act2(c, rows, d, &dsent));
         out = &dsent;
     }
     MB_TRY(mb_projection_group_backward(&p, &block->experts_gate, &s->dispatch, &dgate, &sent, false, out));
@@ -196,7 +196,7 @@ static mb_status experts_backward_run(const mb_block_context *c, mb_block *block
     mb_status status = MB_OK;
     mb_tensor dout;
     if (s->is_gate_only || s->dispatch.rows == 0) goto done;
-    MB_TRY(mb_block_new2(c, s->dispatch.rows, c->arch->width, &dout));
+    MB_TRY(mb_block_act2(c, s->dispatch.rows, c->arch->width, &dout));
     if (block->needs_router) MB_TRY(mb_block_new2(c, c->tokens, c->arch->picks, dweights));
     MB_TRY(mb_ops_combine_backward(c->p.ops, dx, &s->out, &s->dispatch, &s->weights, &dout,
                                    block->needs_router ? dweights : NULL));

@@ -8,6 +8,7 @@
  */
 #include "model/lm.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -107,6 +108,11 @@ static mb_status lm_read_arch(const lm_chain *chain, mb_arch *arch)
 
 /* ---- 2. what trains ---- */
 
+static const char *lm_gates(const mb_arch *arch)
+{
+    return arch->family == MB_FAMILY_MIXTRAL ? "*.block_sparse_moe.gate.weight" : "*.mlp.gate.weight";
+}
+
 mb_status mb_lm_patterns(const char *train, bool has_lora, const mb_arch *arch, const char **out_patterns)
 {
     mb_status status = MB_OK;
@@ -116,7 +122,7 @@ mb_status mb_lm_patterns(const char *train, bool has_lora, const mb_arch *arch, 
                             "(moe-convert upcycle)");
     if (has_lora && !none && !router && strcmp(train, "all") != 0 && strcmp(train, "lora") != 0)
         MB_RAISE(MB_EUSAGE, "train = %s: with an adapter only the adapter trains; say all or none", train);
-    *out_patterns = none ? "none" : has_lora ? "lora" : router ? "*.mlp.gate.weight" : train;
+    *out_patterns = none ? "none" : has_lora ? "lora" : router ? lm_gates(arch) : train;
 done:
     return status;
 }
@@ -196,12 +202,49 @@ static mb_status lm_fill(mb_lm *lm, const mb_lm_options *options, const lm_chain
     mb_status status = MB_OK;
     MB_TRY(mb_params_read(lm->params, chain->base));
     for (int i = chain->count - 1; i >= 0; i--) MB_TRY(mb_params_read_delta(lm->params, chain->deltas[i]));
-    if (options->opt_adapter != NULL) MB_TRY(mb_lora_read(options->opt_adapter, &lm->lora, lm->params));
+    if (options->opt_adapter != NULL) MB_TRY(mb_lora_read(options->opt_adapter, &lm->arch, lm->params));
     if (options->opt_lora != NULL) MB_TRY(mb_lora_randomise(&lm->lora, lm->params));
     lm->path = mb_strdup(options->path);
     lm->base = mb_strdup(chain->base);
     memcpy(lm->base_hash, chain->base_hash, sizeof lm->base_hash);
     if (lm->path == NULL || lm->base == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", options->path);
+done:
+    return status;
+}
+
+static mb_status lm_store(mb_lm *lm, const mb_lm_options *options)
+{
+    mb_status status = MB_OK;
+    const int64_t group = options->frozen_group > 0 ? options->frozen_group : MB_LM_GROUP;
+    if (options->dtype != MB_F32 && options->dtype != MB_BF16)
+        MB_RAISE(MB_EUSAGE, "model.dtype %s: f32 and bf16 are there", mb_dtype_name(options->dtype));
+    if (options->frozen_bits != 0 && options->frozen_bits != 8 && options->frozen_bits != 4)
+        MB_RAISE(MB_EUSAGE, "frozen weights of %d bits: 8 and 4 are there", options->frozen_bits);
+    lm->dtype = options->dtype;
+    mb_params_store(lm->params, options->dtype, options->frozen_bits, group);
+done:
+    return status;
+}
+
+/* All or none of the ranks go on. */
+static mb_status lm_agree(const mb_lm_options *options, mb_status status)
+{
+    return options->opt_comm != NULL ? mb_comm_agree(options->opt_comm, status) : status;
+}
+
+/* Everything before memory is taken. */
+static mb_status lm_prepare(mb_lm *lm, const mb_lm_options *options, lm_chain *chain, const char **patterns)
+{
+    mb_status status = MB_OK;
+    MB_TRY(lm_chain_read(options->path, chain));
+    MB_TRY(lm_read_arch(chain, &lm->arch));
+    MB_TRY(lm_declare_trash(&lm->arch, options->trash_expert_ratio));
+    MB_TRY(mb_params_create(&lm->arch, lm->ops, &lm->params));
+    MB_TRY(lm_attach(lm, options));
+    MB_TRY(mb_lm_patterns(options->train != NULL ? options->train : "none", lm->lora.is_on, &lm->arch,
+                          patterns));
+    MB_TRY(lm_store(lm, options));
+    mb_params_spread(lm->params, options->opt_comm, options->shard, options->share);
 done:
     return status;
 }
@@ -214,16 +257,13 @@ mb_status mb_lm_open(mb_ops *ops, const mb_lm_options *options, mb_lm **out_lm)
     const char *patterns = "none";
     MB_NEW(lm);
     lm->ops = ops;
-    MB_TRY(lm_chain_read(options->path, &chain));
-    MB_TRY(lm_read_arch(&chain, &lm->arch));
-    MB_TRY(lm_declare_trash(&lm->arch, options->trash_expert_ratio));
-    MB_TRY(mb_params_create(&lm->arch, ops, &lm->params));
-    MB_TRY(lm_attach(lm, options));
-    MB_TRY(mb_lm_patterns(options->train != NULL ? options->train : "none", lm->lora.is_on, &lm->arch,
-                          &patterns));
+    MB_TRY(lm_agree(options, lm_prepare(lm, options, &chain, &patterns)));
     MB_TRY(mb_params_seal(lm->params, patterns));
-    MB_TRY(lm_fill(lm, options, &chain));
-    MB_TRY(lm_build(lm));
+    if (options->ahead) mb_params_set_ahead(lm->params);
+    status = lm_fill(lm, options, &chain);
+    if (status == MB_OK) status = lm_build(lm);
+    MB_TRY(lm_agree(options, status));
+    MB_TRY(mb_params_filled(lm->params));
     *out_lm = lm;
     lm = NULL;
 done:
@@ -289,11 +329,24 @@ mb_ops *mb_lm_ops(mb_lm *lm)
 }
 int64_t mb_lm_routers(const mb_lm *lm)
 {
-    return lm->arch.experts > 0 ? lm->arch.layers : 0;
+    return mb_arch_moe_layers(&lm->arch);
+}
+mb_dtype mb_lm_dtype(const mb_lm *lm)
+{
+    return lm->dtype;
+}
+void mb_lm_set_dtype(mb_lm *lm, mb_dtype dtype)
+{
+    assert(dtype == MB_F32 || dtype == MB_BF16);
+    lm->dtype = dtype;
 }
 void mb_lm_set_trash_bias(mb_lm *lm, double bias)
 {
     lm->arch.trash_logit_bias = bias;
+}
+int64_t mb_lm_rope_bytes(const mb_lm *lm)
+{
+    return (int64_t)lm->rope_data->bytes;
 }
 const char *mb_lm_base(const mb_lm *lm)
 {

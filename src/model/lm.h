@@ -11,6 +11,8 @@
 #ifndef MB_LM_H
 #define MB_LM_H
 
+#include "comm/comm.h"
+#include "model/kv_cache.h"
 #include "model/lora.h"
 #include "model/params.h"
 
@@ -26,18 +28,34 @@ typedef struct mb_lm_options {
                                         which trains as it is unless train == "none") */
     double trash_expert_ratio;       /* > 0: declare the last share of an ordinary MoE's experts trash */
     uint64_t seed;                   /* of new tensors */
+    mb_dtype dtype;  /* of computing, and of frozen matrices in memory: f32 (0) or bf16. What trains is f32
+                          in memory in any case */
+    int frozen_bits; /* 8 or 4: frozen matrices of the decoder layers are quantised; 0: not */
+    int64_t frozen_group; /* columns that share a scale; 0: 64 */
+    /* Several ranks: */
+    mb_comm *opt_comm; /* whose; NULL: every process by itself. Borrowed, must outlive the model */
+    bool shard;        /* all weights are cut over the ranks and come block by block (params.h) */
+    bool ahead;        /* sharded: fetch the next block while one is used, also on one node, where it only
+                          costs memory (between nodes it is done in any case) */
+    bool share;        /* frozen weights lie once per node */
 } mb_lm_options;
 
+/* Collective when opt_comm has several ranks (it agrees: all fail or none), and so is destroy then. */
 mb_status mb_lm_open(mb_ops *ops, const mb_lm_options *options, mb_lm **out_lm);
-/* A new model with random weights. */
+/* A new model with random weights, computing in f32. */
 mb_status mb_lm_create(mb_ops *ops, const mb_arch *arch, const char *train, uint64_t seed, mb_lm **out_lm);
+/* Change the dtype of computing of an open model (frozen matrices stay as they are kept). */
+void mb_lm_set_dtype(mb_lm *lm, mb_dtype dtype);
+mb_dtype mb_lm_dtype(const mb_lm *lm);
 void mb_lm_destroy(mb_lm **lm);
 
 const mb_arch *mb_lm_arch(const mb_lm *lm);
 mb_params *mb_lm_params(mb_lm *lm);
 mb_lora *mb_lm_lora(mb_lm *lm);
 mb_ops *mb_lm_ops(mb_lm *lm);
-int64_t mb_lm_routers(const mb_lm *lm); /* layers that have a router, 0 for dense */
+int64_t
+mb_lm_routers(const mb_lm *lm); /* layers that have a router, 0 for dense. Router r of all that follows
+                                           is that of the r-th such layer */
 void mb_lm_set_trash_bias(mb_lm *lm, double bias);
 const char *mb_lm_base(const mb_lm *lm); /* HF folder under it all (tokenizer files are there); NULL for a
                                             created one. Borrowed */
@@ -53,17 +71,22 @@ typedef struct mb_lm_batch {
     uint64_t seed;                /* of dropout */
     int64_t head_rows;            /* Nh: rows that get a loss, 0: no head */
     const int32_t *head_row;      /* [Nh] increasing row numbers */
-    const int32_t *targets;       /* [Nh] */
+    const int32_t *targets;       /* [Nh]; NULL: no losses (want.logits then) */
     const float *opt_head_weight; /* [Nh] dLoss/d token_loss when known beforehand (fused: with want.gradient
                                      the head's own gradient is added in the forward); NULL: given to
                                      backward, or no gradient */
+    /* Generation: rows follow those already in the cache's slots (positions say so too). No gradient. */
+    mb_kv_cache *opt_cache;
+    const int32_t *opt_slot; /* [S] slot of each segment, no two alike */
 } mb_lm_batch;
 
 typedef struct mb_lm_want {
-    bool gradient;   /* keep what backward needs */
-    bool hidden;     /* final hidden state after the norm, [T, D] */
-    bool argmax;     /* of head rows */
-    bool logits;     /* [Nh, V] of head rows: for inspection only, never for whole training batches */
+    bool gradient;  /* keep what backward needs */
+    bool recompute; /* with gradient: keep only each block's input and make the rest again in backward (same
+                        bits; a third more time, memory of one block) */
+    bool hidden;    /* final hidden state after the norm, [T, D] */
+    bool argmax;    /* of head rows */
+    bool logits; /* [Nh, V] of head rows: for inspection and generation, never for whole training batches */
     int64_t routers; /* stop after this many routers (scoring): 1..mb_lm_routers; 0: no limit. The last block
                         is run only up to its gate. Excludes head, hidden, gradient. */
 } mb_lm_want;
@@ -89,6 +112,10 @@ mb_status mb_lm_forward(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_
  * nothing below the lowest trained block. */
 mb_status mb_lm_backward(mb_lm_pass *pass, const float *opt_d_token_loss, float *const *opt_d_router_logits,
                          const float *opt_d_hidden);
+/* With gradients by block (mb_params_set_sink): bind those of the head before the forward, which may add into
+ * them. A pass whose forward kept anything for a gradient must get its backward, once. */
+mb_status mb_lm_gradient_begin(mb_lm *lm);
+int64_t mb_lm_rope_bytes(const mb_lm *lm);    /* of the table of angles, which belongs to the weights */
 mb_arena *mb_lm_pass_arena(mb_lm_pass *pass); /* for the caller's step scratch; reset by the next forward */
 
 /* Save: "full" HF folder (config.json, weights, and the tokenizer and generation files of the source folder
@@ -96,13 +123,37 @@ mb_arena *mb_lm_pass_arena(mb_lm_pass *pass); /* for the caller's step scratch; 
  * an existing folder (a checkpoint being filled). */
 mb_status mb_lm_write(mb_lm *lm, const char *folder, const char *kind, mb_dtype dtype);
 
-/* Bytes by kind before anything is opened; the kinds add up. weights: frozen tensors and rope table; packed:
- * the most a backend's packed matrices take; activations: kept by one pass over `tokens` rows that all have a
- * loss; scratch: the largest temporary of its backward or forward. */
+/* Bytes by kind on one rank; the kinds add up. weights: frozen tensors (this rank's part of them) and rope
+ * table; slots: blocks of a sharded model that are brought in; trained: f32 values; gradients: whole ones
+ * (trainer.h plans those that are cut); packed: the most a backend's packed matrices take; activations: kept
+ * by one pass over `tokens` rows that all have a loss; scratch: the largest temporary of its backward or
+ * forward. Keys and values of generation are mb_kv_cache_plan. */
 typedef struct mb_lm_plan {
-    size_t weights, packed, trained, gradients, activations, scratch;
+    size_t weights, slots, packed, trained, gradients, activations, scratch;
 } mb_lm_plan;
+typedef struct mb_lm_plan_options {
+    int64_t tokens; /* rows of a pass */
+    bool gradient, recompute;
+    bool has_head;   /* the rows have a loss */
+    mb_dtype dtype;  /* as in mb_lm_options; of an open model its own */
+    int frozen_bits; /* as in mb_lm_options */
+    int64_t frozen_group;
+    bool shard;     /* weights are cut over `ranks`; of an open model its own */
+    bool ahead;     /* and the next block is fetched ahead; of an open model its own */
+    bool share;     /* frozen weights once per node; of an open model its own */
+    int ranks;      /* 0: 1 */
+    int node_ranks; /* of them on this node; 0: 1 */
+} mb_lm_plan_options;
+/* A line of what a program says about its memory. */
+typedef struct mb_lm_memory {
+    const char *kind;
+    int64_t forecast, used; /* bytes */
+} mb_lm_memory;
+
+/* Before anything is opened. */
 mb_status mb_lm_plan_get(const mb_arch *arch, const char *train, const mb_lora_options *opt_lora,
-                         int64_t tokens, bool gradient, mb_lm_plan *out_plan);
+                         const mb_lm_plan_options *options, mb_lm_plan *out_plan);
+/* Of an open model: what trains and how it is kept are its own. */
+mb_status mb_lm_plan_open(mb_lm *lm, const mb_lm_plan_options *options, mb_lm_plan *out_plan);
 
 #endif

@@ -57,8 +57,25 @@ static mb_status backward_hidden(mb_lm_pass *pass, const float *d_hidden, mb_ten
 
 /* ---- 2. blocks ---- */
 
-static mb_status backward_block(mb_lm_pass *pass, int64_t index, const float *opt_d_router_logits,
-                                mb_tensor *dx)
+/* A block's forward once more from its kept input, this time keeping what its backward needs. */
+static mb_status backward_again(mb_lm_pass *pass, int64_t index)
+{
+    mb_status status = MB_OK;
+    mb_tensor x;
+    const bool gate_only = pass->saved[index].is_gate_only;
+    MB_TRY(mb_block_keep(&pass->context, &pass->inputs[index], &x));
+    memset(&pass->saved[index], 0, sizeof pass->saved[index]);
+    pass->context.gradient = true;
+    status = mb_lm_forward_block(pass, index, gate_only, &x);
+    pass->context.gradient = false;
+    MB_TRY(status);
+done:
+    return status;
+}
+
+/* The halves of a block, the later one first. */
+static mb_status backward_halves(mb_lm_pass *pass, int64_t index, const float *opt_d_router_logits,
+                                 mb_tensor *dx)
 {
     mb_status status = MB_OK;
     mb_lm *lm = pass->lm;
@@ -74,16 +91,32 @@ done:
     return status;
 }
 
+static mb_status backward_block(mb_lm_pass *pass, int64_t index, const float *opt_d_router_logits,
+                                mb_tensor *dx)
+{
+    mb_status status = MB_OK;
+    mb_params *params = pass->lm->params;
+    const mb_arena_mark mark = mb_arena_mark_get(pass->arena);
+    if (pass->inputs[index].dims > 0) MB_TRY(backward_again(pass, index));
+    MB_TRY(mb_params_gradient_begin(params, index));
+    MB_TRY(backward_halves(pass, index, opt_d_router_logits, dx));
+    MB_TRY(mb_params_gradient_end(params, index));
+done:
+    mb_arena_release(pass->arena, mark);
+    return status;
+}
+
 static mb_status backward_check(const mb_lm_pass *pass, const float *opt_d_hidden)
 {
     mb_status status = MB_OK;
     mb_params *params = pass->lm->params;
+    const bool by_block = mb_params_has_sink(params);
     if (!pass->is_ready) MB_RAISE(MB_EUSAGE, "backward: there was no forward with gradient in this pass");
     if (opt_d_hidden != NULL && !pass->want.hidden)
         MB_RAISE(MB_EUSAGE, "backward: a gradient of the hidden state, which the forward was not asked for");
     for (int64_t i = 0; i < mb_params_count(params); i++) {
         const mb_param *param = mb_params_at(params, i);
-        if (!param->trained) continue;
+        if (!param->trained || by_block) continue;
         if (param->gradient.data == NULL)
             MB_RAISE(MB_EUSAGE, "backward: no gradient is bound (mb_params_bind_gradient)");
         break;
@@ -103,6 +136,17 @@ static mb_status backward_ends(mb_lm_pass *pass, const float *opt_weight, const 
     if (status == MB_OK && opt_d_hidden != NULL) status = backward_hidden(pass, opt_d_hidden, dx);
     if (lm->arch.tied_head) mb_params_release(lm->params, MB_PARAMS_EMBEDDING);
     mb_params_release(lm->params, lm->arch.layers);
+    MB_TRY(status);
+    MB_TRY(mb_params_gradient_end(lm->params, lm->arch.layers));
+done:
+    return status;
+}
+
+mb_status mb_lm_gradient_begin(mb_lm *lm)
+{
+    mb_status status = MB_OK;
+    if (lm->arch.tied_head) MB_TRY(mb_params_gradient_begin(lm->params, MB_PARAMS_EMBEDDING));
+    MB_TRY(mb_params_gradient_begin(lm->params, lm->arch.layers));
 done:
     return status;
 }
@@ -114,20 +158,24 @@ mb_status mb_lm_backward(mb_lm_pass *pass, const float *opt_d_token_loss, float 
     mb_lm *lm = pass->lm;
     const mb_arena_mark mark = mb_arena_mark_get(pass->arena);
     const int64_t lowest = mb_params_lowest_trained(lm->params), layers = lm->arch.layers;
+    int64_t router = mb_arch_moe_layers(&lm->arch);
     mb_tensor dx;
     MB_TRY(backward_check(pass, opt_d_hidden));
     if (lowest > layers) goto done;
+    MB_TRY(mb_lm_gradient_begin(lm));
     MB_TRY(mb_block_new2(&pass->context, pass->batch.tokens, lm->arch.width, &dx));
     memset(dx.data, 0, mb_tensor_bytes(&dx));
     MB_TRY(backward_ends(pass, opt_d_token_loss, opt_d_hidden, &dx));
     for (int64_t i = layers - 1; i >= 0 && i >= lowest; i--) {
-        const float *outside = opt_d_router_logits != NULL ? opt_d_router_logits[i] : NULL;
-        MB_TRY(backward_block(pass, i, lm->blocks[i].is_moe ? outside : NULL, &dx));
+        const float *outside = NULL;
+        if (lm->blocks[i].is_moe) router--;
+        if (lm->blocks[i].is_moe && opt_d_router_logits != NULL) outside = opt_d_router_logits[router];
+        MB_TRY(backward_block(pass, i, outside, &dx));
     }
     if (!lm->embedding->trained) goto done;
-    MB_TRY(mb_params_acquire(lm->params, MB_PARAMS_EMBEDDING));
-    status = mb_ops_embedding_backward(lm->ops, pass->batch.ids, &dx, &lm->embedding->gradient);
-    mb_params_release(lm->params, MB_PARAMS_EMBEDDING);
+    MB_TRY(mb_params_gradient_begin(lm->params, MB_PARAMS_EMBEDDING));
+    MB_TRY(mb_ops_embedding_backward(lm->ops, pass->batch.ids, &dx, &lm->embedding->gradient));
+    MB_TRY(mb_params_gradient_end(lm->params, MB_PARAMS_EMBEDDING));
 done:
     mb_arena_release(pass->arena, mark);
     return status;

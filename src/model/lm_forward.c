@@ -19,6 +19,7 @@ mb_status mb_lm_pass_create(mb_lm *lm, mb_lm_pass **out_pass)
     MB_NEW(pass);
     pass->lm = lm;
     MB_NEW_ARRAY(pass->saved, lm->arch.layers);
+    MB_NEW_ARRAY(pass->inputs, lm->arch.layers);
     MB_NEW_ARRAY(pass->router_logits, lm->arch.layers);
     MB_NEW_ARRAY(pass->router_ids, lm->arch.layers);
     MB_TRY(mb_arena_create((size_t)1 << 16, &pass->arena));
@@ -35,6 +36,7 @@ void mb_lm_pass_destroy(mb_lm_pass **pass)
     if (p == NULL) return;
     mb_arena_destroy(&p->arena);
     mb_free(p->saved);
+    mb_free(p->inputs);
     mb_free(p->router_logits);
     mb_free(p->router_ids);
     mb_free(p);
@@ -57,15 +59,16 @@ static mb_status forward_check_rows(const mb_lm *lm, const mb_lm_batch *b)
     for (int64_t s = 0; s < b->segments; s++)
         if (b->offsets[s] > b->offsets[s + 1])
             MB_RAISE(MB_ERANGE, "forward: segment %lld ends before it begins", (long long)s);
+    const int64_t limit = mb_rotary_limit(&lm->arch.rotary, lm->arch.max_positions);
     for (int64_t i = 0; i < b->tokens; i++) {
         if (b->ids[i] < 0 || b->ids[i] >= lm->arch.vocab)
             MB_RAISE(MB_ERANGE,
                      "forward: row %lld holds token %d, outside the model's vocabulary of %lld; is this "
                      "the model's tokenizer?",
                      (long long)i, b->ids[i], (long long)lm->arch.vocab);
-        if (b->positions[i] < 0 || b->positions[i] >= lm->arch.max_positions)
+        if (b->positions[i] < 0 || b->positions[i] >= limit)
             MB_RAISE(MB_ERANGE, "forward: row %lld has position %d, the model has %lld; cut records shorter",
-                     (long long)i, b->positions[i], (long long)lm->arch.max_positions);
+                     (long long)i, b->positions[i], (long long)limit);
     }
 done:
     return status;
@@ -79,6 +82,7 @@ static mb_status forward_check_head(const mb_lm *lm, const mb_lm_batch *b)
             (i > 0 && b->head_row[i] <= b->head_row[i - 1]))
             MB_RAISE(MB_ERANGE, "forward: head row %lld is %d; they must rise within 0..%lld", (long long)i,
                      b->head_row[i], (long long)b->tokens - 1);
+        if (b->targets == NULL) continue;
         if (b->targets[i] < 0 || b->targets[i] >= lm->arch.vocab)
             MB_RAISE(MB_ERANGE, "forward: target %lld is token %d, outside the vocabulary of %lld",
                      (long long)i, b->targets[i], (long long)lm->arch.vocab);
@@ -96,6 +100,10 @@ static mb_status forward_check_want(const mb_lm *lm, const mb_lm_batch *b, const
                  (long long)routers);
     if (want->routers > 0 && (b->head_rows > 0 || want->hidden || want->gradient))
         MB_RAISE(MB_EUSAGE, "forward: a limit of routers excludes head, hidden state and gradient");
+    if (b->head_rows > 0 && b->targets == NULL && !want->logits)
+        MB_RAISE(MB_EUSAGE, "forward: head rows without targets, and no logits asked for");
+    if (want->gradient && (b->opt_cache != NULL || (b->head_rows > 0 && b->targets == NULL)))
+        MB_RAISE(MB_EUSAGE, "forward: a gradient excludes kept keys and needs targets");
     MB_TRY(forward_check_rows(lm, b));
     MB_TRY(forward_check_head(lm, b));
 done:
@@ -103,6 +111,25 @@ done:
 }
 
 /* ---- 3. embedding and blocks ---- */
+
+/* Where some segment is so long that its frequencies differ, every row has a rope row of its own. */
+static mb_status forward_rope(mb_lm_pass *pass)
+{
+    mb_status status = MB_OK;
+    const mb_arch *arch = &pass->lm->arch;
+    const mb_lm_batch *b = &pass->batch;
+    int32_t *rows;
+    if (!mb_rotary_is_long(&arch->rotary, b->positions, b->offsets, b->segments)) goto done;
+    MB_TRY(mb_block_new2(&pass->context, b->tokens, arch->head_width, &pass->long_rope));
+    mb_rotary_rows(&arch->rotary, arch->rope_theta, arch->head_width, b->positions, b->offsets, b->segments,
+                   mb_tensor_f32(&pass->long_rope));
+    MB_ARENA_ARRAY(pass->arena, rows, b->tokens);
+    for (int64_t t = 0; t < b->tokens; t++) rows[t] = (int32_t)t;
+    pass->context.positions = rows;
+    pass->context.rope = &pass->long_rope;
+done:
+    return status;
+}
 
 static mb_status forward_begin(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want)
 {
@@ -113,6 +140,7 @@ static mb_status forward_begin(mb_lm_pass *pass, const mb_lm_batch *batch, const
     const bool has_lora = lm->lora.is_on;
     mb_arena_reset(pass->arena);
     memset(pass->saved, 0, (size_t)lm->arch.layers * sizeof *pass->saved);
+    memset(pass->inputs, 0, (size_t)lm->arch.layers * sizeof *pass->inputs);
     pass->is_ready = false;
     pass->batch = *batch;
     pass->want = *want;
@@ -120,7 +148,6 @@ static mb_status forward_begin(mb_lm_pass *pass, const mb_lm_batch *batch, const
     *c = (mb_block_context){
         .p = {.ops = lm->ops,
               .arena = pass->arena,
-              .lora_scale = lm->lora.scale,
               .dropout = has_lora && batch->row_index != NULL ? (float)lm->lora.options.dropout : 0,
               .seed = batch->seed,
               .row_index = batch->row_index},
@@ -128,15 +155,21 @@ static mb_status forward_begin(mb_lm_pass *pass, const mb_lm_batch *batch, const
         .rope = &lm->rope,
         .tokens = batch->tokens,
         .positions = batch->positions,
-        .gradient = want->gradient};
+        .dtype = lm->dtype,
+        .gradient = want->gradient && !want->recompute,
+        .opt_cache = batch->opt_cache,
+        .opt_slot = batch->opt_slot};
     c->shape = (mb_attention_shape){.segments = batch->segments,
                                     .offsets = batch->offsets,
                                     .heads = lm->arch.heads,
                                     .kv_heads = lm->arch.kv_heads,
                                     .head_width = lm->arch.head_width,
                                     .scale = scale};
+    MB_TRY(forward_rope(pass));
     MB_TRY(mb_block_new2(c, batch->tokens, lm->arch.width, &pass->x));
     MB_TRY(mb_block_new2(c, batch->tokens, lm->arch.width, &c->normed));
+    c->normed_act = c->normed;
+    if (c->dtype != MB_F32) MB_TRY(mb_block_act2(c, batch->tokens, lm->arch.width, &c->normed_act));
     MB_TRY(mb_params_acquire(lm->params, MB_PARAMS_EMBEDDING));
     status = mb_ops_embedding(lm->ops, batch->ids, &lm->embedding->value, &pass->x);
     mb_params_release(lm->params, MB_PARAMS_EMBEDDING);
@@ -144,36 +177,66 @@ done:
     return status;
 }
 
-static mb_status forward_block(mb_lm_pass *pass, int64_t index, bool gate_only)
+mb_status mb_lm_forward_block(mb_lm_pass *pass, int64_t index, bool gate_only, mb_tensor *x)
 {
     mb_status status = MB_OK;
     mb_lm *lm = pass->lm;
     mb_block *block = &lm->blocks[index];
     mb_block_saved *saved = &pass->saved[index];
     MB_TRY(mb_params_acquire(lm->params, index));
-    status = mb_attention_block_forward(&pass->context, block, &pass->x, saved);
+    status = mb_attention_block_forward(&pass->context, block, x, saved);
     saved->is_gate_only = gate_only;
     if (status == MB_OK)
-        status = block->is_moe ? mb_experts_forward(&pass->context, block, &pass->x, saved)
-                               : mb_ffn_forward(&pass->context, block, &pass->x, saved);
+        status = block->is_moe ? mb_experts_forward(&pass->context, block, x, saved)
+                               : mb_ffn_forward(&pass->context, block, x, saved);
     mb_params_release(lm->params, index);
-    MB_TRY(status);
-    pass->router_logits[index] = block->is_moe ? mb_tensor_f32(&saved->router_logits) : NULL;
-    pass->router_ids[index] = saved->ids;
 done:
     return status;
+}
+
+/* A block of the forward pass proper; *routers counts those met so far. */
+static mb_status forward_block(mb_lm_pass *pass, int64_t index, bool gate_only, int64_t *routers)
+{
+    mb_status status = MB_OK;
+    const mb_block *block = &pass->lm->blocks[index];
+    const mb_block_saved *saved = &pass->saved[index];
+    if (pass->want.gradient && pass->want.recompute && block->needs_any)
+        MB_TRY(mb_block_keep(&pass->context, &pass->x, &pass->inputs[index]));
+    MB_TRY(mb_lm_forward_block(pass, index, gate_only, &pass->x));
+    if (!block->is_moe) goto done;
+    pass->router_logits[*routers] = mb_tensor_f32(&saved->router_logits);
+    pass->router_ids[*routers] = saved->ids;
+    ++*routers;
+done:
+    return status;
+}
+
+/* Blocks to run: all, or up to the one that has the last router asked for. */
+static int64_t forward_count(const mb_lm_pass *pass)
+{
+    const mb_arch *arch = &pass->lm->arch;
+    int64_t left = pass->want.routers;
+    if (left == 0 && pass->batch.head_rows == 0 && !pass->want.hidden && pass->batch.opt_cache == NULL)
+        left = mb_arch_moe_layers(arch);
+    if (left == 0) return arch->layers;
+    for (int64_t i = 0; i < arch->layers; i++)
+        if (mb_arch_is_moe(arch, i) && --left == 0) return i + 1;
+    return arch->layers;
 }
 
 /* Blocks as far as something asked for depends on them; *out_routers of them have routers. */
 static mb_status forward_blocks(mb_lm_pass *pass, int64_t *out_routers)
 {
     mb_status status = MB_OK;
-    const mb_lm *lm = pass->lm;
-    const bool is_moe = lm->arch.experts > 0;
-    const bool routers_only = is_moe && pass->batch.head_rows == 0 && !pass->want.hidden;
-    const int64_t blocks = pass->want.routers > 0 ? pass->want.routers : lm->arch.layers;
-    for (int64_t i = 0; i < blocks; i++) MB_TRY(forward_block(pass, i, routers_only && i == blocks - 1));
-    *out_routers = is_moe ? blocks : 0;
+    const mb_lm_batch *b = &pass->batch;
+    const int64_t blocks = forward_count(pass);
+    const bool is_moe = mb_arch_is_moe(&pass->lm->arch, blocks - 1);
+    const bool routers_only = is_moe && b->head_rows == 0 && !pass->want.hidden && b->opt_cache == NULL;
+    *out_routers = 0;
+    for (int64_t i = 0; i < blocks; i++)
+        MB_TRY(forward_block(pass, i, routers_only && i == blocks - 1, out_routers));
+    for (int64_t i = 0; b->opt_cache != NULL && i < b->segments; i++)
+        mb_kv_cache_grow(b->opt_cache, b->opt_slot[i], b->offsets[i + 1] - b->offsets[i]);
 done:
     return status;
 }
@@ -204,7 +267,7 @@ static mb_status forward_head(mb_lm_pass *pass, mb_lm_output *out)
     const bool fused = pass->want.gradient && trains && b->opt_head_weight != NULL;
     mb_tensor loss, logits;
     MB_TRY(mb_block_new2(c, b->head_rows, lm->arch.width, &pass->head_x));
-    MB_TRY(mb_block_new2(c, b->head_rows, lm->arch.width, &pass->head_h));
+    MB_TRY(mb_block_act2(c, b->head_rows, lm->arch.width, &pass->head_h));
     MB_TRY(mb_block_new1(c, b->head_rows, &pass->head_rstd));
     MB_TRY(mb_block_new1(c, b->head_rows, &loss));
     if (pass->want.argmax) MB_ARENA_ARRAY(pass->arena, out->argmax, b->head_rows);
@@ -212,10 +275,12 @@ static mb_status forward_head(mb_lm_pass *pass, mb_lm_output *out)
     MB_TRY(mb_ops_rms_norm(lm->ops, &pass->head_x, &lm->final_norm->value, (float)lm->arch.rms_eps,
                            &pass->head_h, &pass->head_rstd));
     if (fused) MB_TRY(mb_block_new2(c, b->head_rows, lm->arch.width, &pass->head_dh));
-    MB_TRY(mb_ops_head_loss(lm->ops, &pass->head_h, &lm->head->weight, b->targets, &loss, out->argmax,
-                            fused ? b->opt_head_weight : NULL, fused ? &pass->head_dh : NULL,
-                            fused ? mb_block_gradient(lm->head) : NULL));
-    out->token_loss = mb_tensor_f32(&loss);
+    if (b->targets != NULL) {
+        MB_TRY(mb_ops_head_loss(lm->ops, &pass->head_h, &lm->head->weight, b->targets, &loss, out->argmax,
+                                fused ? b->opt_head_weight : NULL, fused ? &pass->head_dh : NULL,
+                                fused ? mb_block_gradient(lm->head) : NULL));
+        out->token_loss = mb_tensor_f32(&loss);
+    }
     if (!pass->want.logits) goto done;
     MB_TRY(mb_block_new2(c, b->head_rows, lm->arch.vocab, &logits));
     MB_TRY(mb_ops_linear(lm->ops, &pass->head_h, &lm->head->weight, NULL, false, &logits));

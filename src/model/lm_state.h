@@ -9,11 +9,14 @@
 #include "model/block.h"
 #include "model/lm.h"
 
+#define MB_LM_GROUP 64 /* columns that share a scale when frozen weights are quantised */
+
 struct mb_lm {
     mb_ops *ops;
     mb_arch arch;
     mb_params *params;
     mb_lora lora;
+    mb_dtype dtype;   /* of act tensors */
     mb_block *blocks; /* [L] */
     mb_buffer *rope_data;
     mb_tensor rope; /* [Pmax, Dh]: cos in the first half, sin in the second */
@@ -29,11 +32,13 @@ struct mb_lm_pass {
     mb_lm *lm;
     mb_arena *arena;
     mb_block_saved *saved; /* [L] */
-    float **router_logits; /* [L] */
-    int32_t **router_ids;  /* [L] */
+    mb_tensor *inputs;     /* [L] of each block, when it is made again; dims 0 otherwise */
+    float **router_logits; /* [routers] */
+    int32_t **router_ids;  /* [routers] */
     mb_block_context context;
     mb_lm_batch batch;
     mb_lm_want want;
+    mb_tensor long_rope; /* [T, Dh] a row per row, when a segment is long (rotary.h) */
     bool is_ready;       /* a forward with gradient is there */
     mb_tensor x, x_rstd; /* final residual stream [T, D] and its norm's rstd (when hidden was asked) */
     mb_tensor head_x, head_rstd, head_h; /* rows that get a loss: [Nh, D], [Nh], [Nh, D] after the norm */
@@ -44,6 +49,8 @@ struct mb_lm_pass {
 mb_status mb_lm_patterns(const char *train, bool has_lora, const mb_arch *arch, const char **out_patterns);
 /* Content hash of the base folder, taken once. */
 mb_status mb_lm_base_hash(mb_lm *lm, const char **out_hash);
+/* Run block `index` on x [T, D], in place; what it keeps goes to pass->saved[index]. */
+mb_status mb_lm_forward_block(mb_lm_pass *pass, int64_t index, bool gate_only, mb_tensor *x);
 /* Copy tokenizer and generation files that are there. */
 mb_status mb_lm_copy_companions(const char *source, const char *target);
 

@@ -4,7 +4,7 @@
  * 2. which train
  * 3. memory: one flat space for what trains, one buffer per block for what is frozen
  * 4. access, gradients, staleness
- * 5. random initial values
+ * 5. values, whatever they are kept in
  */
 #include "model/params.h"
 
@@ -17,6 +17,9 @@
 #include "base/hash.h"
 #include "base/option.h"
 #include "base/rng.h"
+#include "comm/window.h"
+#include "model/params_shard.h"
+#include "model/quantise.h"
 
 struct mb_params {
     mb_ops *ops;
@@ -28,6 +31,15 @@ struct mb_params {
     mb_buffer *trained;
     mb_buffer **frozen; /* [layers + 2], entry block + 1 */
     int64_t trained_count, lowest;
+    mb_comm *comm; /* of what is spread, NULL: nothing is */
+    bool shard, share;
+    mb_params_shard *sharded; /* everything is cut over the ranks */
+    mb_window *shared;        /* frozen tensors of all ranks of this node */
+    size_t shared_bytes;
+    const mb_params_sink *sink;
+    mb_dtype frozen_dtype; /* how frozen matrices are kept */
+    int frozen_bits;
+    int64_t group;
 };
 
 /* ---- 1. the list ---- */
@@ -97,11 +109,15 @@ static mb_status params_add_attention(mb_params *params, const mb_arch *arch, in
         MB_TRY(params_add1(params, block, "self_attn.q_proj.bias", q));
         MB_TRY(params_add1(params, block, "self_attn.k_proj.bias", kv));
         MB_TRY(params_add1(params, block, "self_attn.v_proj.bias", kv));
-        MB_TRY(params_add1(params, block, "self_attn.o_proj.bias", d));
     }
+    if (arch->o_bias) MB_TRY(params_add1(params, block, "self_attn.o_proj.bias", d));
     if (arch->qk_norm == MB_QK_NORM_FULL) {
         MB_TRY(params_add1(params, block, "self_attn.q_norm.weight", q));
         MB_TRY(params_add1(params, block, "self_attn.k_norm.weight", kv));
+    }
+    if (arch->qk_norm == MB_QK_NORM_HEAD) {
+        MB_TRY(params_add1(params, block, "self_attn.q_norm.weight", arch->head_width));
+        MB_TRY(params_add1(params, block, "self_attn.k_norm.weight", arch->head_width));
     }
 done:
     return status;
@@ -110,16 +126,26 @@ done:
 static mb_status params_add_ffn(mb_params *params, const mb_arch *arch, int64_t block)
 {
     mb_status status = MB_OK;
-    const int64_t d = arch->width, f = arch->ffn, parts = arch->experts > 0 ? arch->experts : 1;
-    const char *const names[3] = {"gate_proj", "up_proj", "down_proj"};
-    if (arch->experts > 0) MB_TRY(params_add2(params, block, "mlp.gate.weight", mb_arch_gates(arch), d));
-    for (int64_t e = 0; e < parts; e++)
+    const int64_t d = arch->width, f = mb_arch_dense_ffn(arch);
+    MB_TRY(params_add2(params, block, "mlp.gate_proj.weight", f, d));
+    MB_TRY(params_add2(params, block, "mlp.up_proj.weight", f, d));
+    MB_TRY(params_add2(params, block, "mlp.down_proj.weight", d, f));
+done:
+    return status;
+}
+
+static mb_status params_add_experts(mb_params *params, const mb_arch *arch, int64_t block)
+{
+    mb_status status = MB_OK;
+    char text[96];
+    const int64_t d = arch->width, f = arch->ffn;
+    const mb_family_facts *names = mb_arch_facts(arch);
+    const char *const parts[3] = {names->gate, names->up, names->down};
+    snprintf(text, sizeof text, "%s.gate.weight", names->moe);
+    MB_TRY(params_add2(params, block, text, mb_arch_gates(arch), d));
+    for (int64_t e = 0; e < arch->experts; e++)
         for (int i = 0; i < 3; i++) {
-            char text[96];
-            if (arch->experts > 0)
-                snprintf(text, sizeof text, "mlp.experts.%lld.%s.weight", (long long)e, names[i]);
-            else
-                snprintf(text, sizeof text, "mlp.%s.weight", names[i]);
+            snprintf(text, sizeof text, "%s.experts.%lld.%s.weight", names->moe, (long long)e, parts[i]);
             MB_TRY(params_add2(params, block, text, i == 2 ? d : f, i == 2 ? f : d));
         }
 done:
@@ -140,7 +166,8 @@ mb_status mb_params_create(const mb_arch *arch, mb_ops *ops, mb_params **out_par
         MB_TRY(params_add1(params, i, "input_layernorm.weight", arch->width));
         MB_TRY(params_add_attention(params, arch, i));
         MB_TRY(params_add1(params, i, "post_attention_layernorm.weight", arch->width));
-        MB_TRY(params_add_ffn(params, arch, i));
+        MB_TRY(mb_arch_is_moe(arch, i) ? params_add_experts(params, arch, i)
+                                       : params_add_ffn(params, arch, i));
     }
     MB_TRY(params_add1(params, arch->layers, "model.norm.weight", arch->width));
     if (!arch->tied_head)
@@ -160,6 +187,8 @@ void mb_params_destroy(mb_params **params)
         mb_weight_reset(&p->list[i].weight);
         mb_free(p->list[i].name);
     }
+    mb_params_shard_destroy(&p->sharded);
+    mb_window_destroy(&p->shared);
     for (int64_t b = 0; p->frozen != NULL && b < p->layers + 2; b++) mb_buffer_destroy(&p->frozen[b]);
     mb_buffer_destroy(&p->trained);
     mb_free(p->frozen);
@@ -227,6 +256,21 @@ done:
     return status;
 }
 
+static bool params_is_router(const mb_param *param)
+{
+    return mb_str_is_suffix(param->name, ".gate.weight");
+}
+
+/* Decide what a parameter is kept in. */
+static void params_choose_storage(const mb_params *params, mb_param *param)
+{
+    const bool in_layer = param->block >= 0 && param->block < params->layers;
+    param->value.dtype = MB_F32;
+    if (param->trained || param->value.dims != 2 || params_is_router(param) || params_is_lora(param)) return;
+    param->value.dtype = params->frozen_dtype;
+    if (params->frozen_bits != 0 && in_layer) param->value.dtype = params->frozen_bits == 8 ? MB_I8 : MB_U8;
+}
+
 mb_status mb_params_choose(mb_params *params, const char *patterns)
 {
     mb_status status = MB_OK;
@@ -246,6 +290,7 @@ mb_status mb_params_choose(mb_params *params, const char *patterns)
     for (int64_t i = 0; i < params->count; i++) {
         mb_param *param = &params->list[i];
         param->flat = param->trained ? params->trained_count : -1;
+        params_choose_storage(params, param);
         if (!param->trained) continue;
         params->trained_count += param->value.shape[0] * param->value.shape[1];
         if (param->block < params->lowest) params->lowest = param->block;
@@ -257,50 +302,165 @@ done:
 
 /* ---- 3. memory ---- */
 
-/* Bytes of one frozen tensor in its block's buffer: whole 64-byte lines. */
-static size_t params_room(const mb_param *param)
+static size_t params_lines(size_t bytes)
 {
-    size_t bytes = (size_t)(param->value.shape[0] * param->value.shape[1]) * sizeof(float);
     return (bytes + 63) / 64 * 64;
 }
 
-static mb_status params_allocate_block(mb_params *params, int64_t block)
+/* Bytes of one frozen tensor in its block's buffer, and of its scales: whole 64-byte lines. */
+static size_t params_room(const mb_params *params, const mb_param *param, size_t *out_scale)
 {
-    mb_status status = MB_OK;
-    size_t bytes = 0;
-    for (int64_t i = 0; i < params->count; i++)
-        if (params->list[i].block == block && !params->list[i].trained)
-            bytes += params_room(&params->list[i]);
-    if (bytes == 0) goto done;
-    MB_TRY(mb_buffer_create(mb_ops_allocator(params->ops), bytes, &params->frozen[block + 1]));
-    bytes = 0;
+    const int64_t n = param->value.shape[0], k = param->value.shape[1];
+    *out_scale = 0;
+    if (param->value.dtype != MB_I8 && param->value.dtype != MB_U8)
+        return params_lines((size_t)(n * k) * mb_dtype_bytes(param->value.dtype));
+    *out_scale = params_lines((size_t)(n * mb_quantise_groups(k, params->group)) * sizeof(float));
+    return params_lines((size_t)(n * mb_quantise_row_bytes(k, params->frozen_bits)));
+}
+
+size_t mb_params_bytes(const mb_params *params, const mb_param *param)
+{
+    size_t scale, value;
+    if (param->trained) return (size_t)(param->value.shape[0] * param->value.shape[1]) * sizeof(float);
+    value = params_room(params, param, &scale);
+    return value + scale;
+}
+
+/* Offsets of a block's frozen tensors in its memory; returns their bytes. */
+static size_t params_lay_out(mb_params *params, int64_t block)
+{
+    size_t bytes = 0, scale;
     for (int64_t i = 0; i < params->count; i++) {
         mb_param *param = &params->list[i];
-        if (param->block != block || param->trained) continue;
-        param->value.data = (char *)params->frozen[block + 1]->data + bytes;
-        bytes += params_room(param);
+        if (param->block != block) continue;
+        param->bytes = mb_params_bytes(params, param);
+        if (param->trained) continue;
+        param->at = bytes;
+        param->scale_at = params_room(params, param, &scale);
+        bytes += param->bytes;
     }
+    return bytes;
+}
+
+/* Point a parameter's values (and scales) into memory. */
+static void params_point(mb_param *param, char *data)
+{
+    param->value.data = data;
+    param->scale = param->bytes > param->scale_at && !param->trained ? data + param->scale_at : NULL;
+}
+
+/* Point a block's frozen tensors into memory. */
+static void params_point_block(mb_params *params, int64_t block, char *data)
+{
+    for (int64_t i = 0; i < params->count; i++) {
+        mb_param *param = &params->list[i];
+        if (param->block == block && !param->trained) params_point(param, data + param->at);
+    }
+}
+
+static bool params_is_quantised(const mb_param *param)
+{
+    return param->value.dtype == MB_I8 || param->value.dtype == MB_U8;
+}
+
+static void params_init_weight(const mb_params *params, mb_param *param)
+{
+    const int64_t n = param->value.shape[0], k = param->value.shape[1];
+    if (!params_is_quantised(param)) {
+        mb_weight_init(&param->weight, param->value);
+        return;
+    }
+    const mb_tensor scale = mb_tensor_view2(MB_F32, param->scale, n, mb_quantise_groups(k, params->group));
+    mb_tensor value = param->value;
+    value.shape[1] = mb_quantise_row_bytes(k, params->frozen_bits);
+    mb_weight_init_quantised(&param->weight, value, params->frozen_bits, k, params->group, scale);
+}
+
+void mb_params_store(mb_params *params, mb_dtype dtype, int bits, int64_t group)
+{
+    assert(!params->is_sealed && (dtype == MB_F32 || dtype == MB_BF16));
+    params->frozen_dtype = dtype;
+    params->frozen_bits = bits;
+    params->group = group;
+}
+
+static bool params_has_ranks(const mb_params *params)
+{
+    return params->comm != NULL && mb_comm_size(params->comm) > 1;
+}
+
+void mb_params_spread(mb_params *params, mb_comm *comm, bool shard, bool share)
+{
+    assert(!params->is_sealed);
+    params->comm = comm;
+    params->shard = shard && params_has_ranks(params);
+    params->share = share && !params->shard && comm != NULL && mb_comm_local_size(comm) > 1;
+}
+
+/* Own memory of this process for what is not spread. */
+static mb_status params_allocate(mb_params *params)
+{
+    mb_status status = MB_OK;
+    const mb_allocator *allocator = mb_ops_allocator(params->ops);
+    if (params->trained_count > 0 && !params->shard)
+        MB_TRY(mb_buffer_create(allocator, (size_t)params->trained_count * sizeof(float), &params->trained));
+    for (int64_t b = -1; b <= params->layers; b++) {
+        const size_t bytes = params_lay_out(params, b);
+        params->shared_bytes += bytes;
+        if (bytes == 0 || params->shard || params->share) continue;
+        MB_TRY(mb_buffer_create(allocator, bytes, &params->frozen[b + 1]));
+        params_point_block(params, b, params->frozen[b + 1]->data);
+    }
+done:
+    return status;
+}
+
+/* Frozen tensors into the node's memory. Collective. */
+static mb_status params_share(mb_params *params)
+{
+    mb_status status = MB_OK;
+    char *base = NULL;
+    const bool is_first = mb_comm_local_rank(params->comm) == 0;
+    MB_TRY(mb_window_create_shared(params->comm, params->shared_bytes, (void **)&base, &params->shared));
+    for (int64_t b = -1; b <= params->layers; b++) {
+        params_point_block(params, b, base);
+        for (int64_t i = 0; i < params->count; i++)
+            if (params->list[i].block == b && !params->list[i].trained) base += params->list[i].bytes;
+    }
+    for (int64_t i = 0; i < params->count; i++)
+        params->list[i].is_elsewhere = !is_first && !params->list[i].trained;
 done:
     return status;
 }
 
 mb_status mb_params_seal(mb_params *params, const char *patterns)
 {
-    mb_status status = MB_OK;
+    mb_status status;
     assert(!params->is_sealed && params->ops != NULL);
-    MB_TRY(mb_params_choose(params, patterns));
-    const mb_allocator *allocator = mb_ops_allocator(params->ops);
-    if (params->trained_count > 0)
-        MB_TRY(mb_buffer_create(allocator, (size_t)params->trained_count * sizeof(float), &params->trained));
-    for (int64_t b = -1; b <= params->layers; b++) MB_TRY(params_allocate_block(params, b));
+    status = mb_params_choose(params, patterns);
+    if (status == MB_OK) status = params_allocate(params);
+    if (params->comm != NULL) status = mb_comm_agree(params->comm, status);
+    MB_TRY(status);
+    if (params->share) MB_TRY(params_share(params));
+    if (params->shard)
+        MB_TRY(mb_params_shard_create(params->comm, params->list, params->count, params->layers,
+                                      &params->sharded));
     for (int64_t i = 0; i < params->count; i++) {
         mb_param *param = &params->list[i];
-        if (param->trained) param->value.data = (float *)params->trained->data + param->flat;
-        if (param->value.dims == 2) mb_weight_init(&param->weight, param->value);
+        param->shard = params->sharded;
+        if (param->trained && params->trained != NULL)
+            param->value.data = (float *)params->trained->data + param->flat;
+        if (param->value.dims == 2) params_init_weight(params, param);
     }
     params->is_sealed = true;
 done:
     return status;
+}
+
+mb_status mb_params_filled(mb_params *params)
+{
+    if (params->sharded != NULL) return mb_params_shard_sync(params->sharded);
+    return params->shared != NULL ? mb_window_sync(params->shared) : MB_OK;
 }
 
 /* ---- 4. access ---- */
@@ -336,12 +496,13 @@ mb_param *mb_params_find(mb_params *params, const char *name)
 mb_status mb_params_acquire(mb_params *params, int64_t block)
 {
     assert(block >= MB_PARAMS_EMBEDDING && block <= params->layers);
-    return MB_OK;
+    return params->sharded != NULL ? mb_params_shard_acquire(params->sharded, block) : MB_OK;
 }
 
 void mb_params_release(mb_params *params, int64_t block)
 {
     assert(block >= MB_PARAMS_EMBEDDING && block <= params->layers);
+    if (params->sharded != NULL) mb_params_shard_release(params->sharded, block);
 }
 
 int64_t mb_params_trained_count(const mb_params *params)
@@ -352,6 +513,12 @@ int64_t mb_params_trained_count(const mb_params *params)
 float *mb_params_trained(mb_params *params)
 {
     return params->trained != NULL ? params->trained->data : NULL;
+}
+
+float *mb_params_owned(mb_params *params, int64_t first)
+{
+    if (params->sharded != NULL) return mb_params_shard_owned(params->sharded, first);
+    return params->trained != NULL ? (float *)params->trained->data + first : NULL;
 }
 
 void mb_params_bind_gradient(mb_params *params, float *gradient)
@@ -369,29 +536,216 @@ void mb_params_changed(mb_params *params)
             mb_weight_changed(&params->list[i].weight);
 }
 
+mb_status mb_params_sync(mb_params *params)
+{
+    mb_params_changed(params);
+    return params->sharded != NULL ? mb_params_shard_sync(params->sharded) : MB_OK;
+}
+
+void mb_params_set_sink(mb_params *params, const mb_params_sink *opt_sink)
+{
+    params->sink = opt_sink;
+    mb_params_bind_gradient(params, NULL);
+}
+
+bool mb_params_has_sink(const mb_params *params)
+{
+    return params->sink != NULL;
+}
+
+int64_t mb_params_block_trained(const mb_params *params, int64_t block, int64_t *out_first)
+{
+    int64_t n = 0;
+    *out_first = 0;
+    for (int64_t i = 0; i < params->count; i++) {
+        const mb_param *param = &params->list[i];
+        if (param->block != block || !param->trained) continue;
+        if (n == 0) *out_first = param->flat;
+        n += mb_tensor_count(&param->value);
+    }
+    return n;
+}
+
+/* Whether a block's gradients wait to be bound or given away. */
+static bool params_is_bound(const mb_params *params, int64_t block, bool *out_trains)
+{
+    *out_trains = false;
+    for (int64_t i = 0; i < params->count; i++) {
+        const mb_param *param = &params->list[i];
+        if (param->block != block || !param->trained) continue;
+        *out_trains = true;
+        return param->gradient.data != NULL;
+    }
+    return false;
+}
+
+static void params_bind_block(mb_params *params, int64_t block, float *gradient)
+{
+    int64_t first;
+    mb_params_block_trained(params, block, &first);
+    for (int64_t i = 0; i < params->count; i++) {
+        mb_param *param = &params->list[i];
+        if (param->block == block && param->trained)
+            param->gradient.data = gradient != NULL ? gradient + (param->flat - first) : NULL;
+    }
+}
+
+mb_status mb_params_gradient_begin(mb_params *params, int64_t block)
+{
+    mb_status status = MB_OK;
+    float *room = NULL;
+    bool trains;
+    if (params->sink == NULL || params_is_bound(params, block, &trains) || !trains) goto done;
+    MB_TRY(params->sink->room(params->sink->context, block, &room));
+    params_bind_block(params, block, room);
+done:
+    return status;
+}
+
+mb_status mb_params_gradient_end(mb_params *params, int64_t block)
+{
+    bool trains;
+    if (params->sink == NULL || !params_is_bound(params, block, &trains)) return MB_OK;
+    params_bind_block(params, block, NULL);
+    return params->sink->complete(params->sink->context, block);
+}
+
+bool mb_params_is_sharded(const mb_params *params)
+{
+    return params->sharded != NULL;
+}
+
+bool mb_params_is_shared(const mb_params *params)
+{
+    return params->shared != NULL;
+}
+
+const char *mb_params_place(const mb_params *params)
+{
+    return params->sharded != NULL  ? "weights cut over the ranks"
+           : params->shared != NULL ? "frozen weights once per node"
+                                    : "weights in each process";
+}
+
+mb_status mb_params_describe_storage(const mb_params *params, mb_str *text)
+{
+    mb_status status = MB_OK;
+    if (params->frozen_bits != 0)
+        MB_TRY(mb_str_add_format(text, "model.quantize = int%d, groups of %lld\n", params->frozen_bits,
+                                 (long long)params->group));
+done:
+    return status;
+}
+
+mb_params_bytes_used mb_params_used(const mb_params *params)
+{
+    mb_params_bytes_used used = {0};
+    if (params->sharded != NULL) {
+        used.frozen = mb_params_shard_frozen_bytes(params->sharded);
+        used.trained = mb_params_shard_window_bytes(params->sharded) - used.frozen;
+        used.slots = mb_params_shard_slot_peak_bytes(params->sharded);
+        return used;
+    }
+    used.trained = params->trained != NULL ? params->trained->bytes : 0;
+    used.frozen = params->shared_bytes;
+    if (params->shared != NULL) used.frozen /= (size_t)mb_comm_local_size(params->comm);
+    return used;
+}
+
+bool mb_params_is_ahead(const mb_params *params)
+{
+    return params->sharded != NULL && mb_params_shard_is_ahead(params->sharded);
+}
+
+void mb_params_set_ahead(mb_params *params)
+{
+    if (params->sharded != NULL) mb_params_shard_set_ahead(params->sharded);
+}
+
 int64_t mb_params_lowest_trained(const mb_params *params)
 {
     return params->lowest;
 }
 
-/* ---- 5. random initial values ---- */
+/* ---- 5. values ---- */
+
+/* A parameter that is cut over the ranks, as a whole: the same one in memory of its own (mb_free of
+ * out->value.data). */
+static mb_status params_whole(const mb_param *param, mb_param *out)
+{
+    mb_status status = MB_OK;
+    char *data;
+    MB_NEW_ARRAY(data, param->bytes);
+    *out = *param;
+    out->shard = NULL;
+    params_point(out, data);
+    out->weight.packed = NULL;
+    out->weight.tensor.data = data;
+    out->weight.scale.data = out->scale;
+done:
+    return status;
+}
+
+mb_status mb_params_get_f32(const mb_param *param, float *out)
+{
+    mb_status status = MB_OK;
+    mb_param whole = {0};
+    if (param->shard != NULL) {
+        MB_TRY(params_whole(param, &whole));
+        MB_TRY(mb_params_shard_read(param->shard, param, whole.value.data));
+        MB_TRY(mb_params_get_f32(&whole, out));
+    } else if (param->value.dims == 2) {
+        mb_weight_read(&param->weight, 0, param->value.shape[0], out);
+    } else {
+        memcpy(out, param->value.data, mb_tensor_bytes(&param->value));
+    }
+done:
+    mb_free(whole.value.data);
+    return status;
+}
+
+mb_status mb_params_set_f32(mb_param *param, const float *value)
+{
+    mb_status status = MB_OK;
+    mb_param whole = {0};
+    if (param->is_elsewhere) goto done;
+    if (param->shard != NULL) {
+        MB_TRY(params_whole(param, &whole));
+        MB_TRY(mb_params_set_f32(&whole, value));
+        mb_params_shard_put(param->shard, param, whole.value.data);
+    } else if (params_is_quantised(param)) {
+        mb_quantise_rows(value, &param->weight);
+    } else {
+        MB_TRY(
+            mb_dtype_from_f32(param->value.dtype, value, mb_tensor_count(&param->value), param->value.data));
+    }
+    if (param->value.dims == 2) mb_weight_changed(&param->weight);
+done:
+    mb_free(whole.value.data);
+    return status;
+}
 
 mb_status mb_params_randomise(mb_params *params, uint64_t seed, double std)
 {
+    mb_status status = MB_OK;
+    float *value = NULL;
     for (int64_t i = 0; i < params->count; i++) {
         mb_param *param = &params->list[i];
         if (params_is_lora(param)) continue;
         const int64_t n = mb_tensor_count(&param->value);
         const uint32_t sub = (uint32_t)mb_hash_u64(param->name, strlen(param->name), 0);
         const bool is_bias = mb_str_is_suffix(param->name, ".bias");
-        float *value = mb_tensor_f32(&param->value);
+        MB_FREE(value);
+        MB_NEW_ARRAY(value, n);
 #pragma omp parallel for schedule(static) if (n > 65536)
         for (int64_t j = 0; j < n; j++)
             value[j] = is_bias ? 0
                        : param->value.dims == 1
                            ? 1
                            : (float)(std * mb_rng_normal(seed, MB_RNG_INIT, sub, (uint64_t)j));
-        if (param->value.dims == 2) mb_weight_changed(&param->weight);
+        MB_TRY(mb_params_set_f32(param, value));
     }
-    return MB_OK;
+done:
+    mb_free(value);
+    return status;
 }

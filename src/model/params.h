@@ -3,13 +3,16 @@
  * Layer: model.  Uses: tensor, ops, store (safetensors), arch.
  *
  * Blocks reach weights only between mb_params_acquire(block) and release(block): no-ops while everything is
- * resident; the place for gathers and offload later. Trained tensors lie one after another in one flat f32
- * array, in the order of the list (which is a function of arch and adapter alone), so that optimiser,
- * checkpoints and reductions see one array. Frozen tensors have no gradient and no moments.
+ * resident; with mb_params_spread they bring a block's tensors in from the ranks that keep them. Trained
+ * tensors lie one after another in one flat f32 array, in the order of the list (which is a function of arch
+ * and adapter alone), so that optimiser, checkpoints and reductions see one array. Frozen tensors have no
+ * gradient and no moments.
  */
 #ifndef MB_PARAMS_H
 #define MB_PARAMS_H
 
+#include "base/str.h"
+#include "comm/comm.h"
 #include "model/arch.h"
 #include "ops/ops.h"
 
@@ -20,12 +23,19 @@ typedef struct mb_param {
     char *name; /* HF tensor name, "model.layers.0.mlp.gate.weight" (LoRA:
                    "model.layers.0.self_attn.q_proj.lora_A.weight") */
     int64_t block;
-    mb_tensor value;  /* f32, dims 1 or 2 */
+    mb_tensor value;  /* dims 1 or 2; f32, or what mb_params_store said: bf16, or quantised (i8, u8) */
     mb_weight weight; /* of value when dims == 2 */
+    void *scale;      /* of a quantised value: where its scales lie */
     bool trained;
-    int64_t flat;       /* first element in the trained space, -1 frozen */
-    mb_tensor gradient; /* same shape; data NULL unless trained and bound */
-    bool from_delta;    /* read from a delta folder: differs from the base whether it trains or not */
+    int64_t flat;        /* first element in the trained space, -1 frozen */
+    mb_tensor gradient;  /* same shape; data NULL unless trained and bound */
+    size_t at, scale_at; /* of a frozen one: where it lies in its block's memory, and its scales after it */
+    size_t bytes;        /* it takes there, scales included; of a trained one: of its values */
+    struct mb_params_shard
+        *shard;        /* it is cut over the ranks: data is NULL but between acquire and release */
+    bool is_elsewhere; /* another rank of the node fills it: setting it does nothing */
+    bool from_delta;   /* read from a delta folder: differs from the base whether it trains or not */
+    float lora_scale;  /* of a lora_B: what its product is multiplied by */
 } mb_param;
 
 typedef struct mb_params mb_params;
@@ -39,6 +49,25 @@ mb_status mb_params_add(mb_params *params, const char *name, int64_t block, int 
 /* Decide what trains (mb_params_seal does it too; alone it serves plans, where nothing is allocated and ops
  * may be NULL). */
 mb_status mb_params_choose(mb_params *params, const char *patterns);
+/* How frozen matrices are kept, said before seal: dtype f32 or bf16 (norms, biases and routers stay f32), and
+ * bits 8 or 4 to quantise those of the decoder layers (group columns share a scale); 0: not. */
+void mb_params_store(mb_params *params, mb_dtype dtype, int bits, int64_t group);
+/* Where weights live, said before seal, which is collective then. shard: everything is cut over the ranks of
+ * comm. share: frozen tensors lie once per node, filled by its first rank (call mb_params_filled after
+ * filling and before use). With one rank (of the node) nothing is different. The comm is borrowed. */
+void mb_params_spread(mb_params *params, mb_comm *comm, bool shard, bool share);
+bool mb_params_is_sharded(const mb_params *params);
+bool mb_params_is_shared(const mb_params *params);    /* frozen ones lie once per node */
+const char *mb_params_place(const mb_params *params); /* in words */
+/* "key = value" lines of what mb_params_store said, for resume keys; none when f32. */
+mb_status mb_params_describe_storage(const mb_params *params, mb_str *text);
+/* Collective: all values were set; what is spread is seen by all. */
+mb_status mb_params_filled(mb_params *params);
+/* Bytes a parameter takes as it is (to be) kept. */
+size_t mb_params_bytes(const mb_params *params, const mb_param *param);
+/* A parameter's values as f32, whatever it is kept in, and back (rounded, quantised). [elements] */
+mb_status mb_params_get_f32(const mb_param *param, float *out);
+mb_status mb_params_set_f32(mb_param *param, const float *value);
 /* Decide what trains, allocate everything. MB_EUSAGE when a pattern matches nothing (names the nearest). */
 mb_status mb_params_seal(mb_params *params, const char *patterns);
 
@@ -49,10 +78,43 @@ mb_param *mb_params_find(mb_params *params, const char *name); /* NULL when abse
 mb_status mb_params_acquire(mb_params *params, int64_t block);
 void mb_params_release(mb_params *params, int64_t block);
 
-int64_t mb_params_trained_count(const mb_params *params);         /* elements */
-float *mb_params_trained(mb_params *params);                      /* [that many]; NULL when 0 */
+int64_t mb_params_trained_count(const mb_params *params); /* elements */
+float *mb_params_trained(mb_params *params);              /* [that many]; NULL when 0 or sharded */
+/* From element `first` on, which this rank owns (mb_lanes_owned); good for the owned elements. */
+float *mb_params_owned(mb_params *params, int64_t first);
 void mb_params_bind_gradient(mb_params *params, float *gradient); /* [that many], or NULL to unbind */
 void mb_params_changed(mb_params *params); /* trained values changed: packed forms are stale */
+/* The same after owned values changed, for sharded ones: all ranks see them afterwards. Collective. */
+mb_status mb_params_sync(mb_params *params);
+
+/* Gradients block by block, instead of one bound buffer: a pass asks for the room of a block before it adds
+ * into it and says when it is complete. Blocks are complete in the order L, L-1, .., 0, -1 (the head of a
+ * tied model is part of -1); one that trains nothing is passed over. */
+typedef struct mb_params_sink {
+    void *context;
+    mb_status (*room)(void *context, int64_t block,
+                      float **out); /* zeroed, [trained elements of the block] */
+    mb_status (*complete)(void *context, int64_t block);
+} mb_params_sink;
+/* Borrowed; NULL: none. Unbinds all gradients. */
+void mb_params_set_sink(mb_params *params, const mb_params_sink *opt_sink);
+bool mb_params_has_sink(const mb_params *params);
+/* Bind a block's gradients (nothing without a sink, or when they are bound already), and give them away. */
+mb_status mb_params_gradient_begin(mb_params *params, int64_t block);
+mb_status mb_params_gradient_end(mb_params *params, int64_t block);
+/* Trained elements of a block: from *out_first on in the trained space. */
+int64_t mb_params_block_trained(const mb_params *params, int64_t block, int64_t *out_first);
+
+/* Bytes this process keeps: frozen values (its piece of them; of memory shared by the node this rank's part
+ * of the sum), trained ones, and the most that blocks brought in took. */
+typedef struct mb_params_bytes_used {
+    size_t frozen, trained, slots;
+} mb_params_bytes_used;
+mb_params_bytes_used mb_params_used(const mb_params *params);
+/* After seal: fetch a sharded model's next block while one is used (done anyway where ranks are on several
+ * nodes). */
+void mb_params_set_ahead(mb_params *params);
+bool mb_params_is_ahead(const mb_params *params);
 /* Lowest block with a trained tensor (embedding -1), L+1 when nothing trains: the backward pass stops above
  * it. */
 int64_t mb_params_lowest_trained(const mb_params *params);
@@ -66,8 +128,9 @@ mb_status mb_params_read_delta(mb_params *params, const char *folder);
 /* N(0, std) for matrices and embedding, ones for norms, zeros for biases; by tensor name, so independent of
  * order. */
 mb_status mb_params_randomise(mb_params *params, uint64_t seed, double std);
-/* Write HF weights (LoRA tensors left out) into folder: model.safetensors or shards. only_trained: just the
- * trained tensors (and those that came from a delta), as `stem` delta. */
+/* (MB_EUNSUPPORTED when the model is kept quantised.) Write HF weights (LoRA tensors left out) into folder:
+ * model.safetensors or shards. only_trained: just the trained tensors (and those that came from a delta), as
+ * `stem` delta. */
 mb_status mb_params_write(mb_params *params, const char *folder, const char *stem, mb_dtype dtype,
                           int64_t shard_bytes, bool only_trained);
 

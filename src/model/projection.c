@@ -25,6 +25,7 @@ void mb_projection_find(mb_projection *projection, mb_params *params, const char
     projection->bias = projection_param(params, prefix, "bias");
     projection->lora_a = projection_param(params, prefix, "lora_A.weight");
     projection->lora_b = projection_param(params, prefix, "lora_B.weight");
+    projection->lora_scale = projection->lora_b != NULL ? projection->lora_b->lora_scale : 0;
     projection->sub = sub;
     assert(projection->weight != NULL);
 }
@@ -67,6 +68,7 @@ mb_status mb_projection_group_find(mb_projection_group *group, mb_params *params
         group->weights_b[e] = &one.lora_b->weight;
         group->is_lora_trained |= one.lora_a->trained;
         group->rank = one.lora_a->value.shape[0];
+        group->lora_scale = one.lora_scale;
     }
 done:
     return status;
@@ -95,12 +97,13 @@ bool mb_projection_group_is_trained(const mb_projection_group *group)
     return group->is_weight_trained || group->is_lora_trained;
 }
 
-static mb_status projection_new(const mb_projection_context *context, int64_t n0, int64_t n1, mb_tensor *out)
+static mb_status projection_new(const mb_projection_context *context, mb_dtype dtype, int64_t n0, int64_t n1,
+                                mb_tensor *out)
 {
     mb_status status = MB_OK;
-    float *data;
-    MB_ARENA_ARRAY(context->arena, data, n0 * n1);
-    *out = mb_tensor_view2(MB_F32, data, n0, n1);
+    char *data;
+    MB_ARENA_ARRAY(context->arena, data, n0 * n1 * (int64_t)mb_dtype_bytes(dtype));
+    *out = mb_tensor_view2(dtype, data, n0, n1);
 done:
     return status;
 }
@@ -112,7 +115,7 @@ static mb_status projection_dropped(const mb_projection_context *context, uint32
     mb_status status = MB_OK;
     *out = *x;
     if (context->dropout <= 0 || context->row_index == NULL) goto done;
-    MB_TRY(projection_new(context, x->shape[0], x->shape[1], out));
+    MB_TRY(projection_new(context, x->dtype, x->shape[0], x->shape[1], out));
     MB_TRY(mb_ops_dropout(context->ops, x, context->dropout, context->seed, sub, context->row_index, out));
 done:
     return status;
@@ -133,9 +136,9 @@ static mb_status projection_inner(const mb_projection_context *context, mb_proje
 {
     mb_status status = MB_OK;
     MB_TRY(projection_dropped(context, p->sub, x, dropped));
-    MB_TRY(projection_new(context, x->shape[0], p->lora_a->value.shape[0], h));
+    MB_TRY(projection_new(context, x->dtype, x->shape[0], p->lora_a->value.shape[0], h));
     MB_TRY(mb_ops_linear(context->ops, dropped, &p->lora_a->weight, NULL, false, h));
-    MB_TRY(mb_ops_scale(context->ops, context->lora_scale, h));
+    MB_TRY(mb_ops_scale(context->ops, p->lora_scale, h));
 done:
     return status;
 }
@@ -164,9 +167,9 @@ static mb_status projection_backward_lora(const mb_projection_context *context, 
     mb_tensor dropped, h, dh, part;
     const bool trained = p->lora_a->trained;
     if (!trained && opt_dx == NULL) goto done;
-    MB_TRY(projection_new(context, dy->shape[0], p->lora_a->value.shape[0], &dh));
+    MB_TRY(projection_new(context, dy->dtype, dy->shape[0], p->lora_a->value.shape[0], &dh));
     MB_TRY(mb_ops_linear_dx(context->ops, dy, &p->lora_b->weight, false, &dh));
-    MB_TRY(mb_ops_scale(context->ops, context->lora_scale, &dh));
+    MB_TRY(mb_ops_scale(context->ops, p->lora_scale, &dh));
     if (trained) {
         assert(opt_x != NULL);
         MB_TRY(projection_inner(context, p, opt_x, &dropped, &h));
@@ -174,7 +177,7 @@ static mb_status projection_backward_lora(const mb_projection_context *context, 
         MB_TRY(mb_ops_linear_dw(context->ops, &dh, &dropped, &p->lora_a->gradient, NULL));
     }
     if (opt_dx == NULL) goto done;
-    MB_TRY(projection_new(context, opt_dx->shape[0], opt_dx->shape[1], &part));
+    MB_TRY(projection_new(context, opt_dx->dtype, opt_dx->shape[0], opt_dx->shape[1], &part));
     MB_TRY(mb_ops_linear_dx(context->ops, &dh, &p->lora_a->weight, false, &part));
     MB_TRY(projection_undrop(context, p->sub, &part));
     MB_TRY(mb_ops_axpy(context->ops, 1, &part, opt_dx));
@@ -195,7 +198,7 @@ mb_status mb_projection_backward(const mb_projection_context *context, mb_projec
         mb_tensor dw = p->weight->gradient;
         assert(opt_x != NULL);
         if (!p->weight->trained) {
-            MB_TRY(projection_new(context, dw.shape[0], dw.shape[1], &dw));
+            MB_TRY(projection_new(context, MB_F32, dw.shape[0], dw.shape[1], &dw));
             memset(dw.data, 0, mb_tensor_bytes(&dw));
         }
         MB_TRY(mb_ops_linear_dw(context->ops, dy, opt_x, &dw, bias_trained ? &p->bias->gradient : NULL));
@@ -214,9 +217,9 @@ static mb_status group_inner(const mb_projection_context *context, mb_projection
 {
     mb_status status = MB_OK;
     MB_TRY(projection_dropped(context, g->sub, x, dropped));
-    MB_TRY(projection_new(context, x->shape[0], g->rank, h));
+    MB_TRY(projection_new(context, x->dtype, x->shape[0], g->rank, h));
     MB_TRY(mb_ops_grouped_linear(context->ops, dropped, dispatch->offsets, g->count, g->weights_a, h));
-    MB_TRY(mb_ops_scale(context->ops, context->lora_scale, h));
+    MB_TRY(mb_ops_scale(context->ops, g->lora_scale, h));
 done:
     return status;
 }
@@ -230,7 +233,7 @@ mb_status mb_projection_group_forward(const mb_projection_context *context, mb_p
     if (group->lora_a != NULL) {
         mb_tensor dropped, h, part;
         MB_TRY(group_inner(context, group, dispatch, x, &dropped, &h));
-        MB_TRY(projection_new(context, y->shape[0], y->shape[1], &part));
+        MB_TRY(projection_new(context, y->dtype, y->shape[0], y->shape[1], &part));
         MB_TRY(mb_ops_grouped_linear(context->ops, &h, dispatch->offsets, group->count, group->weights_b,
                                      &part));
         MB_TRY(mb_ops_axpy(context->ops, 1, &part, y));
@@ -257,9 +260,9 @@ static mb_status group_backward_lora(const mb_projection_context *context, mb_pr
     mb_tensor dropped, h, dh, part;
     if (!g->is_lora_trained && opt_dx == NULL) goto done;
     const int32_t *offsets = dispatch->offsets;
-    MB_TRY(projection_new(context, dy->shape[0], g->rank, &dh));
+    MB_TRY(projection_new(context, dy->dtype, dy->shape[0], g->rank, &dh));
     MB_TRY(mb_ops_grouped_linear_dx(context->ops, dy, offsets, g->count, g->weights_b, false, &dh));
-    MB_TRY(mb_ops_scale(context->ops, context->lora_scale, &dh));
+    MB_TRY(mb_ops_scale(context->ops, g->lora_scale, &dh));
     if (g->is_lora_trained) {
         assert(opt_x != NULL);
         MB_TRY(group_inner(context, g, dispatch, opt_x, &dropped, &h));
@@ -267,7 +270,7 @@ static mb_status group_backward_lora(const mb_projection_context *context, mb_pr
         MB_TRY(group_dw(context, g, dispatch, g->lora_a, &dh, &dropped));
     }
     if (opt_dx == NULL) goto done;
-    MB_TRY(projection_new(context, opt_dx->shape[0], opt_dx->shape[1], &part));
+    MB_TRY(projection_new(context, opt_dx->dtype, opt_dx->shape[0], opt_dx->shape[1], &part));
     MB_TRY(mb_ops_grouped_linear_dx(context->ops, &dh, offsets, g->count, g->weights_a, false, &part));
     MB_TRY(projection_undrop(context, g->sub, &part));
     MB_TRY(mb_ops_axpy(context->ops, 1, &part, opt_dx));

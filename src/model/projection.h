@@ -14,6 +14,7 @@ typedef struct mb_projection {
     mb_param *weight;          /* [N, K] */
     mb_param *bias;            /* [N] or NULL */
     mb_param *lora_a, *lora_b; /* [r, K], [N, r] or NULL */
+    float lora_scale;          /* alpha / r */
     uint32_t sub;              /* of dropout draws: block and place */
 } mb_projection;
 
@@ -24,6 +25,7 @@ typedef struct mb_projection_group {
     mb_weight **weights, **weights_a, **weights_b;
     mb_tensor *gradients; /* work array of the weight gradient calls */
     bool is_weight_trained, is_lora_trained;
+    float lora_scale;
     uint32_t sub;
 } mb_projection_group;
 
@@ -31,7 +33,7 @@ typedef struct mb_projection_group {
 typedef struct mb_projection_context {
     mb_ops *ops;
     mb_arena *arena;
-    float lora_scale, dropout;
+    float dropout;
     uint64_t seed;
     const int64_t *row_index; /* of the rows of x, for dropout; NULL: no dropout */
 } mb_projection_context;

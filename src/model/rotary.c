@@ -4,17 +4,16 @@
  * 2. writing (4.x names)
  * 3. frequencies per type
  * 4. the table
+ * 5. rows of long sequences
  */
 #include "model/rotary.h"
 
 #include <math.h>
 #include <string.h>
 
-static const char *const rotary_names[] = {[MB_ROTARY_DEFAULT] = "default",
-                                           [MB_ROTARY_LINEAR] = "linear",
-                                           [MB_ROTARY_DYNAMIC] = "dynamic",
-                                           [MB_ROTARY_LLAMA3] = "llama3",
-                                           [MB_ROTARY_YARN] = "yarn"};
+static const char *const rotary_names[] = {
+    [MB_ROTARY_DEFAULT] = "default", [MB_ROTARY_LINEAR] = "linear", [MB_ROTARY_DYNAMIC] = "dynamic",
+    [MB_ROTARY_LLAMA3] = "llama3",   [MB_ROTARY_YARN] = "yarn",     [MB_ROTARY_LONGROPE] = "longrope"};
 #define ROTARY_TYPES (sizeof rotary_names / sizeof rotary_names[0])
 
 /* ---- 1. reading ---- */
@@ -25,10 +24,13 @@ static mb_status rotary_read_type(const json_t *config, const char *key, const c
 {
     mb_status status = MB_OK;
     const json_t *rope = json_object_get(config, key);
-    const char *type = NULL, *older = NULL, *name;
+    const char *type = NULL, *older = NULL, *name, *inner;
+    json_t *value;
     double partial = 1;
     *out_type = MB_ROTARY_DEFAULT;
     if (!json_is_object(rope)) goto done;
+    json_object_foreach((json_t *)rope, inner, value) if (json_is_object(value))
+        MB_RAISE(MB_EUNSUPPORTED, "%s: %s of layer type '%s' by itself is not supported", where, key, inner);
     MB_TRY(mb_json_opt_string(rope, "rope_type", where, &type));
     MB_TRY(mb_json_opt_string(rope, "type", where, &older));
     if (type != NULL && older != NULL && strcmp(type, older) != 0)
@@ -44,8 +46,9 @@ static mb_status rotary_read_type(const json_t *config, const char *key, const c
             goto done;
         }
     MB_RAISE(MB_EUNSUPPORTED,
-             "%s: %s type '%s' is not supported; default, linear, dynamic, llama3 and yarn are", where, key,
-             name);
+             "%s: %s type '%s' is not supported; default, linear, dynamic, llama3, yarn and "
+             "longrope are",
+             where, key, name);
 done:
     return status;
 }
@@ -134,24 +137,111 @@ done:
     return status;
 }
 
-mb_status mb_rotary_read(const json_t *config, int64_t max_positions, const char *where,
+static mb_status rotary_read_factors(const json_t *rope, const char *key, int64_t pairs, const char *where,
+                                     float *out_factors)
+{
+    mb_status status = MB_OK;
+    const json_t *list = json_object_get(rope, key);
+    if (!json_is_array(list) || (int64_t)json_array_size(list) != pairs)
+        MB_RAISE(MB_EFORMAT, "%s: rope scaling %s must be a list of %lld numbers, one per pair", where, key,
+                 (long long)pairs);
+    for (int64_t i = 0; i < pairs; i++) {
+        const json_t *value = json_array_get(list, (size_t)i);
+        out_factors[i] = (float)json_number_value(value);
+        if (!json_is_number(value) || !(out_factors[i] > 0) || !(out_factors[i] < 1e9f))
+            MB_RAISE(MB_ERANGE, "%s: rope scaling %s, entry %lld must be a positive number", where, key,
+                     (long long)i);
+    }
+done:
+    return status;
+}
+
+/* The original length stands at the top of the file (4.x) or in the object (5.x); 4.x then takes the ratio of
+ * the lengths for the attention factor, 5.x the field `factor`: where they differ, neither is right. */
+static mb_status rotary_longrope_factor(const json_t *rope, int64_t max_positions, bool has_top,
+                                        const char *where, mb_rotary *r)
+{
+    mb_status status = MB_OK;
+    const double ratio = (double)max_positions / (double)r->original_positions;
+    double factor = ratio;
+    MB_TRY(mb_json_opt_real(rope, "factor", where, &factor));
+    if (!(factor > 0) || !(factor < 1e9))
+        MB_RAISE(MB_ERANGE, "%s: rope scaling factor %g is out of range", where, factor);
+    if (has_top && !(fabs(factor - ratio) <= 1e-6 * ratio))
+        MB_RAISE(
+            MB_EUNSUPPORTED,
+            "%s: rope scaling factor %g is not max_position_embeddings / "
+            "original_max_position_embeddings = %g, and releases of transformers differ on which counts; "
+            "set attention_factor",
+            where, factor, ratio);
+    r->attention_factor = factor <= 1 ? 1 : sqrt(1 + log(factor) / log((double)r->original_positions));
+done:
+    return status;
+}
+
+static mb_status rotary_read_longrope(const json_t *config, const json_t *rope, int64_t max_positions,
+                                      int64_t width, const char *where, mb_rotary *r)
+{
+    mb_status status = MB_OK;
+    const json_t *given = json_object_get(rope, "attention_factor");
+    int64_t top = 0;
+    if (width / 2 > MB_ROTARY_MAX_PAIRS)
+        MB_RAISE(MB_EUNSUPPORTED, "%s: rope scaling 'longrope' of heads wider than %d is not supported",
+                 where, 2 * MB_ROTARY_MAX_PAIRS);
+    MB_TRY(rotary_read_factors(rope, "short_factor", width / 2, where, r->short_factor));
+    MB_TRY(rotary_read_factors(rope, "long_factor", width / 2, where, r->long_factor));
+    MB_TRY(mb_json_opt_int(rope, "original_max_position_embeddings", where, &r->original_positions));
+    MB_TRY(mb_json_opt_int(config, "original_max_position_embeddings", where, &top));
+    if (top != 0) r->original_positions = top;
+    if (r->original_positions == 0) r->original_positions = max_positions;
+    if (r->original_positions < 2 || r->original_positions > (int64_t)1 << 30)
+        MB_RAISE(MB_ERANGE, "%s: original_max_position_embeddings is %lld; it must be at least 2", where,
+                 (long long)r->original_positions);
+    if (given != NULL && !json_is_null(given))
+        MB_TRY(mb_json_get_real(rope, "attention_factor", where, &r->attention_factor));
+    else
+        MB_TRY(rotary_longrope_factor(rope, max_positions, top != 0, where, r));
+    if (!(r->attention_factor > 0) || !(r->attention_factor < 1e6))
+        MB_RAISE(MB_ERANGE, "%s: rope scaling attention_factor %g is out of range", where,
+                 r->attention_factor);
+done:
+    return status;
+}
+
+static mb_status rotary_read_factor(const json_t *rope, int64_t max_positions, int64_t width,
+                                    const char *where, mb_rotary *r)
+{
+    mb_status status = MB_OK;
+    if (r->type == MB_ROTARY_DYNAMIC && width <= 2)
+        MB_RAISE(MB_ERANGE, "%s: rope scaling 'dynamic' needs heads wider than 2", where);
+    if (r->type == MB_ROTARY_YARN)
+        MB_TRY(rotary_read_yarn(rope, max_positions, where, r));
+    else
+        MB_TRY(mb_json_get_real(rope, "factor", where, &r->factor));
+    if (r->type == MB_ROTARY_LLAMA3) MB_TRY(rotary_read_llama3(rope, where, r));
+    if (r->type == MB_ROTARY_DYNAMIC) r->original_positions = max_positions;
+    if (!(r->factor >= 1) || !(r->factor < 1e9))
+        MB_RAISE(MB_ERANGE, "%s: rope scaling factor %g must be at least 1", where, r->factor);
+    const bool has_original = r->type == MB_ROTARY_LLAMA3 || r->type == MB_ROTARY_YARN;
+    if (has_original && (r->original_positions < 1 || r->original_positions > (int64_t)1 << 30))
+        MB_RAISE(MB_ERANGE, "%s: rope scaling original_max_position_embeddings is %lld; it must be positive",
+                 where, (long long)r->original_positions);
+done:
+    return status;
+}
+
+mb_status mb_rotary_read(const json_t *config, int64_t max_positions, int64_t width, const char *where,
                          mb_rotary *out_rotary)
 {
     mb_status status = MB_OK;
-    mb_rotary r = {0};
+    mb_rotary r;
     const json_t *rope = NULL;
+    memset(&r, 0, sizeof r);
     MB_TRY(rotary_find(config, where, &r.type, &rope));
-    if (r.type == MB_ROTARY_YARN)
-        MB_TRY(rotary_read_yarn(rope, max_positions, where, &r));
+    if (r.type == MB_ROTARY_LONGROPE)
+        MB_TRY(rotary_read_longrope(config, rope, max_positions, width, where, &r));
     else if (r.type != MB_ROTARY_DEFAULT)
-        MB_TRY(mb_json_get_real(rope, "factor", where, &r.factor));
-    if (r.type == MB_ROTARY_LLAMA3) MB_TRY(rotary_read_llama3(rope, where, &r));
-    if (r.type != MB_ROTARY_DEFAULT && (!(r.factor >= 1) || !(r.factor < 1e9)))
-        MB_RAISE(MB_ERANGE, "%s: rope scaling factor %g must be at least 1", where, r.factor);
-    const bool has_original = r.type == MB_ROTARY_LLAMA3 || r.type == MB_ROTARY_YARN;
-    if (has_original && (r.original_positions < 1 || r.original_positions > (int64_t)1 << 30))
-        MB_RAISE(MB_ERANGE, "%s: rope scaling original_max_position_embeddings is %lld; it must be positive",
-                 where, (long long)r.original_positions);
+        MB_TRY(rotary_read_factor(rope, max_positions, width, where, &r));
     *out_rotary = r;
 done:
     return status;
@@ -159,14 +249,28 @@ done:
 
 /* ---- 2. writing ---- */
 
-static mb_status rotary_write_fields(const mb_rotary *r, json_t *rope)
+static mb_status rotary_write_list(json_t *rope, const char *key, const float *factors, int64_t pairs)
+{
+    mb_status status = MB_OK;
+    json_t *list = json_array();
+    if (list == NULL) MB_RAISE(MB_ENOMEM, "config: no memory");
+    for (int64_t i = 0; i < pairs; i++)
+        if (json_array_append_new(list, json_real((double)factors[i])) < 0)
+            MB_RAISE(MB_ENOMEM, "config: no memory");
+    MB_TRY(mb_json_set(rope, key, json_incref(list)));
+done:
+    json_decref(list);
+    return status;
+}
+
+static mb_status rotary_write_fields(const mb_rotary *r, int64_t width, json_t *rope)
 {
     mb_status status = MB_OK;
     MB_TRY(mb_json_set(rope, "rope_type", json_string(rotary_names[r->type])));
     if (json_object_get(rope, "type") != NULL)
         MB_TRY(mb_json_set(rope, "type", json_string(rotary_names[r->type])));
-    MB_TRY(mb_json_set(rope, "factor", json_real(r->factor)));
-    if (r->type == MB_ROTARY_LLAMA3 || r->type == MB_ROTARY_YARN)
+    if (r->type != MB_ROTARY_LONGROPE) MB_TRY(mb_json_set(rope, "factor", json_real(r->factor)));
+    if (r->type >= MB_ROTARY_LLAMA3)
         MB_TRY(mb_json_set(rope, "original_max_position_embeddings", json_integer(r->original_positions)));
     if (r->type == MB_ROTARY_LLAMA3) {
         MB_TRY(mb_json_set(rope, "low_freq_factor", json_real(r->low_freq_factor)));
@@ -175,14 +279,19 @@ static mb_status rotary_write_fields(const mb_rotary *r, json_t *rope)
     if (r->type == MB_ROTARY_YARN) {
         MB_TRY(mb_json_set(rope, "beta_fast", json_real(r->beta_fast)));
         MB_TRY(mb_json_set(rope, "beta_slow", json_real(r->beta_slow)));
-        MB_TRY(mb_json_set(rope, "attention_factor", json_real(r->attention_factor)));
         MB_TRY(mb_json_set(rope, "truncate", json_boolean(r->truncate)));
+    }
+    if (r->type >= MB_ROTARY_YARN)
+        MB_TRY(mb_json_set(rope, "attention_factor", json_real(r->attention_factor)));
+    if (r->type == MB_ROTARY_LONGROPE) {
+        MB_TRY(rotary_write_list(rope, "short_factor", r->short_factor, width / 2));
+        MB_TRY(rotary_write_list(rope, "long_factor", r->long_factor, width / 2));
     }
 done:
     return status;
 }
 
-mb_status mb_rotary_write(const mb_rotary *rotary, json_t *config)
+mb_status mb_rotary_write(const mb_rotary *rotary, int64_t width, json_t *config)
 {
     mb_status status = MB_OK;
     const json_t *source = json_object_get(config, "rope_scaling");
@@ -193,8 +302,11 @@ mb_status mb_rotary_write(const mb_rotary *rotary, json_t *config)
         if (rope == NULL) MB_RAISE(MB_ENOMEM, "config: no memory");
         json_object_del(rope, "rope_theta");
         json_object_del(rope, "partial_rotary_factor");
-        MB_TRY(rotary_write_fields(rotary, rope));
+        MB_TRY(rotary_write_fields(rotary, width, rope));
     }
+    if (rotary->type == MB_ROTARY_LONGROPE) /* where 4.x looks for it */
+        MB_TRY(mb_json_set(config, "original_max_position_embeddings",
+                           json_integer(rotary->original_positions)));
     MB_TRY(mb_json_set(config, "rope_scaling", rope != NULL ? json_incref(rope) : json_null()));
     json_object_del(config, "rope_parameters");
 done:
@@ -252,26 +364,97 @@ static void rotary_yarn(const mb_rotary *r, double theta, int64_t width, float *
     }
 }
 
-void mb_rotary_frequencies(const mb_rotary *rotary, double theta, int64_t width, float *out_frequencies)
+/* The base that a sequence of this length is stretched to. */
+static double rotary_dynamic_theta(const mb_rotary *r, double theta, int64_t width, int64_t length)
 {
-    for (int64_t i = 0; i < width / 2; i++) out_frequencies[i] = 1 / rotary_length(theta, width, i);
-    if (rotary->type == MB_ROTARY_LINEAR)
-        for (int64_t i = 0; i < width / 2; i++) out_frequencies[i] /= (float)rotary->factor;
-    if (rotary->type == MB_ROTARY_LLAMA3) rotary_llama3(rotary, width / 2, out_frequencies);
-    if (rotary->type == MB_ROTARY_YARN) rotary_yarn(rotary, theta, width, out_frequencies);
+    const double original = (double)r->original_positions;
+    const double longer = (double)length > original ? (double)length : original;
+    return theta * pow(r->factor * longer / original - (r->factor - 1), (double)width / (double)(width - 2));
+}
+
+static bool rotary_is_long(const mb_rotary *r, int64_t length)
+{
+    return (r->type == MB_ROTARY_DYNAMIC || r->type == MB_ROTARY_LONGROPE) && length > r->original_positions;
+}
+
+void mb_rotary_frequencies(const mb_rotary *rotary, double theta, int64_t width, int64_t length,
+                           float *out_frequencies)
+{
+    const mb_rotary *r = rotary;
+    const bool is_long = rotary_is_long(r, length);
+    const float *factors = is_long ? r->long_factor : r->short_factor;
+    if (is_long && r->type == MB_ROTARY_DYNAMIC) theta = rotary_dynamic_theta(r, theta, width, length);
+    for (int64_t i = 0; i < width / 2; i++)
+        out_frequencies[i] =
+            1 / ((r->type == MB_ROTARY_LONGROPE ? factors[i] : 1) * rotary_length(theta, width, i));
+    if (r->type == MB_ROTARY_LINEAR)
+        for (int64_t i = 0; i < width / 2; i++) out_frequencies[i] /= (float)r->factor;
+    if (r->type == MB_ROTARY_LLAMA3) rotary_llama3(r, width / 2, out_frequencies);
+    if (r->type == MB_ROTARY_YARN) rotary_yarn(r, theta, width, out_frequencies);
 }
 
 /* ---- 4. the table ---- */
 
+static float rotary_scale(const mb_rotary *r)
+{
+    return r->type >= MB_ROTARY_YARN ? (float)r->attention_factor : 1;
+}
+
+/* One row from frequencies, which may lie in the row's first half. */
+static void rotary_row(const float *frequencies, int32_t position, int64_t half, float scale, float *row)
+{
+    for (int64_t i = 0; i < half; i++) {
+        const float angle = (float)position * frequencies[i];
+        row[half + i] = sinf(angle) * scale;
+        row[i] = cosf(angle) * scale;
+    }
+}
+
 void mb_rotary_table(const mb_rotary *rotary, double theta, int64_t positions, int64_t width, float *table)
 {
-    const int64_t half = width / 2;
-    const float scale = rotary->type == MB_ROTARY_YARN ? (float)rotary->attention_factor : 1;
-    mb_rotary_frequencies(rotary, theta, width, table); /* row 0: its angles are 0 whatever they are */
+    mb_rotary_frequencies(rotary, theta, width, 1, table); /* row 0: its angles are 0 whatever they are */
     for (int64_t p = positions - 1; p >= 0; p--)
-        for (int64_t i = 0; i < half; i++) {
-            const float angle = (float)p * table[i];
-            table[p * width + half + i] = sinf(angle) * scale;
-            table[p * width + i] = cosf(angle) * scale;
-        }
+        rotary_row(table, (int32_t)p, width / 2, rotary_scale(rotary), table + p * width);
+}
+
+/* ---- 5. rows of long sequences ---- */
+
+int64_t mb_rotary_limit(const mb_rotary *rotary, int64_t max_positions)
+{
+    const double longest = rotary->factor * (double)max_positions;
+    if (rotary->type != MB_ROTARY_DYNAMIC) return max_positions;
+    return longest < (double)INT32_MAX ? (int64_t)longest : INT32_MAX;
+}
+
+static int64_t rotary_segment_length(const int32_t *positions, const int32_t *offsets, int64_t segment)
+{
+    int64_t length = 0;
+    for (int32_t t = offsets[segment]; t < offsets[segment + 1]; t++)
+        if (positions[t] >= length) length = positions[t] + 1;
+    return length;
+}
+
+bool mb_rotary_is_long(const mb_rotary *rotary, const int32_t *positions, const int32_t *offsets,
+                       int64_t segments)
+{
+    for (int64_t s = 0; rotary->type != MB_ROTARY_DEFAULT && s < segments; s++)
+        if (rotary_is_long(rotary, rotary_segment_length(positions, offsets, s))) return true;
+    return false;
+}
+
+void mb_rotary_rows(const mb_rotary *rotary, double theta, int64_t width, const int32_t *positions,
+                    const int32_t *offsets, int64_t segments, float *table)
+{
+    for (int64_t s = 0; s < segments; s++) {
+        const int32_t first = offsets[s], end = offsets[s + 1];
+        if (first == end) continue;
+        /* The frequencies lie in the segment's last row until that is made. */
+        float *frequencies = table + (end - 1) * width;
+        mb_rotary_frequencies(rotary, theta, width, rotary_segment_length(positions, offsets, s),
+                              frequencies);
+#pragma omp parallel for schedule(static) if (end - first > 64)
+        for (int32_t t = first; t < end - 1; t++)
+            rotary_row(frequencies, positions[t], width / 2, rotary_scale(rotary), table + t * width);
+        rotary_row(frequencies, positions[end - 1], width / 2, rotary_scale(rotary), frequencies);
+    }
 }

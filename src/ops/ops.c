@@ -8,6 +8,7 @@
  * 6. routing
  * 7. optimiser
  */
+#include <assert.h>
 #include <omp.h>
 #include <sched.h>
 #include <stdio.h>
@@ -21,7 +22,39 @@
 
 void mb_weight_init(mb_weight *weight, mb_tensor tensor)
 {
-    *weight = (mb_weight){.tensor = tensor, .version = 1};
+    *weight = (mb_weight){.tensor = tensor, .width = mb_ops_width(&tensor), .version = 1};
+}
+
+void mb_weight_init_quantised(mb_weight *weight, mb_tensor tensor, int bits, int64_t width, int64_t group,
+                              mb_tensor scale)
+{
+    assert(bits == 8 || bits == 4);
+    assert(tensor.dtype == (bits == 8 ? MB_I8 : MB_U8) && group > 0);
+    assert(scale.shape[0] == tensor.shape[0] && scale.shape[1] == (width + group - 1) / group);
+    *weight = (mb_weight){
+        .tensor = tensor, .bits = bits, .width = width, .group = group, .scale = scale, .version = 1};
+}
+
+static float weight_quantised(const mb_weight *weight, int64_t row, int64_t column)
+{
+    const int64_t groups = weight->scale.shape[1];
+    const float scale = mb_tensor_f32(&weight->scale)[row * groups + column / weight->group];
+    if (weight->bits == 8)
+        return (float)((const int8_t *)weight->tensor.data)[row * weight->width + column] * scale;
+    const uint8_t pair = ((const uint8_t *)weight->tensor.data)[row * weight->tensor.shape[1] + column / 2];
+    return (float)((int)(column % 2 == 0 ? pair & 15 : pair >> 4) - 8) * scale;
+}
+
+void mb_weight_read(const mb_weight *weight, int64_t first, int64_t n, float *out)
+{
+    const int64_t width = weight->width;
+    if (weight->bits == 0) {
+        const mb_tensor rows = mb_tensor_rows(&weight->tensor, first, n);
+        mb_dtype_to_f32(rows.dtype, rows.data, n * width, out);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < width; j++) out[i * width + j] = weight_quantised(weight, first + i, j);
 }
 
 void mb_weight_changed(mb_weight *weight)
@@ -186,6 +219,39 @@ mb_status mb_ops_rms_norm_backward(mb_ops *ops, const mb_tensor *dy, const mb_te
     return finish(ops, mark, status, "rms_norm_backward");
 }
 
+mb_status mb_ops_layer_norm(mb_ops *ops, const mb_tensor *x, const mb_tensor *w, const mb_tensor *b,
+                            float eps, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_layer_norm(x, w, b, y);
+    if (status == MB_OK) status = ops->table.layer_norm(ops, x, w, b, eps, y);
+    return finish(ops, mark, status, "layer_norm");
+}
+
+mb_status mb_ops_gelu(mb_ops *ops, bool is_tanh, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_count("gelu", 1, (const mb_tensor *[]){y});
+    if (status == MB_OK) status = ops->table.gelu(ops, is_tanh, y);
+    return finish(ops, mark, status, "gelu");
+}
+
+mb_status mb_ops_multiply(mb_ops *ops, const mb_tensor *x, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_count("multiply", 2, (const mb_tensor *[]){x, y});
+    if (status == MB_OK) status = ops->table.multiply(ops, x, y);
+    return finish(ops, mark, status, "multiply");
+}
+
+mb_status mb_ops_cast(mb_ops *ops, const mb_tensor *x, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_count("cast", 2, (const mb_tensor *[]){x, y});
+    if (status == MB_OK) status = ops->table.cast(ops, x, y);
+    return finish(ops, mark, status, "cast");
+}
+
 mb_status mb_ops_swiglu(mb_ops *ops, const mb_tensor *gate, const mb_tensor *up, mb_tensor *y)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
@@ -216,7 +282,7 @@ mb_status mb_ops_rope(mb_ops *ops, mb_tensor *x, const int32_t *positions, const
 mb_status mb_ops_axpy(mb_ops *ops, float scale, const mb_tensor *x, mb_tensor *y)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_same("axpy", 2, (const mb_tensor *[]){x, y});
+    mb_status status = mb_ops_check_count("axpy", 2, (const mb_tensor *[]){x, y});
     if (status == MB_OK) status = ops->table.axpy(ops, scale, x, y);
     return finish(ops, mark, status, "axpy");
 }
@@ -269,6 +335,7 @@ mb_status mb_ops_embedding_backward(mb_ops *ops, const int32_t *tokens, const mb
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     mb_status status = mb_ops_check_embedding(tokens, dtable, dy);
+    if (status == MB_OK) status = mb_ops_check_f32("embedding_backward", "dtable", dtable);
     if (status == MB_OK) status = ops->table.embedding_backward(ops, tokens, dy, dtable);
     return finish(ops, mark, status, "embedding_backward");
 }
@@ -303,6 +370,7 @@ mb_status mb_ops_attention_backward(mb_ops *ops, const mb_attention_shape *shape
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     mb_status status = mb_ops_check_attention(shape, 4, (const mb_tensor *[]){q, o, d_o, dq}, 4,
                                               (const mb_tensor *[]){k, v, dk, dv}, lse);
+    if (status == MB_OK) status = mb_ops_check_attention_backward(shape);
     if (status == MB_OK) status = ops->table.attention_backward(ops, shape, q, k, v, o, lse, d_o, dq, dk, dv);
     return finish(ops, mark, status, "attention_backward");
 }
@@ -351,6 +419,7 @@ mb_status mb_ops_gather_backward(mb_ops *ops, const mb_tensor *dy, const mb_disp
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     mb_status status = mb_ops_check_rows_of(dispatch, dx, dy);
+    if (status == MB_OK) status = mb_ops_check_f32("gather_backward", "dx", dx);
     if (status == MB_OK) status = ops->table.gather_backward(ops, dy, dispatch, picks, dx);
     return finish(ops, mark, status, "gather_backward");
 }
@@ -370,6 +439,7 @@ mb_status mb_ops_combine_backward(mb_ops *ops, const mb_tensor *dy, const mb_ten
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     mb_status status = mb_ops_check_combine(dispatch, weights, dy, dx, opt_dweights);
+    if (status == MB_OK) status = mb_ops_check_same("combine_backward", 2, (const mb_tensor *[]){x, dx});
     if (status == MB_OK)
         status = ops->table.combine_backward(ops, dy, x, dispatch, weights, dx, opt_dweights);
     return finish(ops, mark, status, "combine_backward");

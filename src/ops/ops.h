@@ -3,13 +3,21 @@
  *
  * Layer: ops.  Uses: base, tensor; a backend's own libraries only in its own folder.
  *
- * Rules for every op: tensors are contiguous, activations are f32 (other dtypes are refused by the checks
- * until a backend takes them); inputs are const; outputs never alias inputs unless the comment says "in
+ * Rules for every op: tensors are contiguous; inputs are const; outputs never alias inputs unless the comment
+ * says "in
  * place"; no allocation but from ops->scratch, which is as it was when the op returns; argument rules are
  * asserted/checked in ops_check.c, once, before dispatch.
  * "+=" outputs accumulate. Every op gives the same bits for the same inputs, thread count and instruction
  * set, and a row's bits do not depend on how many other rows are in the call, wherever the backend can
  * promise it (mb_ops_is_row_stable).
+ *
+ * Dtypes. "act" in a comment is f32 or bf16; tensors called act of one letter (act X) share theirs. Whatever
+ * is not said to be act is f32. Sums are f32 inside every op; a bf16 output is the f32 result rounded once,
+ * to
+ * nearest even (an accumulating one: old value + result, rounded once). A product's dtype of computing is
+ * that
+ * of its rows: bf16 rows meet the weight rounded to bf16, f32 rows the weight as it is. Where the chip has no
+ * bf16 unit bf16 rows are computed in f32.
  *
  * Letters: T tokens (rows), D/K width in, N width out, F expert hidden, H query heads, G key/value heads, Dh
  * head width, E experts that exist, K picks per token, P rows sent to experts, V vocabulary, S segments
@@ -23,16 +31,27 @@
 
 typedef struct mb_ops mb_ops;
 
-/* A weight matrix [N, K] as HF stores it (out, in), with the backend's packed form beside it. The tensor is
+/* A weight matrix [N, K] as HF stores it (out, in), with the backend's packed form beside it. The tensors are
  * borrowed. After changing the values call mb_weight_changed; the packed form is remade when it pays (values
- * that met many rows unchanged). Reset weights before the ops that used them are destroyed. */
+ * that met many rows unchanged). Reset weights before the ops that used them are destroyed.
+ *
+ * Quantised (frozen only): bits 8: tensor i8 [N, K]; bits 4: tensor u8 [N, (K+1)/2], column 2i in the low
+ * half of byte i, stored + 8. Element (n, k) is its integer times scale[n, k / group]. */
 typedef struct mb_weight {
-    mb_tensor tensor;
+    mb_tensor tensor; /* f32 or bf16; i8 or u8 when quantised */
+    int bits;         /* 0: not quantised; 8; 4 */
+    int64_t width;    /* K */
+    int64_t group;    /* columns that share a scale; 0 when not quantised */
+    mb_tensor scale;  /* [N, ceil(K / group)] f32; dims 0 when not quantised */
     uint64_t version; /* of the values; starts at 1 */
     void *packed;     /* backend's own, NULL at first */
     void (*packed_free)(void *packed);
 } mb_weight;
-void mb_weight_init(mb_weight *weight, mb_tensor tensor);
+void mb_weight_init(mb_weight *weight, mb_tensor tensor); /* f32 or bf16 [N, K] */
+void mb_weight_init_quantised(mb_weight *weight, mb_tensor tensor, int bits, int64_t width, int64_t group,
+                              mb_tensor scale);
+/* Rows first..first+n as f32 [n, K]: what the matrix means. */
+void mb_weight_read(const mb_weight *weight, int64_t first, int64_t n, float *out);
 void mb_weight_changed(mb_weight *weight);
 void mb_weight_reset(mb_weight *weight); /* frees the packed form */
 
@@ -50,6 +69,14 @@ typedef struct mb_attention_shape {
     int64_t heads, kv_heads, head_width;
     float scale;    /* >= 0, usually 1/sqrt(Dh) */
     int64_t window; /* a query sees the last `window` keys, itself included; 0: all */
+    bool
+        is_bidirectional; /* every query sees every key of its segment (encoders); window 0 then. Forward only
+                             */
+    /* Keys kept from earlier calls (generation, forward only): segment s has keys (and values) in rows
+     * key_first[s] .. key_first[s] + key_count[s] of k and v, and its queries are the last of them. Both
+     * NULL:
+     * keys lie as queries do. */
+    const int32_t *opt_key_first, *opt_key_count; /* [S] */
 } mb_attention_shape;
 
 typedef struct mb_adamw {
@@ -76,12 +103,12 @@ const mb_allocator *mb_ops_allocator(const mb_ops *ops); /* of tensors this back
 
 /* ---- dense products ---- */
 
-/* y[T,N] = (accumulate ? y : 0) + x[T,K] W^T + opt_bias[N] */
+/* act y[T,N] = (accumulate ? y : 0) + act x[T,K] W^T + opt_bias[N] */
 mb_status mb_ops_linear(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias,
                         bool accumulate, mb_tensor *y);
-/* dx[T,K] = (accumulate ? dx : 0) + dy[T,N] W */
+/* act dx[T,K] = (accumulate ? dx : 0) + act dy[T,N] W */
 mb_status mb_ops_linear_dx(mb_ops *ops, const mb_tensor *dy, mb_weight *w, bool accumulate, mb_tensor *dx);
-/* dw[N,K] += dy^T x;  opt_dbias[N] += column sums of dy */
+/* dw[N,K] += dy^T x (dy, x act A);  opt_dbias[N] += column sums of dy */
 mb_status mb_ops_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, mb_tensor *dw,
                            mb_tensor *opt_dbias);
 
@@ -97,27 +124,38 @@ mb_status mb_ops_grouped_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_te
 
 /* ---- element-wise and norms ---- */
 
-/* y = x * rsqrt(mean(x^2) + eps) * w, per row of x[R,D], w[D]; out_rstd[R]. */
+/* act y = act x * rsqrt(mean(x^2) + eps) * w, per row of x[R,D], w[D]; out_rstd[R]. */
 mb_status mb_ops_rms_norm(mb_ops *ops, const mb_tensor *x, const mb_tensor *w, float eps, mb_tensor *y,
                           mb_tensor *out_rstd);
-/* dx[R,D] = (accumulate ? dx : 0) + ...; opt_dw[D] += */
+/* act dx[R,D] = (accumulate ? dx : 0) + ... of act dy, act x; opt_dw[D] += */
 mb_status mb_ops_rms_norm_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, const mb_tensor *w,
                                    const mb_tensor *rstd, bool accumulate, mb_tensor *dx, mb_tensor *opt_dw);
-/* y = silu(gate) * up, [R,F] each. */
+/* y = (x - mean) * rsqrt(variance + eps) * w + b, per row; act x, act y. Forward only. */
+mb_status mb_ops_layer_norm(mb_ops *ops, const mb_tensor *x, const mb_tensor *w, const mb_tensor *b,
+                            float eps, mb_tensor *y);
+/* In place, act: y = gelu(y): by the error function, or by tanh (gelu_new, gelu_pytorch_tanh). */
+mb_status mb_ops_gelu(mb_ops *ops, bool is_tanh, mb_tensor *y);
+/* y *= x, act each. */
+mb_status mb_ops_multiply(mb_ops *ops, const mb_tensor *x, mb_tensor *y);
+/* y = x in y's dtype, act each. */
+mb_status mb_ops_cast(mb_ops *ops, const mb_tensor *x, mb_tensor *y);
+/* y = silu(gate) * up, [R,F] each, all act A; so is the backward. */
 mb_status mb_ops_swiglu(mb_ops *ops, const mb_tensor *gate, const mb_tensor *up, mb_tensor *y);
 mb_status mb_ops_swiglu_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *gate, const mb_tensor *up,
                                  mb_tensor *dgate, mb_tensor *dup);
-/* In place on x[T,H,Dh]: pairs (i, i+Dh/2) turned by the angle of row positions[t] of table[Pmax, Dh] (cos in
+/* In place on act x[T,H,Dh]: pairs (i, i+Dh/2) turned by the angle of row positions[t] of table[Pmax, Dh]
+ * (cos in
  * the first half, sin in the second); inverse turns back (the backward pass). */
 mb_status mb_ops_rope(mb_ops *ops, mb_tensor *x, const int32_t *positions, const mb_tensor *table,
                       bool inverse);
-/* y += scale * x; y = scale * y; y = clamp(y, -limit, limit), and the gradient's mask: dy = 0 where |y| >=
- * limit (y: clamped values). */
+/* act y += scale * act x; y = scale * y; y = clamp(y, -limit, limit), and the gradient's mask: dy = 0 where
+ * |y| >= limit (y: clamped values; y and dy act A). */
 mb_status mb_ops_axpy(mb_ops *ops, float scale, const mb_tensor *x, mb_tensor *y);
 mb_status mb_ops_scale(mb_ops *ops, float scale, mb_tensor *y);
 mb_status mb_ops_clamp(mb_ops *ops, float limit, mb_tensor *y);
 mb_status mb_ops_clamp_backward(mb_ops *ops, float limit, const mb_tensor *y, mb_tensor *dy);
-/* y[R,C] = x with elements dropped with probability p and the rest scaled by 1/(1-p); element (r,c) is drawn
+/* y[R,C] = x (act A) with elements dropped with probability p and the rest scaled by 1/(1-p); element (r,c)
+ * is drawn
  * by (seed, MB_RNG_DROPOUT, sub, row_index[r] * C + c). The backward pass is the same call on dy. May be in
  * place. */
 mb_status mb_ops_dropout(mb_ops *ops, const mb_tensor *x, float p, uint64_t seed, uint32_t sub,
@@ -125,13 +163,14 @@ mb_status mb_ops_dropout(mb_ops *ops, const mb_tensor *x, float p, uint64_t seed
 
 /* ---- embedding and head ---- */
 
-/* y[T,D] = table[tokens[t]];  dtable[V,D] += (rows added in token order, same bits for any thread count). */
+/* act y[T,D] = act table[tokens[t]];  act dy; dtable[V,D] += (rows added in token order, same bits for any
+ * thread count). */
 mb_status mb_ops_embedding(mb_ops *ops, const int32_t *tokens, const mb_tensor *table, mb_tensor *y);
 mb_status mb_ops_embedding_backward(mb_ops *ops, const int32_t *tokens, const mb_tensor *dy,
                                     mb_tensor *dtable);
-/* Fused head and cross-entropy in chunks of rows: logits = h[N,D] W^T, never all of them at once.
+/* Fused head and cross-entropy in chunks of rows: logits (f32) = act h[N,D] W^T, never all of them at once.
  * out_loss[N] f32 = logsumexp - logit[target]; opt_argmax[N] the first largest id.
- * With opt_row_weight[N]: out_dh[N,D] = weight_n * (softmax - onehot) W, and opt_dw[V,D] += the weight's
+ * With opt_row_weight[N]: act out_dh[N,D] = weight_n * (softmax - onehot) W, and opt_dw[V,D] += the weight's
  * gradient. Rows of weight 0 are free of charge in the backward part. Targets outside [0,V) are MB_ERANGE. */
 mb_status mb_ops_head_loss(mb_ops *ops, const mb_tensor *h, mb_weight *w, const int32_t *targets,
                            mb_tensor *out_loss, int32_t *opt_argmax, const float *opt_row_weight,
@@ -139,10 +178,11 @@ mb_status mb_ops_head_loss(mb_ops *ops, const mb_tensor *h, mb_weight *w, const 
 
 /* ---- attention ---- */
 
-/* Causal within each segment, never across. q[T,H,Dh], k, v [T,G,Dh] -> o[T,H,Dh], lse[T,H]. */
+/* Causal within each segment (unless shape says otherwise), never across. q[T,H,Dh], k, v [T,G,Dh] ->
+ * o[T,H,Dh], all act A; lse[T,H]. */
 mb_status mb_ops_attention(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q,
                            const mb_tensor *k, const mb_tensor *v, mb_tensor *o, mb_tensor *lse);
-/* dq, dk, dv are overwritten. */
+/* dq, dk, dv are overwritten. All but lse act A. */
 mb_status mb_ops_attention_backward(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q,
                                     const mb_tensor *k, const mb_tensor *v, const mb_tensor *o,
                                     const mb_tensor *lse, const mb_tensor *d_o, mb_tensor *dq, mb_tensor *dk,
@@ -161,15 +201,16 @@ mb_status mb_ops_route_backward(mb_ops *ops, const mb_tensor *probs, const int32
 /* Fill dispatch from ids[T,K]; ids >= experts are trash. */
 mb_status mb_ops_dispatch(mb_ops *ops, const int32_t *ids, int64_t tokens, int64_t picks, int64_t experts,
                           mb_dispatch *dispatch);
-/* y[P,D] = x[row_token[p]] */
+/* act y[P,D] = act x[row_token[p]] */
 mb_status mb_ops_gather(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch, mb_tensor *y);
-/* dx[T,D] += sum over picks of dy[slot_row], in pick order */
+/* dx[T,D] += sum over picks of act dy[slot_row], in pick order */
 mb_status mb_ops_gather_backward(mb_ops *ops, const mb_tensor *dy, const mb_dispatch *dispatch, int64_t picks,
                                  mb_tensor *dx);
-/* y[T,D] += sum over picks of weights[t,k] * x[slot_row[t,k]], in pick order */
+/* y[T,D] += sum over picks of weights[t,k] * act x[slot_row[t,k]], in pick order */
 mb_status mb_ops_combine(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch,
                          const mb_tensor *weights, mb_tensor *y);
-/* dx[P,D] = weights * dy[token] (overwritten);  opt_dweights[T,K] = dot(dy[t], x[row]) (0 for trash;
+/* act X dx[P,D] = weights * dy[token] (overwritten; x is act X);  opt_dweights[T,K] = dot(dy[t], x[row]) (0
+ * for trash;
  * overwritten) */
 mb_status mb_ops_combine_backward(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x,
                                   const mb_dispatch *dispatch, const mb_tensor *weights, mb_tensor *dx,

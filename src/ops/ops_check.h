@@ -19,8 +19,12 @@ mb_status mb_ops_check_grouped(const mb_tensor *x, const int32_t *offsets, int64
                                mb_weight *const *w, const mb_tensor *y);
 mb_status mb_ops_check_grouped_dw(const mb_tensor *dy, const mb_tensor *x, const int32_t *offsets,
                                   int64_t groups, const mb_tensor *dw);
-/* n f32 tensors of one count and row length. */
+/* n tensors of one count, f32 or bf16 each; `same`: of one dtype too; `f32`: one tensor, of that dtype. */
+mb_status mb_ops_check_count(const char *op, int n, const mb_tensor *const *tensors);
+mb_status mb_ops_check_f32(const char *op, const char *what, const mb_tensor *tensor);
 mb_status mb_ops_check_same(const char *op, int n, const mb_tensor *const *tensors);
+mb_status mb_ops_check_layer_norm(const mb_tensor *x, const mb_tensor *w, const mb_tensor *b,
+                                  const mb_tensor *y);
 mb_status mb_ops_check_rms_norm(const mb_tensor *x, const mb_tensor *w, const mb_tensor *y,
                                 const mb_tensor *rstd);
 mb_status mb_ops_check_rms_norm_backward(const mb_tensor *dy, const mb_tensor *x, const mb_tensor *w,
@@ -34,6 +38,7 @@ mb_status mb_ops_check_head_loss(const mb_tensor *h, const mb_weight *w, const i
 /* `wide` are [T,H,Dh], `narrow` [T,G,Dh]. */
 mb_status mb_ops_check_attention(const mb_attention_shape *shape, int wides, const mb_tensor *const *wide,
                                  int narrows, const mb_tensor *const *narrow, const mb_tensor *lse);
+mb_status mb_ops_check_attention_backward(const mb_attention_shape *shape);
 mb_status mb_ops_check_route(const mb_tensor *logits, int64_t picks, const mb_tensor *probs,
                              const mb_tensor *weights);
 mb_status mb_ops_check_route_backward(const mb_tensor *probs, const int32_t *ids, const mb_tensor *weights,
@@ -42,6 +47,7 @@ mb_status mb_ops_check_dispatch(const int32_t *ids, int64_t tokens, int64_t pick
                                 const mb_dispatch *dispatch);
 /* tokens [T,D], rows [P,D] with P = dispatch->rows. */
 mb_status mb_ops_check_rows_of(const mb_dispatch *dispatch, const mb_tensor *tokens, const mb_tensor *rows);
+/* tokens f32. */
 mb_status mb_ops_check_combine(const mb_dispatch *dispatch, const mb_tensor *weights, const mb_tensor *tokens,
                                const mb_tensor *rows, const mb_tensor *opt_dweights);
 mb_status mb_ops_check_adamw(const mb_adamw *adamw, int64_t n);

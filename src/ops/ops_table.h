@@ -16,8 +16,8 @@
 #define MB_OPS_LIST(X)                                                                                       \
     X(linear) X(linear_dx) X(linear_dw)                                                                      \
     X(grouped_linear) X(grouped_linear_dx) X(grouped_linear_dw)                                              \
-    X(rms_norm) X(rms_norm_backward) X(swiglu) X(swiglu_backward) X(rope)                                    \
-    X(axpy) X(scale) X(clamp) X(clamp_backward) X(dropout)                                                   \
+    X(rms_norm) X(rms_norm_backward) X(layer_norm) X(swiglu) X(swiglu_backward) X(gelu) X(multiply) X(rope)  \
+    X(cast) X(axpy) X(scale) X(clamp) X(clamp_backward) X(dropout)                                           \
     X(embedding) X(embedding_backward) X(head_loss)                                                          \
     X(attention) X(attention_backward)                                                                       \
     X(route) X(route_backward) X(dispatch) X(gather) X(gather_backward) X(combine)                           \

@@ -122,8 +122,8 @@ static mb_status inspect_model(const char *path)
     MB_TRY(mb_arch_read(path, &arch));
     printf(
         "decoder: %s, D %lld, %lld layers, %lld heads (%lld key/value), F %lld, V %lld, %.4g M parameters\n",
-        arch.family == MB_FAMILY_OLMOE ? "OLMoE" : "Llama", (long long)arch.width, (long long)arch.layers,
-        (long long)arch.heads, (long long)arch.kv_heads, (long long)arch.ffn, (long long)arch.vocab,
+        mb_arch_facts(&arch)->type, (long long)arch.width, (long long)arch.layers, (long long)arch.heads,
+        (long long)arch.kv_heads, (long long)arch.ffn, (long long)arch.vocab,
         (double)mb_arch_parameters(&arch) / 1e6);
     if (arch.experts > 0)
         printf("experts: %lld, top-%lld, trash %lld, trash_logit_bias %g\n", (long long)arch.experts,

@@ -129,6 +129,7 @@ static mb_status run(mb_program *program)
     MB_TRY(begin(program, &tasks, &is_done));
     if (is_done) goto done;
     MB_TRY(mb_program_open_ops(program));
+    own->model.opt_comm = program->comm;
     MB_TRY(
         mb_comm_agree(program->comm, mb_model_options_open(&own->model, program->ops, "none", NULL, 0, &lm)));
     if (own->max_length == 0) own->max_length = mb_lm_arch(lm)->max_positions;

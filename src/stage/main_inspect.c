@@ -20,61 +20,94 @@ static mb_status declare(mb_program *program)
     program->own = own;
     table = mb_program_options_inspect(&n);
     MB_TRY(mb_program_add_table(program, "what to inspect", table, n, own));
+    table = mb_model_option_table(&n);
+    MB_TRY(mb_program_add_table(program, "model (forward, gradients)", table, n, &own->model));
     table = mb_objective_option_table(&n);
     MB_TRY(mb_program_add_table(program, "objective (gradients)", table, n, &own->objective));
 done:
     return status;
 }
 
-/* ---- encode ---- */
+/* ---- encode and decode ---- */
 
-static mb_status encode_line(const mb_tokenizer *tokenizer, mb_tokenizer_scratch *scratch, const json_t *text,
-                             bool add_special, mb_ids *ids, mb_str *out)
+/* What a line of input needs. */
+typedef struct tokens {
+    mb_tokenizer *tokenizer;
+    mb_tokenizer_scratch *scratch;
+    mb_ids ids;
+    mb_str text, out;
+} tokens;
+
+static mb_status encode_line(tokens *t, const mb_inspect_program *own, const json_t *text, int64_t line)
 {
     mb_status status = MB_OK;
-    mb_ids_reset(ids);
-    MB_TRY(mb_tokenizer_encode(tokenizer, scratch, json_string_value(text), json_string_length(text),
-                               add_special, ids));
-    MB_TRY(mb_str_add(out, "["));
-    for (int64_t i = 0; i < ids->count; ++i) MB_TRY(mb_str_add_format(out, i ? ", %u" : "%u", ids->data[i]));
-    MB_TRY(mb_str_add(out, "]\n"));
+    if (!json_is_string(text))
+        MB_RAISE(MB_EDATA, "%s: line %lld is not a JSON string", own->input, (long long)line);
+    MB_TRY(mb_tokenizer_encode(t->tokenizer, t->scratch, json_string_value(text), json_string_length(text),
+                               own->add_special_tokens, &t->ids));
+    MB_TRY(mb_str_add(&t->out, "["));
+    for (int64_t i = 0; i < t->ids.count; ++i)
+        MB_TRY(mb_str_add_format(&t->out, i ? ", %u" : "%u", t->ids.data[i]));
+    MB_TRY(mb_str_add(&t->out, "]\n"));
 done:
     return status;
 }
 
-static mb_status run_encode(mb_program *program)
+static mb_status decode_line(tokens *t, const mb_inspect_program *own, const json_t *list, int64_t line)
+{
+    mb_status status = MB_OK;
+    json_t *text = NULL;
+    if (!json_is_array(list))
+        MB_RAISE(MB_EDATA, "%s: line %lld is not a JSON array of ids", own->input, (long long)line);
+    for (size_t i = 0; i < json_array_size(list); ++i) {
+        const json_int_t id = json_integer_value(json_array_get(list, i));
+        if (!json_is_integer(json_array_get(list, i)) || id < 0 || id > INT32_MAX)
+            MB_RAISE(MB_EDATA, "%s: line %lld, entry %zu is not a token id", own->input, (long long)line, i);
+        MB_TRY(mb_ids_append(&t->ids, (uint32_t)id));
+    }
+    mb_str_reset(&t->text);
+    MB_TRY(mb_tokenizer_decode(t->tokenizer, t->ids.data, t->ids.count, own->skip_special_tokens, &t->text));
+    text = json_stringn(mb_str_text(&t->text), t->text.length);
+    if (text == NULL) MB_RAISE(MB_ENOMEM, "no memory for line %lld", (long long)line);
+    MB_TRY(mb_json_print(text, 0, false, &t->out));
+    MB_TRY(mb_str_add(&t->out, "\n"));
+done:
+    json_decref(text);
+    return status;
+}
+
+static mb_status run_tokens(mb_program *program)
 {
     mb_status status = MB_OK;
     mb_inspect_program *own = program->own;
-    mb_tokenizer *tokenizer = NULL;
-    mb_tokenizer_scratch *scratch = NULL;
-    mb_ids ids = {0};
-    mb_str text = MB_STR_EMPTY, out = MB_STR_EMPTY;
-    int64_t line = 0;
+    const bool decodes = mb_str_equal(program->mode, "decode");
+    tokens t = {0};
+    mb_str input = MB_STR_EMPTY;
+    int64_t line = 1;
     if (own->tokenizer == NULL || own->input == NULL || own->out == NULL)
-        MB_RAISE(MB_EUSAGE, "encode needs tokenizer=, input= (one JSON string per line) and out=");
-    MB_TRY(mb_tokenizer_open(own->tokenizer, &tokenizer));
-    MB_TRY(mb_tokenizer_scratch_create(tokenizer, &scratch));
-    MB_TRY(mb_files_read(own->input, 0, &text));
-    for (char *p = text.data, *end = p + text.length; p != NULL && p < end; ++line) {
+        MB_RAISE(MB_EUSAGE, "%s needs tokenizer=, input= (one JSON %s per line) and out=", program->mode,
+                 decodes ? "array of ids" : "string");
+    MB_TRY(mb_tokenizer_open(own->tokenizer, &t.tokenizer));
+    MB_TRY(mb_tokenizer_scratch_create(t.tokenizer, &t.scratch));
+    MB_TRY(mb_files_read(own->input, 0, &input));
+    for (char *p = input.data, *end = p + input.length; p != NULL && p < end; ++line) {
         char *stop = memchr(p, '\n', (size_t)(end - p));
         if (stop == NULL) stop = end;
         json_t *value = json_loadb(p, (size_t)(stop - p), JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
-        status =
-            json_is_string(value)
-                ? encode_line(tokenizer, scratch, value, own->add_special_tokens, &ids, &out)
-                : mb_fail(MB_EDATA, "%s: line %lld is not a JSON string", own->input, (long long)line + 1);
+        mb_ids_reset(&t.ids);
+        status = decodes ? decode_line(&t, own, value, line) : encode_line(&t, own, value, line);
         json_decref(value);
         MB_TRY(status);
         p = stop + 1;
     }
-    MB_TRY(mb_files_write(own->out, mb_str_text(&out), out.length));
+    MB_TRY(mb_files_write(own->out, mb_str_text(&t.out), t.out.length));
 done:
-    mb_ids_destroy(&ids);
-    mb_str_destroy(&text);
-    mb_str_destroy(&out);
-    mb_tokenizer_scratch_destroy(&scratch);
-    mb_tokenizer_close(&tokenizer);
+    mb_ids_destroy(&t.ids);
+    mb_str_destroy(&t.text);
+    mb_str_destroy(&t.out);
+    mb_str_destroy(&input);
+    mb_tokenizer_scratch_destroy(&t.scratch);
+    mb_tokenizer_close(&t.tokenizer);
     return status;
 }
 
@@ -84,13 +117,14 @@ static mb_status run_model(mb_program *program)
     mb_inspect_program *own = program->own;
     mb_free(own->objective.objective);
     own->objective.objective = mb_strdup(own->objective_name);
-    const mb_inspect_model inspect = {.lm = {.path = own->model,
-                                             .opt_adapter = own->adapter,
-                                             .trash_expert_ratio = own->trash_expert_ratio},
-                                      .tokens = own->tokens,
-                                      .out = own->out,
-                                      .objective = &own->objective,
-                                      .opt_train = own->train};
+    mb_inspect_model inspect = {.lm = {.path = own->model.path,
+                                       .opt_adapter = own->model.adapter,
+                                       .trash_expert_ratio = own->model.trash_expert_ratio},
+                                .tokens = own->tokens,
+                                .out = own->out,
+                                .objective = &own->objective,
+                                .opt_train = own->train};
+    MB_TRY(mb_model_options_storage(&own->model, &inspect.lm));
     MB_TRY(mb_program_open_ops(program));
     if (mb_str_equal(program->mode, "forward"))
         MB_TRY(mb_inspect_model_forward(program->ops, &inspect));
@@ -108,7 +142,8 @@ static mb_status run(mb_program *program)
     if (program->is_dry_run) return MB_OK;
     if (mb_str_equal(program->mode, "forward") || mb_str_equal(program->mode, "gradients"))
         return run_model(program);
-    if (mb_str_equal(program->mode, "encode")) return run_encode(program);
+    if (mb_str_equal(program->mode, "encode") || mb_str_equal(program->mode, "decode"))
+        return run_tokens(program);
     if (program->operand == NULL) return mb_fail(MB_EUSAGE, "file needs a path: moe-inspect file PATH");
     return mb_inspect_file_run(program->operand, own->hash);
 }
@@ -119,13 +154,14 @@ int main(int argc, char **argv)
         .name = "moe-inspect",
         .purpose = "prove the engine from outside: forward passes, gradients, token ids, and what a file is "
                    "and whether it is whole",
-        .modes = "forward|gradients|encode|file",
+        .modes = "forward|gradients|encode|decode|file",
         .has_operand = true,
         .example =
             "  moe-inspect forward model=DIR tokens=ids.json out=o.h5 [adapter=DIR]\n"
             "  moe-inspect gradients model=DIR tokens=ids.json objective=router_warmup out=g.h5 "
             "[training.constraint_loss=barrier ...]\n"
             "  moe-inspect encode tokenizer=DIR input=strings.jsonl out=ids.jsonl add_special_tokens=false\n"
+            "  moe-inspect decode tokenizer=DIR input=ids.jsonl out=strings.jsonl skip_special_tokens=true\n"
             "  moe-inspect file PATH [--hash]",
         .declare = declare,
         .run = run};

@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "measure/scorer.h"
+#include "stage/memory_report.h"
 #include "stage/model_options.h"
 #include "stage/program.h"
 #include "stage/program_options.h"
@@ -43,6 +44,7 @@ static mb_status open_models(mb_program *program, mb_lm **router, mb_lm **source
     mb_status status = MB_OK;
     const bool wants_router = is_asked(program, "good_mass") || is_asked(program, "good_logits"),
                wants_source = is_asked(program, "perplexity") || is_asked(program, "entropy");
+    own->model.opt_comm = program->comm;
     if (wants_router) {
         MB_TRY(mb_model_options_open(&own->model, program->ops, "none", NULL, 0, router));
         const mb_arch *arch = mb_lm_arch(*router);
@@ -53,7 +55,10 @@ static mb_status open_models(mb_program *program, mb_lm **router, mb_lm **source
                      own->model.path);
     }
     if (wants_source) {
-        mb_model_options options = {.path = own->source_model != NULL ? own->source_model : own->model.path};
+        mb_model_options options = own->model;
+        if (own->source_model != NULL) options.path = own->source_model;
+        options.adapter = NULL;
+        options.trash_expert_ratio = 0;
         MB_TRY(mb_model_options_open(&options, program->ops, "none", NULL, 0, source));
         if (mb_lm_arch(*source)->trash > 0)
             MB_RAISE(
@@ -64,6 +69,53 @@ static mb_status open_models(mb_program *program, mb_lm **router, mb_lm **source
         if (is_asked(program, "entropy") && mb_lm_routers(*source) == 0)
             MB_RAISE(MB_EUSAGE, "score entropy needs a source model with routers; %s is dense", options.path);
     }
+done:
+    return status;
+}
+
+enum { WEIGHTS, BLOCKS, ACTIVATIONS, OTHER, KINDS };
+
+/* Adds a model to the forecast and, its weights, to what was used. */
+static mb_status add_memory(const mb_program *program, mb_lm *opt_lm, bool has_head, mb_lm_memory *memory)
+{
+    mb_status status = MB_OK;
+    const mb_score_program *own = program->own;
+    mb_lm_plan plan;
+    if (opt_lm == NULL) goto done;
+    const mb_lm_plan_options shape = {.tokens = own->scorer.tile_tokens,
+                                      .has_head = has_head,
+                                      .ranks = mb_comm_size(program->comm),
+                                      .node_ranks = mb_comm_local_size(program->comm)};
+    const mb_params_bytes_used used = mb_params_used(mb_lm_params(opt_lm));
+    MB_TRY(mb_lm_plan_open(opt_lm, &shape, &plan));
+    memory[WEIGHTS].forecast += (int64_t)plan.weights;
+    memory[WEIGHTS].used += (int64_t)used.frozen + mb_lm_rope_bytes(opt_lm);
+    memory[BLOCKS].forecast += (int64_t)plan.slots;
+    memory[BLOCKS].used += (int64_t)used.slots;
+    memory[ACTIVATIONS].forecast += (int64_t)(plan.activations + plan.scratch);
+    memory[OTHER].forecast += (int64_t)plan.packed;
+done:
+    return status;
+}
+
+static mb_status report_memory(mb_program *program, mb_lm *router, mb_lm *source, bool has_head,
+                               int64_t opt_activations)
+{
+    mb_status status = MB_OK;
+    mb_lm_memory memory[KINDS] = {{"weights", 0, 0},
+                                  {"blocks brought in", 0, 0},
+                                  {"activations", 0, opt_activations},
+                                  {"other", (int64_t)4 << 20, 0}};
+    MB_TRY(add_memory(program, router, false, memory));
+    MB_TRY(add_memory(program, source, has_head, memory));
+    if (opt_activations < 0) {
+        mb_memory_report_forecast(memory, KINDS);
+        goto done;
+    }
+    memory[OTHER].used =
+        mb_memory_peak_bytes() - memory[WEIGHTS].used - memory[BLOCKS].used - opt_activations;
+    if (memory[OTHER].used < 0) memory[OTHER].used = 0; /* weights may be in windows, which MPI counts */
+    MB_TRY(mb_memory_report_used(program, memory, KINDS));
 done:
     return status;
 }
@@ -84,15 +136,17 @@ static mb_status run(mb_program *program)
                                     own->shard_path, NULL));
     if (is_done) goto done;
     MB_TRY(mb_program_open_ops(program));
-    status = mb_shard_open(own->shard_path, 0, &shard);
-    if (status == MB_OK) status = open_models(program, &router, &source);
-    MB_TRY(mb_comm_agree(program->comm, status));
+    MB_TRY(mb_comm_agree(program->comm, mb_shard_open(own->shard_path, 0, &shard)));
+    MB_TRY(mb_comm_agree(program->comm, open_models(program, &router, &source)));
+    const bool has_head = is_asked(program, "perplexity");
+    MB_TRY(report_memory(program, router, source, has_head, -1));
     if (program->is_dry_run) goto done;
     out_path = mb_program_path(program, "scores.h5");
     MB_TRY(mb_scorer_run(program->comm, router, source, shard, &own->scorer, out_path, &report));
     mb_info("%lld records, %lld tokens in %.1f s (%.0f tokens/s)%s", (long long)report.records,
             (long long)report.tokens, report.seconds, (double)report.tokens / report.seconds,
             report.skipped_parts > 0 ? "; parts of an earlier run were used" : "");
+    MB_TRY(report_memory(program, router, source, has_head, report.activation_bytes));
     MB_TRY(mb_program_result_int(program, "records", report.records));
     MB_TRY(mb_program_result_int(program, "tokens", report.tokens));
     MB_TRY(mb_program_result_real(program, "score_seconds", report.seconds));

@@ -5,6 +5,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "learn/trainer.h"
+#include "stage/memory_report.h"
 #include "stage/model_options.h"
 #include "stage/program.h"
 #include "stage/program_options.h"
@@ -44,27 +45,14 @@ static mb_status open_model(mb_program *program, mb_lm **out_lm)
                         : is_warmup || mb_str_equal(own->peft_mode, "full_rank") ? "router"
                                                                                  : "all";
     if (is_lora) train = "lora";
+    own->model.opt_comm = program->comm;
+    own->model.shard = own->model.shard || own->trainer.zero == 3;
     MB_TRY(mb_model_options_open(&own->model, program->ops, train,
                                  is_lora && own->model.adapter == NULL ? &lora : NULL,
                                  (uint64_t)own->trainer.seed, out_lm));
     mb_info("%.4g M parameters train", (double)mb_params_trained_count(mb_lm_params(*out_lm)) / 1e6);
 done:
     return status;
-}
-
-static void log_forecast(mb_program *program, mb_lm *lm)
-{
-    mb_train_program *own = program->own;
-    mb_lm_plan plan;
-    const int64_t tokens =
-        own->trainer.batch_size * (own->trainer.max_length > 0 ? own->trainer.max_length : 512);
-    const int64_t trained = mb_params_trained_count(mb_lm_params(lm));
-    if (mb_lm_plan_get(mb_lm_arch(lm), "none", NULL, tokens, true, &plan) != MB_OK) return;
-    mb_info("memory forecast per rank: weights %.0f MiB, packed %.0f, optimiser and gradients %.0f, "
-            "activations up to %.0f",
-            (double)plan.weights / 1048576, (double)plan.packed / 1048576,
-            (double)mb_trainer_plan(trained, own->trainer.lanes, mb_comm_size(program->comm)) / 1048576,
-            (double)plan.activations / 1048576);
 }
 
 /* What a finished stage would resume from is of no more use, and three times the size of the trained weights.
@@ -89,7 +77,8 @@ static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
     if (own->trainer.subset_ratio == 0)
         own->trainer.subset_ratio = mb_str_equal(own->objective.objective, "router_warmup") ? 0.05 : 1.0;
     MB_TRY(mb_objective_create(&own->objective, lm, &objective));
-    log_forecast(program, lm);
+    MB_TRY(mb_trainer_forecast(program->comm, lm, objective, shard, &own->trainer, report.memory));
+    mb_memory_report_forecast(report.memory, MB_TRAINER_MEMORY_KINDS);
     if (program->is_dry_run) goto done;
     status = mb_trainer_run(program->comm, lm, objective, shard, &own->trainer, program->options.output_dir,
                             own->model.path, &report);
@@ -100,6 +89,7 @@ static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
     mb_info("%lld steps, %lld tokens, loss %.4f, %.1f s (%.0f tokens/s), peak memory %.0f MiB",
             (long long)report.steps, (long long)report.tokens, report.loss, report.seconds,
             report.tokens_per_second, (double)mb_memory_peak_bytes() / 1048576);
+    MB_TRY(mb_memory_report_used(program, report.memory, MB_TRAINER_MEMORY_KINDS));
     MB_TRY(mb_program_result_real(program, "loss", report.loss));
     MB_TRY(mb_program_result_int(program, "steps", report.steps));
     MB_TRY(mb_program_result_int(program, "tokens", report.tokens));
@@ -124,8 +114,8 @@ static mb_status run(mb_program *program)
                                     own->model.adapter, "dataset", own->shard_path, NULL));
     if (is_done) goto done;
     MB_TRY(mb_program_open_ops(program));
-    status = mb_shard_open(own->shard_path, 0, &shard);
-    if (status == MB_OK) status = open_model(program, &lm);
+    MB_TRY(mb_comm_agree(program->comm, mb_shard_open(own->shard_path, 0, &shard)));
+    status = open_model(program, &lm);
     if (status == MB_OK && mb_shard_vocab_size(shard) > mb_lm_arch(lm)->vocab)
         status =
             mb_fail(MB_EDATA,

@@ -19,9 +19,10 @@
 
 /* First parts of keys over all programs: a top-level group of that name in a study file holds defaults; other
  * groups are stages. */
-static const char known_prefixes[] = "model|dataset|tokenizer|training|score|select|data_selection|selector_"
-                                     "model|target_model|eval|convert|output|run|"
-                                     "data_process|report|study|scores|labels|backend|threads|models|seeds";
+static const char known_prefixes[] =
+    "model|dataset|tokenizer|training|score|select|data_selection|selector_"
+    "model|target_model|eval|convert|output|run|"
+    "data_process|report|study|scores|labels|backend|threads|models|seeds|generate|prompt|embed";
 
 /* ---- 1. options of every program ---- */
 

@@ -143,25 +143,22 @@ const mb_option *mb_program_options_eval(int64_t *out_count)
 }
 
 static const mb_option inspect_options[] = {
-    MB_OPTION_TEXT(mb_inspect_program, model, "model", NULL, NULL, "forward, gradients: model folder",
-                   "model.path"),
-    MB_OPTION_TEXT(mb_inspect_program, adapter, "adapter", NULL, NULL,
-                   "forward, gradients: PEFT adapter on top", "model.adapter"),
-    MB_OPTION_REAL(mb_inspect_program, trash_expert_ratio, "model.trash_expert_ratio", "0", 0, 0.9, "share",
-                   "the last share of the experts counts as trash", "trash_expert_ratio"),
     MB_OPTION_TEXT(mb_inspect_program, tokens, "tokens", NULL, NULL,
                    "forward, gradients: JSON array of arrays of token ids", NULL),
     MB_OPTION_TEXT(mb_inspect_program, out, "out", NULL, NULL,
-                   "file to write: .h5 (forward, gradients) or .jsonl (encode)", NULL),
+                   "file to write: .h5 (forward, gradients) or .jsonl (encode, decode)", NULL),
     MB_OPTION_TEXT(mb_inspect_program, objective_name, "objective", "lm", "lm|sft|router_warmup",
                    "gradients: the objective", NULL),
     MB_OPTION_TEXT(mb_inspect_program, train, "train", NULL, NULL,
                    "gradients: all, router, lora or patterns; default by objective", "training.trainable"),
     MB_OPTION_TEXT(mb_inspect_program, tokenizer, "tokenizer", NULL, NULL,
-                   "encode: tokenizer.json or its folder", "tokenizer.path"),
-    MB_OPTION_TEXT(mb_inspect_program, input, "input", NULL, NULL, "encode: one JSON string per line", NULL),
+                   "encode, decode: tokenizer.json or its folder", "tokenizer.path"),
+    MB_OPTION_TEXT(mb_inspect_program, input, "input", NULL, NULL,
+                   "encode: one JSON string per line; decode: one JSON array of ids", NULL),
     MB_OPTION_BOOL(mb_inspect_program, add_special_tokens, "add_special_tokens", "false",
                    "encode: apply the post-processor", NULL),
+    MB_OPTION_BOOL(mb_inspect_program, skip_special_tokens, "skip_special_tokens", "true",
+                   "decode: leave special tokens out", NULL),
     MB_OPTION_BOOL(mb_inspect_program, hash, "hash", "false", "file: print the content hash only", NULL),
 };
 
@@ -169,6 +166,77 @@ const mb_option *mb_program_options_inspect(int64_t *out_count)
 {
     *out_count = (int64_t)(sizeof inspect_options / sizeof *inspect_options);
     return inspect_options;
+}
+
+static const mb_option infer_options[] = {
+    MB_OPTION_TEXT(mb_infer_program, input, "dataset.path", NULL, NULL,
+                   "prompts: JSONL (objects or strings), JSON or CSV, each also gzip",
+                   "input|generate.inputs"),
+    MB_OPTION_TEXT(mb_infer_program, prompt, "prompt", NULL, NULL,
+                   "one prompt; its continuation goes to standard output", NULL),
+    MB_OPTION_TEXT(mb_infer_program, form, "dataset.form", "auto",
+                   "auto|text|io|alpaca|messages|sharegpt|qa|pair|oasst", "form of the records", NULL),
+    MB_OPTION_TEXT(mb_infer_program, fields, "dataset.fields", NULL, NULL,
+                   "names of fields: ours=theirs, ... as in \"prompt=body\"", NULL),
+    MB_OPTION_TEXT(
+        mb_infer_program, tmpl, "generate.template", "auto", NULL,
+        "auto: questions by the chat template of the tokenizer's folder, prompts and texts as they "
+        "stand; else a name of dataset.template_dir or a .json file, for all",
+        NULL),
+    MB_OPTION_TEXT(mb_infer_program, template_dir, "dataset.template_dir", "conf/template", NULL,
+                   "folder of the template files", NULL),
+    MB_OPTION_TEXT(mb_infer_program, tokenizer, "tokenizer.path", NULL, NULL,
+                   "tokenizer; default: the model's folder", NULL),
+    MB_OPTION_TEXT(mb_infer_program, on_bad, "dataset.on_bad", "skip", "skip|fail",
+                   "records that cannot be answered: left out and listed, or an error", NULL),
+    MB_OPTION_INT(mb_infer_program, limit, "dataset.limit", "0", 0, 1e12, "records",
+                  "only the first so many; 0: all", NULL),
+};
+
+const mb_option *mb_program_options_infer(int64_t *out_count)
+{
+    *out_count = (int64_t)(sizeof infer_options / sizeof *infer_options);
+    return infer_options;
+}
+
+static const mb_option embed_options[] = {
+    {.key = "dataset.inputs",
+     .kind = MB_OPTION_KIND_JSON,
+     .field = offsetof(mb_embed_program, build.inputs),
+     .unit = "",
+     .help = "files to read: name=path,name=path or a list of groups { name, path, form, fields, samples }",
+     .aliases = "dataset.data_path|dataset.datasets"},
+    MB_OPTION_TEXT(mb_embed_program, shard_path, "dataset.path", NULL, NULL,
+                   "token shards of the model's tokenizer, instead of dataset.inputs", "dataset.shard"),
+    MB_OPTION_TEXT(mb_embed_program, build.form, "dataset.form", "auto",
+                   "auto|text|io|alpaca|messages|sharegpt|qa", "form of the records of inputs that name none",
+                   NULL),
+    MB_OPTION_TEXT(mb_embed_program, build.fields, "dataset.fields", NULL, NULL,
+                   "field mapping ours=theirs, e.g. text=body", NULL),
+    MB_OPTION_TEXT(
+        mb_embed_program, build.tmpl, "dataset.template", "lines", NULL,
+        "how records of several parts become one text: a name of dataset.template_dir or a .json file",
+        "template"),
+    MB_OPTION_TEXT(mb_embed_program, build.template_dir, "dataset.template_dir", "conf/template", NULL,
+                   "folder of the template files", NULL),
+    MB_OPTION_TEXT(mb_embed_program, build.on_bad, "dataset.on_bad", "skip", "skip|fail",
+                   "records that cannot be read: skip and count, or fail at the first", NULL),
+    MB_OPTION_INT(mb_embed_program, build.max_record_bytes, "dataset.max_record_bytes", "67108864", 64, 1e12,
+                  "bytes", "longer records are bad", NULL),
+    MB_OPTION_INT(
+        mb_embed_program, max_length, "dataset.max_length", "0", 0, 1 << 24, "tokens",
+        "longer records are cut, special tokens kept; 0: as the folder's sentence-transformers files "
+        "say, else the model's positions",
+        "cutoff_len|max_seq_length"),
+    MB_OPTION_TEXT(mb_embed_program, tokenizer, "tokenizer.path", NULL, NULL,
+                   "tokenizer; default: the model's folder", "tokenizer_path"),
+    MB_OPTION_BOOL(mb_embed_program, npy, "embed.npy", "false", "write embeddings.npy too", NULL),
+};
+
+const mb_option *mb_program_options_embed(int64_t *out_count)
+{
+    *out_count = (int64_t)(sizeof embed_options / sizeof *embed_options);
+    return embed_options;
 }
 
 /* ---- 2. registry ---- */
@@ -180,7 +248,8 @@ int64_t mb_program_options_all(mb_option_table *tables, int64_t room)
         mb_program_options_select,  mb_program_options_convert, mb_program_options_eval,
         mb_program_options_inspect, mb_model_option_table,      mb_shard_build_option_table,
         mb_trainer_option_table,    mb_objective_option_table,  mb_scorer_option_table,
-        mb_select_option_table};
+        mb_select_option_table,     mb_program_options_infer,   mb_generate_option_table,
+        mb_program_options_embed,   mb_embedder_option_table};
     int64_t n = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all && n < room; ++i) {
         tables[n] = (mb_option_table){0};

@@ -11,8 +11,10 @@
 
 #include "choose/select.h"
 #include "learn/trainer.h"
+#include "measure/embedder.h"
 #include "measure/scorer.h"
 #include "model/convert.h"
+#include "serve/generate.h"
 #include "stage/model_options.h"
 #include "store/shard_build.h"
 
@@ -71,13 +73,31 @@ const mb_option *mb_program_options_eval(int64_t *out_count);
 
 typedef struct mb_inspect_program {
     mb_objective_options objective;
-    char *model, *adapter, *tokens, *out, *tokenizer, *input, *train, *objective_name;
-    double trash_expert_ratio;
-    bool add_special_tokens, hash;
+    mb_model_options model;
+    char *tokens, *out, *tokenizer, *input, *train, *objective_name;
+    bool add_special_tokens, skip_special_tokens, hash;
 } mb_inspect_program;
 const mb_option *mb_program_options_inspect(int64_t *out_count);
 
-#define MB_PROGRAM_OPTIONS_TABLES 16
+typedef struct mb_infer_program {
+    mb_model_options model;
+    mb_generate_options generate;
+    char *input, *prompt, *form, *fields, *tmpl, *template_dir, *tokenizer, *on_bad;
+    int64_t limit;
+} mb_infer_program;
+const mb_option *mb_program_options_infer(int64_t *out_count);
+
+typedef struct mb_embed_program {
+    mb_model_options model;
+    mb_embedder_options embed;
+    mb_shard_build_options build; /* only what its options below fill */
+    char *shard_path, *tokenizer;
+    int64_t max_length;
+    bool npy;
+} mb_embed_program;
+const mb_option *mb_program_options_embed(int64_t *out_count);
+
+#define MB_PROGRAM_OPTIONS_TABLES 24
 /* Every table of every program, for checking and documentation (target NULL). At most `room`; returns how
  * many. */
 int64_t mb_program_options_all(mb_option_table *tables, int64_t room);

@@ -51,6 +51,7 @@ done:
 
 mb_status mb_h5_create(const char *path, mb_h5 **out_file)
 {
+    MB_H5_ALONE;
     mb_status status = MB_OK;
     mb_h5 *file = NULL;
     hid_t access = H5I_INVALID_HID, creation = H5I_INVALID_HID;
@@ -76,6 +77,7 @@ done:
 
 mb_status mb_h5_open(const char *path, mb_h5 **out_file)
 {
+    MB_H5_ALONE;
     mb_status status = MB_OK;
     mb_h5 *file = NULL;
     hid_t properties = H5I_INVALID_HID;
@@ -126,6 +128,7 @@ done:
 
 mb_status mb_h5_close(mb_h5 **file)
 {
+    MB_H5_ALONE;
     mb_status status = MB_OK;
     if (*file == NULL) return MB_OK;
     if ((*file)->aside != NULL) MB_TRY(publish(*file));
@@ -138,6 +141,7 @@ done:
 
 void mb_h5_destroy(mb_h5 **file)
 {
+    MB_H5_ALONE;
     mb_h5 *f = *file;
     if (f == NULL) return;
     close_datasets(f);
@@ -189,6 +193,7 @@ done:
 
 mb_status mb_h5_write(mb_h5 *file, const char *path, const mb_tensor *tensor)
 {
+    MB_H5_ALONE;
     hid_t type = mb_h5_handle_type(tensor->dtype);
     mb_status status =
         write_whole(file, path, type, tensor->dims, tensor->shape, MB_H5_CHUNK_BYTES, tensor->data);
@@ -198,12 +203,14 @@ mb_status mb_h5_write(mb_h5 *file, const char *path, const mb_tensor *tensor)
 
 mb_status mb_h5_write_f64(mb_h5 *file, const char *path, double value)
 {
+    MB_H5_ALONE;
     mb_tensor tensor = {.dtype = MB_F64, .dims = 0, .shape = {1, 1, 1, 1}, .data = &value};
     return mb_h5_write(file, path, &tensor);
 }
 
 mb_status mb_h5_write_strings(mb_h5 *file, const char *path, const char *const *texts, int64_t n)
 {
+    MB_H5_ALONE;
     mb_status status = MB_OK;
     char *block = NULL;
     size_t longest = 1;
@@ -223,11 +230,13 @@ done:
 mb_status mb_h5_create_rows(mb_h5 *file, const char *path, mb_dtype dtype, int row_dims,
                             const int64_t *row_shape, size_t chunk_bytes)
 {
+    MB_H5_ALONE;
     return mb_h5_rows_create(file, path, dtype, row_dims, row_shape, chunk_bytes);
 }
 
 mb_status mb_h5_append_rows(mb_h5 *file, const char *path, const void *data, int64_t rows)
 {
+    MB_H5_ALONE;
     return mb_h5_rows_append(file, path, data, rows);
 }
 
@@ -235,6 +244,7 @@ mb_status mb_h5_append_rows(mb_h5 *file, const char *path, const void *data, int
 
 bool mb_h5_has(mb_h5 *file, const char *path)
 {
+    MB_H5_ALONE;
     bool there = mb_h5_handle_is_there(file, path);
     H5Eclear2(H5E_DEFAULT);
     return there;
@@ -243,6 +253,7 @@ bool mb_h5_has(mb_h5 *file, const char *path)
 mb_status mb_h5_shape(mb_h5 *file, const char *path, mb_dtype *out_dtype, int *out_dims,
                       int64_t out_shape[MB_TENSOR_MAX_DIMS])
 {
+    MB_H5_ALONE;
     mb_status status = MB_OK;
     mb_h5_dataset *dataset = NULL;
     MB_TRY(mb_h5_dataset_open(file, path, &dataset));
@@ -255,6 +266,7 @@ done:
 
 mb_status mb_h5_read(mb_h5 *file, const char *path, mb_tensor *tensor)
 {
+    MB_H5_ALONE;
     mb_status status = MB_OK;
     mb_h5_dataset *dataset = NULL;
     char have[96], want[96];
@@ -274,6 +286,7 @@ done:
 mb_status mb_h5_read_new(mb_h5 *file, const char *path, mb_dtype dtype, int *out_dims,
                          int64_t out_shape[MB_TENSOR_MAX_DIMS], void **out_data)
 {
+    MB_H5_ALONE;
     mb_status status = MB_OK;
     mb_h5_dataset *dataset = NULL;
     char *data = NULL;
@@ -295,6 +308,7 @@ done:
 mb_status mb_h5_read_rows(mb_h5 *file, const char *path, mb_dtype dtype, int64_t first, int64_t rows,
                           void *out)
 {
+    MB_H5_ALONE;
     mb_status status = MB_OK;
     mb_h5_dataset *dataset = NULL;
     MB_TRY(mb_h5_dataset_open(file, path, &dataset));
@@ -310,12 +324,14 @@ done:
 
 mb_status mb_h5_read_f64(mb_h5 *file, const char *path, double *out_value)
 {
+    MB_H5_ALONE;
     mb_tensor tensor = {.dtype = MB_F64, .dims = 0, .shape = {1, 1, 1, 1}, .data = out_value};
     return mb_h5_read(file, path, &tensor);
 }
 
 mb_status mb_h5_read_strings(mb_h5 *file, const char *path, char ***out_texts, int64_t *out_count)
 {
+    MB_H5_ALONE;
     mb_status status = MB_OK;
     mb_h5_dataset *dataset = NULL;
     char *block = NULL, **texts = NULL;
@@ -373,6 +389,7 @@ done:
 
 mb_status mb_h5_set_text(mb_h5 *file, const char *object, const char *name, const char *text)
 {
+    MB_H5_ALONE;
     hid_t type = mb_h5_handle_text_type(strlen(text));
     mb_status status = set_attribute(file, object, name, type, text);
     mb_h5_handle_drop(&type);
@@ -381,6 +398,7 @@ mb_status mb_h5_set_text(mb_h5 *file, const char *object, const char *name, cons
 
 mb_status mb_h5_set_int(mb_h5 *file, const char *object, const char *name, int64_t value)
 {
+    MB_H5_ALONE;
     hid_t type = mb_h5_handle_type(MB_I64);
     mb_status status = set_attribute(file, object, name, type, &value);
     mb_h5_handle_drop(&type);
@@ -389,6 +407,7 @@ mb_status mb_h5_set_int(mb_h5 *file, const char *object, const char *name, int64
 
 mb_status mb_h5_set_real(mb_h5 *file, const char *object, const char *name, double value)
 {
+    MB_H5_ALONE;
     hid_t type = mb_h5_handle_type(MB_F64);
     mb_status status = set_attribute(file, object, name, type, &value);
     mb_h5_handle_drop(&type);
@@ -418,6 +437,7 @@ done:
 
 mb_status mb_h5_get_text(mb_h5 *file, const char *object, const char *name, mb_str *out_text)
 {
+    MB_H5_ALONE;
     mb_status status = MB_OK;
     hid_t attribute = H5I_INVALID_HID, type = H5I_INVALID_HID;
     char *text = NULL;
@@ -454,11 +474,13 @@ done:
 
 mb_status mb_h5_get_int(mb_h5 *file, const char *object, const char *name, int64_t *out_value)
 {
+    MB_H5_ALONE;
     return get_number(file, object, name, MB_I64, out_value);
 }
 
 mb_status mb_h5_get_real(mb_h5 *file, const char *object, const char *name, double *out_value)
 {
+    MB_H5_ALONE;
     return get_number(file, object, name, MB_F64, out_value);
 }
 
@@ -488,6 +510,7 @@ static int compare_paths(const void *a, const void *b)
 
 mb_status mb_h5_visit(mb_h5 *file, mb_h5_visitor visit, void *context)
 {
+    MB_H5_ALONE;
     mb_status status = MB_OK;
     path_list list = {0};
     if (H5Ovisit(file->file, H5_INDEX_NAME, H5_ITER_INC, collect_path, &list) < 0)

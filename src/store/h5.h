@@ -6,8 +6,8 @@
  * Every byte is under a checksum: small datasets lie in their (checksummed) object header, all others in
  * chunks with fletcher32; strings have fixed length. Writers write beside the final name and rename in
  * mb_h5_close; a writer that is destroyed without close leaves nothing under the final name. The handles this
- * module holds are counted (mb_h5_live_handles), tests end at zero. One thread at a time in the whole process
- * (HDF5 is built without threads on most systems).
+ * module holds are counted (mb_h5_live_handles), tests end at zero. Threads take turns: a call
+ * waits while another thread is in this module (HDF5 is built without threads on most systems).
  */
 #ifndef MB_H5_H
 #define MB_H5_H

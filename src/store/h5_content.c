@@ -107,6 +107,7 @@ done:
 
 mb_status mb_h5_content_hash(mb_h5 *file, char out_text[MB_HASH_TEXT])
 {
+    MB_H5_ALONE;
     mb_status status = MB_OK;
     content context = {.file = file};
     MB_TRY(mb_hash_create(&context.hash));

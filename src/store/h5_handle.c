@@ -1,18 +1,35 @@
 /* h5_handle.c: handles, errors, types, spaces and layouts that the h5 files share.
  *
- * 1. handles and errors   2. types   3. groups, spaces and layouts
+ * 1. one thread at a time   2. handles and errors   3. types   4. groups, spaces and layouts
  */
 #include "store/h5_handle.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/files.h"
 
-/* ---- 1. handles and errors ---- */
+/* ---- 1. one thread at a time ---- */
+
+static pthread_mutex_t h5_lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+
+int mb_h5_handle_enter(void)
+{
+    pthread_mutex_lock(&h5_lock);
+    return 0;
+}
+
+void mb_h5_handle_leave(const int *turn)
+{
+    (void)turn;
+    pthread_mutex_unlock(&h5_lock);
+}
+
+/* ---- 2. handles and errors ---- */
 
 static atomic_llong live_handles;
 
@@ -60,7 +77,7 @@ mb_status mb_h5_handle_fail(mb_status code, const char *path, const char *object
                           object, reason[0] ? ": HDF5 says: " : "", reason);
 }
 
-/* ---- 2. types ---- */
+/* ---- 3. types ---- */
 
 /* A float of 16 bits with that many bits of mantissa. */
 static hid_t make_half(size_t mantissa, size_t bias)
@@ -137,7 +154,7 @@ mb_dtype mb_h5_handle_find_dtype(hid_t type)
     return MB_DTYPE_COUNT;
 }
 
-/* ---- 3. groups, spaces and layouts ---- */
+/* ---- 4. groups, spaces and layouts ---- */
 
 hid_t mb_h5_handle_space(int dims, const int64_t *shape, bool grows)
 {

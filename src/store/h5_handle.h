@@ -53,6 +53,14 @@ struct mb_h5 {
     int64_t rows_count;
 };
 
+/* ---- one thread at a time (h5_handle.c) ---- */
+
+/* HDF5 is built without threads on most systems. A function that calls it begins with MB_H5_ALONE: until it
+ * returns other threads wait; functions may call each other. */
+int mb_h5_handle_enter(void);
+void mb_h5_handle_leave(const int *turn);
+#define MB_H5_ALONE __attribute__((cleanup(mb_h5_handle_leave))) const int h5_turn = mb_h5_handle_enter()
+
 /* ---- handles and errors (h5_handle.c) ---- */
 
 hid_t mb_h5_handle_hold(hid_t id); /* count it, pass it through */

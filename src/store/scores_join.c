@@ -13,7 +13,7 @@
 /* ---- 1. the parts ---- */
 
 /* Do the parts hold every row of [0, n) once? */
-static mb_status check_parts(const char *path, const mb_scores_part_file *parts, int64_t count, int64_t n)
+mb_status mb_scores_join_check(const char *path, const mb_scores_part_file *parts, int64_t count, int64_t n)
 {
     mb_status status = MB_OK;
     int64_t at = 0;
@@ -98,7 +98,7 @@ done:
     return status;
 }
 
-static mb_status write_records(mb_h5 *out, const mb_shard *shard)
+mb_status mb_scores_join_records(mb_h5 *out, const mb_shard *shard)
 {
     mb_status status = MB_OK;
     int64_t n = mb_shard_count(shard), *tokens = NULL;
@@ -129,7 +129,7 @@ done:
 /* ---- 3. attributes ---- */
 
 /* Members of an object as attributes; nested objects and lists as JSON text. */
-static mb_status write_attributes(mb_h5 *out, const json_t *attributes)
+mb_status mb_scores_join_attributes(mb_h5 *out, const json_t *attributes)
 {
     mb_status status = MB_OK;
     mb_str text = MB_STR_EMPTY;
@@ -193,16 +193,16 @@ mb_status mb_scores_join(const char *path, const char *key, mb_shard *shard, con
     char hash[33], *folder = mb_scores_part_folder(path);
     if (folder == NULL) MB_RAISE(MB_ENOMEM, "%s: not enough memory", path);
     MB_TRY(mb_scores_part_list(path, key, &parts, &part_count));
-    MB_TRY(check_parts(path, parts, part_count, mb_shard_count(shard)));
+    MB_TRY(mb_scores_join_check(path, parts, part_count, mb_shard_count(shard)));
     MB_TRY(mb_shard_hash(shard, hash));
     MB_TRY(mb_h5_create(path, &out));
     MB_TRY(mb_h5_set_text(out, "/", "format", "moebatch-scores"));
     MB_TRY(mb_h5_set_int(out, "/", "version", 1));
     MB_TRY(mb_h5_set_text(out, "/", "shard", hash));
-    if (attributes != NULL) MB_TRY(write_attributes(out, attributes));
+    if (attributes != NULL) MB_TRY(mb_scores_join_attributes(out, attributes));
     MB_TRY(describe_columns(out, columns, column_count, layers, layer_count));
     MB_TRY(join_columns(out, parts, part_count, columns, column_count, layer_count));
-    MB_TRY(write_records(out, shard));
+    MB_TRY(mb_scores_join_records(out, shard));
     MB_TRY(mb_h5_close(&out));
     MB_TRY(mb_files_remove_tree(folder));
 done:

@@ -217,6 +217,18 @@ done:
     return status;
 }
 
+static mb_status add_prefix(mb_rendered *rendered, const char *prefix)
+{
+    mb_status status = MB_OK;
+    const size_t n = strlen(prefix), length = rendered->text.length;
+    MB_TRY(mb_str_add(&rendered->text, prefix));
+    memmove(rendered->text.data + n, rendered->text.data, length);
+    memcpy(rendered->text.data, prefix, n);
+    rendered->range_count = 0;
+done:
+    return status;
+}
+
 /* Text -> ids, spans and mask in b. */
 static mb_status encode_record(builder *b)
 {
@@ -228,7 +240,8 @@ static mb_status encode_record(builder *b)
     mb_ids_reset(&b->ids);
     mb_ids_reset(&b->spans);
     MB_TRY(mb_tokenizer_encode_spans(b->tokenizer, b->scratch, mb_str_text(&b->rendered.text),
-                                     b->rendered.text.length, !has_bos, &b->ids, &b->spans));
+                                     b->rendered.text.length, !has_bos && !b->options->is_bare, &b->ids,
+                                     &b->spans));
     /* Templates may end with the end mark, or with it and a line feed. */
     bool add_eos = b->options->append_eos && eos >= 0;
     for (int64_t i = b->ids.count - 1; i >= 0 && i >= b->ids.count - 2; --i)
@@ -252,6 +265,8 @@ static mb_status build_record(builder *b, int64_t input, const mb_record *record
     }
     status = mb_shard_build_render(record->json, &b->inputs[input], b->tmpl, b->tokenizer,
                                    strcmp(b->options->loss_on, "all") == 0, &b->dialog, &b->rendered);
+    if (status == MB_OK && b->options->opt_prefix != NULL)
+        status = add_prefix(&b->rendered, b->options->opt_prefix);
     if (status == MB_OK) status = encode_record(b);
     if (status == MB_EDATA || status == MB_ENOTFOUND || status == MB_EFORMAT || status == MB_ERANGE) {
         char *problem = mb_strdup(mb_status_message());

@@ -31,6 +31,9 @@ typedef struct mb_shard_build_options {
     char *loss_on;            /* dataset.loss_on answers|all */
     bool append_eos;          /* dataset.append_eos true */
     int64_t max_record_bytes; /* dataset.max_record_bytes 64 MiB */
+    /* No options, for embeddings: */
+    const char *opt_prefix; /* put in front of every text; nothing counts in the loss then */
+    bool is_bare;           /* without the tokenizer's special tokens */
 } mb_shard_build_options;
 const mb_option *mb_shard_build_option_table(int64_t *out_count);
 
@@ -61,6 +64,8 @@ bool mb_shard_build_is_plain(const char *path);
 /* The template of the options. A template_dir that is not there is looked for beside the program too
  * (../../<dir> in a source tree, ../share/moebatch/<dir> where it is installed). */
 mb_status mb_shard_build_template(const mb_shard_build_options *options, mb_template **out_template);
+/* Where that folder is: a new block. NULL: no memory. */
+char *mb_shard_build_template_folder(const char *template_dir);
 
 /* Render one record as build does (for selection): text in rendered. */
 mb_status mb_shard_build_render(const json_t *record, const mb_shard_input *input, const mb_template *tmpl,

@@ -214,16 +214,23 @@ static char *beside_program(const char *up, const char *dir)
     return path;
 }
 
+char *mb_shard_build_template_folder(const char *template_dir)
+{
+    char *found = NULL;
+    if (!mb_files_is_folder(template_dir) && template_dir[0] != '/') {
+        found = beside_program("../..", template_dir);
+        if (found == NULL) found = beside_program("../share/moebatch", template_dir);
+    }
+    return found != NULL ? found : mb_strdup(template_dir);
+}
+
 mb_status mb_shard_build_template(const mb_shard_build_options *opts, mb_template **out_template)
 {
     mb_status status = MB_OK;
-    char *found = NULL;
-    if (!mb_files_is_folder(opts->template_dir) && opts->template_dir[0] != '/') {
-        found = beside_program("../..", opts->template_dir);
-        if (found == NULL) found = beside_program("../share/moebatch", opts->template_dir);
-    }
-    MB_TRY(mb_template_open(found != NULL ? found : opts->template_dir, opts->tmpl, out_template));
+    char *folder = mb_shard_build_template_folder(opts->template_dir);
+    if (folder == NULL) MB_RAISE(MB_ENOMEM, "no memory for the folder of the templates");
+    MB_TRY(mb_template_open(folder, opts->tmpl, out_template));
 done:
-    mb_free(found);
+    mb_free(folder);
     return status;
 }

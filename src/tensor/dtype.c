@@ -53,18 +53,52 @@ mb_status mb_dtype_parse(const char *text, mb_dtype *out_dtype)
 
 /* ---- 2. single values ---- */
 
-static uint32_t bits_of(float value)
+static inline uint32_t bits_of(float value)
 {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return bits;
 }
 
-static float float_of(uint32_t bits)
+static inline float float_of(uint32_t bits)
 {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
+}
+
+/* Below: no branches, so that the loops of section 3 become vector code. */
+static inline uint32_t choose(bool condition, uint32_t yes, uint32_t no)
+{
+    uint32_t mask = 0u - (uint32_t)condition;
+    return (yes & mask) | (no & ~mask);
+}
+
+static inline uint16_t bf16_bits(float value)
+{
+    uint32_t bits = bits_of(value), rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+    bool is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
+    return (uint16_t)choose(is_nan, bits >> 16 | 0x40u, rounded); /* NaN stays NaN, quiet */
+}
+
+static inline float f16_value(uint16_t bits)
+{
+    uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, size = bits & 0x7FFFu;
+    uint32_t normal = (size << 13) + (112u << 23), tiny = bits_of((float)(int32_t)size * 0x1p-24f);
+    uint32_t value = choose(size < 0x400u, tiny, normal); /* tiny: subnormal, exact */
+    return float_of(sign | value | choose(size >= 0x7C00u, 0x7F800000u, 0));
+}
+
+static inline uint16_t f16_bits(float value)
+{
+    uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000u, size = bits & 0x7FFFFFFFu;
+    uint32_t normal = ((size + 0xFFFu + (size >> 13 & 1u)) >> 13) - (112u << 10);
+    /* below 2^-14: adding 0.5 aligns and rounds to multiples of 2^-24 */
+    uint32_t tiny = bits_of(float_of(size) + 0.5f) - bits_of(0.5f);
+    uint32_t half = choose(size < 0x38800000u, tiny, normal);
+    half = choose(size >= 0x477FF000u, 0x7C00u, half); /* from 65520 on: infinity */
+    half = choose(size > 0x7F800000u, 0x7E00u | (size >> 13 & 0x1FFu), half);
+    return (uint16_t)(sign | half);
 }
 
 float mb_dtype_f32_from_bf16(uint16_t bits)
@@ -74,30 +108,17 @@ float mb_dtype_f32_from_bf16(uint16_t bits)
 
 uint16_t mb_dtype_bf16_from_f32(float value)
 {
-    uint32_t bits = bits_of(value);
-    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(bits >> 16 | 0x40u); /* NaN stays NaN, quiet */
-    return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+    return bf16_bits(value);
 }
 
 float mb_dtype_f32_from_f16(uint16_t bits)
 {
-    uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, exponent = bits >> 10 & 31u, fraction = bits & 1023u;
-    if (exponent == 31) return float_of(sign | 0x7F800000u | fraction << 13);
-    if (exponent != 0) return float_of(sign | (exponent + 112) << 23 | fraction << 13);
-    float tiny = (float)fraction * 0x1p-24f; /* subnormal: exact */
-    return sign != 0 ? -tiny : tiny;
+    return f16_value(bits);
 }
 
 uint16_t mb_dtype_f16_from_f32(float value)
 {
-    uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000u, size = bits & 0x7FFFFFFFu;
-    if (size > 0x7F800000u) return (uint16_t)(sign | 0x7E00u | (size >> 13 & 0x1FFu));
-    if (size >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u); /* from 65520 on: infinity */
-    if (size < 0x38800000u) { /* below 2^-14: adding 0.5 aligns and rounds to multiples of 2^-24 */
-        return (uint16_t)(sign | (bits_of(float_of(size) + 0.5f) - bits_of(0.5f)));
-    }
-    uint32_t rounded = size + 0xFFFu + (size >> 13 & 1u);
-    return (uint16_t)(sign | ((rounded >> 13) - (112u << 10)));
+    return f16_bits(value);
 }
 
 /* ---- 3. arrays ---- */
@@ -113,10 +134,12 @@ mb_status mb_dtype_to_f32(mb_dtype from, const void *source, int64_t n, float *o
         for (int64_t i = 0; i < n; i++) out[i] = (float)((const double *)source)[i];
         return MB_OK;
     case MB_BF16:
-        for (int64_t i = 0; i < n; i++) out[i] = mb_dtype_f32_from_bf16(halves[i]);
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) out[i] = float_of((uint32_t)halves[i] << 16);
         return MB_OK;
     case MB_F16:
-        for (int64_t i = 0; i < n; i++) out[i] = mb_dtype_f32_from_f16(halves[i]);
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) out[i] = f16_value(halves[i]);
         return MB_OK;
     default:
         return mb_fail(MB_EUNSUPPORTED, "%s numbers cannot be read as f32", mb_dtype_name(from));
@@ -134,10 +157,12 @@ mb_status mb_dtype_from_f32(mb_dtype to, const float *source, int64_t n, void *o
         for (int64_t i = 0; i < n; i++) ((double *)out)[i] = source[i];
         return MB_OK;
     case MB_BF16:
-        for (int64_t i = 0; i < n; i++) halves[i] = mb_dtype_bf16_from_f32(source[i]);
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) halves[i] = bf16_bits(source[i]);
         return MB_OK;
     case MB_F16:
-        for (int64_t i = 0; i < n; i++) halves[i] = mb_dtype_f16_from_f32(source[i]);
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) halves[i] = f16_bits(source[i]);
         return MB_OK;
     default:
         return mb_fail(MB_EUNSUPPORTED, "f32 numbers cannot be written as %s", mb_dtype_name(to));

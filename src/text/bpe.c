@@ -1,6 +1,6 @@
 /* bpe: reads the BPE model of a tokenizer.json and checks all of it.
  *
- * 1. byte characters  2. vocabulary  3. merges  4. settings  5. create and access
+ * 1. byte characters  2. byte tokens  3. merges  4. settings  5. create and access
  */
 #include "text/bpe.h"
 
@@ -30,32 +30,7 @@ int mb_bpe_character_byte(uint32_t c)
     return c == 323 ? 173 : -1;
 }
 
-/* 2. vocabulary */
-
-static mb_status read_vocab(mb_bpe *bpe, json_t *vocab, const char *where)
-{
-    mb_status status = MB_OK;
-    const char *token;
-    json_t *value;
-    json_int_t limit =
-        2 * (json_int_t)json_object_size(vocab) + 65536; /* so that a wild id takes no memory */
-    if (limit > MB_BPE_VOCAB_MAX_ID) limit = MB_BPE_VOCAB_MAX_ID;
-    json_object_foreach(vocab, token, value)
-    {
-        json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
-        if (id < 0 || id >= limit)
-            MB_RAISE(MB_EFORMAT, "%s: model.vocab entry \"%s\" must have an id from 0 to %lld", where, token,
-                     (long long)limit - 1);
-        status = mb_bpe_vocab_add(&bpe->vocab, token, strlen(token), (uint32_t)id);
-        if (status == MB_EEXIST)
-            MB_RAISE(MB_EFORMAT, "%s: model.vocab entries \"%s\" and \"%s\" have the same id %lld", where,
-                     token, mb_bpe_token(bpe, (uint32_t)id, NULL), (long long)id);
-        MB_TRY(status);
-    }
-    if (bpe->vocab.used == 0) MB_RAISE(MB_EFORMAT, "%s: model.vocab is empty", where);
-done:
-    return status;
-}
+/* 2. byte tokens */
 
 static void find_byte_ids(mb_bpe *bpe)
 {
@@ -120,18 +95,24 @@ static bool has_all_fallbacks(const mb_bpe *bpe)
     return bpe->byte_fallback;
 }
 
+static bool is_boundary(const char *text, size_t n, size_t at)
+{
+    return at == n || ((unsigned char)text[at] & 0xC0) != 0x80;
+}
+
 static mb_status read_merges(mb_bpe *bpe, json_t *list, const char *where, mb_hash *hash)
 {
     mb_status status = MB_OK;
     mb_str joined = MB_STR_EMPTY;
     size_t count = json_array_size(list), na = 0, nb = 0;
+    const size_t skip = bpe->prefix != NULL ? strlen(bpe->prefix) : 0; /* of the right one */
     const char *a = NULL, *b = NULL;
     uint32_t left = 0, right = 0, id = 0;
     if (count > MB_BPE_VOCAB_MAX_ID)
         MB_RAISE(MB_EFORMAT, "%s: model.merges has %zu entries; that is too many", where, count);
     MB_TRY(mb_bpe_merges_create(&bpe->merges, (int64_t)count));
-    bpe->cuts_at_blank =
-        !bpe->is_byte_level && !bpe->ignore_merges && mb_bpe_vocab_find(&bpe->vocab, BLANK, 3) != MB_BPE_NONE;
+    bpe->cuts_at_blank = !bpe->is_byte_level && !bpe->ignore_merges && bpe->prefix == NULL &&
+                         bpe->suffix == NULL && mb_bpe_vocab_find(&bpe->vocab, BLANK, 3) != MB_BPE_NONE;
     if (!bpe->has_unk && !has_all_fallbacks(bpe))
         bpe->cuts_at_blank = false; /* a character may vanish between two U+2581 */
     mb_hash_add_int(hash, (int64_t)count);
@@ -139,9 +120,14 @@ static mb_status read_merges(mb_bpe *bpe, json_t *list, const char *where, mb_ha
         MB_TRY(split_merge(json_array_get(list, i), where, i, &a, &na, &b, &nb));
         MB_TRY(find_merge_token(bpe, a, na, where, i, &left));
         MB_TRY(find_merge_token(bpe, b, nb, where, i, &right));
+        if (nb < skip || !is_boundary(b, nb, skip))
+            MB_RAISE(MB_EFORMAT,
+                     "%s: model.merges entry %zu: \"%.*s\" is shorter than the "
+                     "continuing_subword_prefix",
+                     where, i, (int)(nb < 200 ? nb : 200), b);
         mb_str_reset(&joined);
         MB_TRY(mb_str_append(&joined, a, na));
-        MB_TRY(mb_str_append(&joined, b, nb));
+        MB_TRY(mb_str_append(&joined, b + skip, nb - skip));
         MB_TRY(find_merge_token(bpe, mb_str_text(&joined), joined.length, where, i, &id));
         mb_bpe_merges_put(&bpe->merges, left, right, (uint32_t)i, id);
         if (has_inner_blank(mb_str_text(&joined), joined.length)) bpe->cuts_at_blank = false;
@@ -155,24 +141,25 @@ done:
 
 /* 4. settings */
 
-static mb_status refuse_affix(const json_t *model, const char *key, const char *where)
+/* continuing_subword_prefix, end_of_word_suffix: null and "" are the same. */
+static mb_status read_affix(const json_t *model, const char *key, const char *where, char **out_text)
 {
-    const json_t *value = json_object_get(model, key);
-    const char *text = json_string_value(value);
-    if (value == NULL || json_is_null(value) || (text != NULL && text[0] == '\0')) return MB_OK;
-    return mb_fail(MB_EUNSUPPORTED, "%s: model.%s is not done here; only null or \"\" is", where, key);
+    mb_status status = MB_OK;
+    const char *text = NULL;
+    MB_TRY(mb_json_opt_string(model, key, where, &text));
+    if (text == NULL || text[0] == '\0') return MB_OK;
+    if ((*out_text = mb_strdup(text)) == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", where);
+done:
+    return status;
 }
 
 static mb_status read_settings(mb_bpe *bpe, const json_t *model, const char *where, mb_hash *hash)
 {
     mb_status status = MB_OK;
-    const char *type = "BPE", *unk = NULL;
+    const char *unk = NULL;
     double dropout = 0;
-    MB_TRY(mb_json_opt_string(model, "type", where, &type));
-    if (strcmp(type, "BPE") != 0)
-        MB_RAISE(MB_EUNSUPPORTED, "%s: model type \"%s\" is not done here; only BPE is", where, type);
-    MB_TRY(refuse_affix(model, "continuing_subword_prefix", where));
-    MB_TRY(refuse_affix(model, "end_of_word_suffix", where));
+    MB_TRY(read_affix(model, "continuing_subword_prefix", where, &bpe->prefix));
+    MB_TRY(read_affix(model, "end_of_word_suffix", where, &bpe->suffix));
     MB_TRY(mb_json_opt_real(model, "dropout", where, &dropout));
     if (dropout != 0)
         MB_RAISE(MB_EUNSUPPORTED, "%s: model.dropout is %g; only null is done here", where, dropout);
@@ -185,6 +172,10 @@ static mb_status read_settings(mb_bpe *bpe, const json_t *model, const char *whe
     mb_hash_add_int(hash,
                     bpe->fuse_unk + 2 * bpe->byte_fallback + 4 * bpe->ignore_merges + 8 * bpe->is_byte_level);
     mb_hash_add_text(hash, unk != NULL ? unk : "");
+    if (bpe->prefix != NULL || bpe->suffix != NULL) {
+        mb_hash_add_text(hash, bpe->prefix != NULL ? bpe->prefix : "");
+        mb_hash_add_text(hash, bpe->suffix != NULL ? bpe->suffix : "");
+    }
 done:
     return status;
 }
@@ -202,7 +193,7 @@ mb_status mb_bpe_read(const json_t *model, const char *where, bool is_byte_level
     MB_TRY(mb_hash_create(&hash));
     MB_TRY(mb_json_get_object(model, "vocab", where, &vocab));
     MB_TRY(mb_json_get_array(model, "merges", where, &merges));
-    MB_TRY(read_vocab(bpe, vocab, where));
+    MB_TRY(mb_bpe_vocab_read(&bpe->vocab, vocab, where));
     MB_TRY(read_settings(bpe, model, where, hash));
     find_byte_ids(bpe);
     for (int b = 0; b < 256 && is_byte_level && bpe->byte_fallback; b++)
@@ -225,7 +216,8 @@ void mb_bpe_destroy(mb_bpe **bpe)
 {
     if (*bpe == NULL) return;
     mb_bpe_vocab_destroy(&(*bpe)->vocab);
-    mb_bpe_vocab_destroy(&(*bpe)->extra);
+    mb_free((*bpe)->prefix);
+    mb_free((*bpe)->suffix);
     mb_bpe_merges_destroy(&(*bpe)->merges);
     MB_FREE(*bpe);
 }
@@ -235,30 +227,7 @@ void mb_bpe_hash(const mb_bpe *bpe, mb_hash *hash)
     mb_hash_add_text(hash, bpe->settings_hash);
 }
 
-int64_t mb_bpe_vocab_size(const mb_bpe *bpe)
+const mb_bpe_vocab *mb_bpe_words(const mb_bpe *bpe)
 {
-    return bpe->vocab.used;
-}
-
-int64_t mb_bpe_count(const mb_bpe *bpe)
-{
-    return bpe->extra.count > bpe->vocab.count ? bpe->extra.count : bpe->vocab.count;
-}
-
-uint32_t mb_bpe_find(const mb_bpe *bpe, const char *token, size_t n)
-{
-    uint32_t id = mb_bpe_vocab_find(&bpe->extra, token, n);
-    return id != MB_BPE_NONE ? id : mb_bpe_vocab_find(&bpe->vocab, token, n);
-}
-
-const char *mb_bpe_token(const mb_bpe *bpe, uint32_t id, size_t *opt_length)
-{
-    const char *text = mb_bpe_vocab_text(&bpe->vocab, id, opt_length);
-    return text != NULL ? text : mb_bpe_vocab_text(&bpe->extra, id, opt_length);
-}
-
-mb_status mb_bpe_add_token(mb_bpe *bpe, const char *token, uint32_t id)
-{
-    if (mb_bpe_vocab_text(&bpe->vocab, id, NULL) != NULL) return MB_EEXIST;
-    return mb_bpe_vocab_add(&bpe->extra, token, strlen(token), id);
+    return &bpe->vocab;
 }

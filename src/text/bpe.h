@@ -1,6 +1,6 @@
 /* bpe: the BPE model of a tokenizer.json: vocabulary, merges, and words -> ids.
  *
- * Layer: text.  Uses: base, tokenizer (mb_ids).
+ * Layer: text.  Uses: base, bpe_vocab, word_cache, tokenizer (mb_ids).
  * Source: Sennrich, Haddow, Birch (2016), ACL, section 3.2; behaviour of huggingface/tokenizers (models/bpe).
  *
  * In byte-level mode a word is bytes and each byte b stands for the vocabulary's printable character of b
@@ -10,6 +10,7 @@
 #define MB_BPE_H
 
 #include "base/json.h"
+#include "text/bpe_vocab.h"
 #include "text/tokenizer.h"
 
 #define MB_BPE_NONE UINT32_MAX
@@ -22,12 +23,7 @@ mb_status mb_bpe_read(const json_t *model, const char *where, bool is_byte_level
 void mb_bpe_destroy(mb_bpe **bpe);
 void mb_bpe_hash(const mb_bpe *bpe, mb_hash *hash); /* merges and settings; not the vocabulary */
 
-/* The vocabulary; ids that mb_bpe_add_token adds are found by text but never made by the model. */
-int64_t mb_bpe_vocab_size(const mb_bpe *bpe);                                 /* tokens of the model */
-int64_t mb_bpe_count(const mb_bpe *bpe);                                      /* largest id + 1 */
-uint32_t mb_bpe_find(const mb_bpe *bpe, const char *token, size_t n);         /* MB_BPE_NONE if unknown */
-const char *mb_bpe_token(const mb_bpe *bpe, uint32_t id, size_t *opt_length); /* NULL: unused id */
-mb_status mb_bpe_add_token(mb_bpe *bpe, const char *token, uint32_t id);
+const mb_bpe_vocab *mb_bpe_words(const mb_bpe *bpe); /* the vocabulary */
 
 mb_status mb_bpe_work_create(mb_bpe_work **out_work);
 void mb_bpe_work_destroy(mb_bpe_work **work);

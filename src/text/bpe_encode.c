@@ -7,12 +7,10 @@
 #include "base/memory.h"
 #include "text/bpe_model.h"
 #include "text/normalize.h"
+#include "text/word_cache.h"
 
-#define BLANK       "\xE2\x96\x81" /* U+2581 */
-#define SHORT_WORD  40             /* symbols; beyond it the queue is faster than scans */
-#define CACHE_SLOTS (1u << 15)
-#define CACHE_BYTES 22
-#define CACHE_IDS   8
+#define BLANK      "\xE2\x96\x81" /* U+2581 */
+#define SHORT_WORD 40             /* symbols; beyond it the queue is faster than scans */
 
 typedef struct symbol {
     uint32_t id;
@@ -25,15 +23,6 @@ typedef struct candidate {
     uint32_t id;
 } candidate;
 
-/* One line of memory per cached word. */
-typedef struct cached {
-    uint8_t n;     /* bytes of the word, 0 empty */
-    uint8_t count; /* ids */
-    char word[CACHE_BYTES];
-    uint8_t lengths[CACHE_IDS];
-    uint32_t ids[CACHE_IDS];
-} cached;
-
 struct mb_bpe_work {
     symbol *symbols;
     int64_t symbol_count;
@@ -41,8 +30,8 @@ struct mb_bpe_work {
     candidate *heap;
     int64_t heap_count;
     int64_t heap_capacity;
-    cached *cache; /* CACHE_SLOTS */
-    mb_str text;   /* a word in printable characters */
+    mb_word_cached *cache;
+    mb_str text; /* a word in printable characters */
 };
 
 /* 1. work */
@@ -52,7 +41,7 @@ mb_status mb_bpe_work_create(mb_bpe_work **out_work)
     mb_status status = MB_OK;
     mb_bpe_work *work = NULL;
     MB_NEW(work);
-    MB_NEW_ARRAY(work->cache, CACHE_SLOTS);
+    MB_NEW_ARRAY(work->cache, MB_WORD_CACHE_SLOTS);
     *out_work = work;
     work = NULL;
 done:
@@ -125,6 +114,50 @@ static bool add_fallback(const mb_bpe *bpe, mb_bpe_work *work, const char *bytes
         if (bpe->byte_id[(unsigned char)bytes[i]] == MB_BPE_NONE) return false;
     for (size_t i = 0; i < n; i++) add_symbol(work, bpe->byte_id[(unsigned char)bytes[i]], 1);
     return true;
+}
+
+/* A character with its prefix and suffix, as the vocabulary has it, in work->text. */
+static mb_status add_affixes(const mb_bpe *bpe, mb_bpe_work *work, const char *bytes, size_t n, bool is_first,
+                             bool is_last)
+{
+    mb_status status = MB_OK;
+    char printable[4];
+    mb_str_reset(&work->text);
+    if (!is_first && bpe->prefix != NULL) MB_TRY(mb_str_add(&work->text, bpe->prefix));
+    if (bpe->is_byte_level)
+        MB_TRY(mb_str_append(&work->text, printable,
+                             mb_normalize_encode(mb_bpe_byte_character((unsigned char)*bytes), printable)));
+    else
+        MB_TRY(mb_str_append(&work->text, bytes, n));
+    if (is_last && bpe->suffix != NULL) MB_TRY(mb_str_add(&work->text, bpe->suffix));
+done:
+    return status;
+}
+
+/* The same as make_symbols, for a model with a prefix or a suffix. */
+static mb_status make_affixed(const mb_bpe *bpe, mb_bpe_work *work, const char *word, size_t n)
+{
+    mb_status status = MB_OK;
+    unknown u = {0};
+    uint32_t c;
+    work->symbol_count = 0;
+    for (size_t i = 0, length; i < n; i += length) {
+        length = bpe->is_byte_level ? 1 : mb_normalize_decode(word + i, &c);
+        MB_TRY(add_affixes(bpe, work, word + i, length, i == 0, i + length == n));
+        MB_TRY(reserve_symbols(work, work->symbol_count + (int64_t)work->text.length + 2));
+        uint32_t id = mb_bpe_vocab_find(&bpe->vocab, mb_str_text(&work->text), work->text.length);
+        if (id != MB_BPE_NONE) {
+            flush_unknown(bpe, work, &u);
+            add_symbol(work, id, length + u.dropped);
+            u.dropped = 0;
+        } else if (!add_fallback(bpe, work, mb_str_text(&work->text), work->text.length)) {
+            MB_TRY(add_unknown(bpe, work, length, &u));
+        }
+    }
+    flush_unknown(bpe, work, &u);
+    if (work->symbol_count > 0) work->symbols[work->symbol_count - 1].next = -1;
+done:
+    return status;
 }
 
 static mb_status make_symbols(const mb_bpe *bpe, mb_bpe_work *work, const char *word, size_t n)
@@ -294,7 +327,10 @@ static mb_status encode_symbols(const mb_bpe *bpe, mb_bpe_work *work, const char
             return MB_OK;
         }
     }
-    MB_TRY(make_symbols(bpe, work, word, n));
+    if (bpe->prefix != NULL || bpe->suffix != NULL)
+        MB_TRY(make_affixed(bpe, work, word, n));
+    else
+        MB_TRY(make_symbols(bpe, work, word, n));
     if (work->symbol_count <= SHORT_WORD)
         merge_short(bpe, work);
     else
@@ -303,9 +339,9 @@ done:
     return status;
 }
 
-static void fill_cache(const mb_bpe_work *work, const char *word, size_t n, cached *slot)
+static void fill_cache(const mb_bpe_work *work, const char *word, size_t n, mb_word_cached *slot)
 {
-    if (work->symbol_count > CACHE_IDS) return;
+    if (work->symbol_count > MB_WORD_CACHE_IDS) return;
     slot->n = (uint8_t)n;
     slot->count = (uint8_t)work->symbol_count;
     memcpy(slot->word, word, n);
@@ -319,16 +355,8 @@ static mb_status encode_word(const mb_bpe *bpe, mb_bpe_work *work, const char *w
                              mb_ids *opt_lengths)
 {
     mb_status status = MB_OK;
-    cached *slot = NULL;
-    if (n <= CACHE_BYTES) {
-        slot = &work->cache[mb_hash_u64(word, n, 0) & (CACHE_SLOTS - 1)];
-        if (slot->n == n && memcmp(slot->word, word, n) == 0) {
-            MB_TRY(mb_ids_append_all(ids, slot->ids, slot->count));
-            for (int i = 0; opt_lengths != NULL && i < slot->count; i++)
-                MB_TRY(mb_ids_append(opt_lengths, slot->lengths[i]));
-            return MB_OK;
-        }
-    }
+    mb_word_cached *slot = mb_word_cache_slot(work->cache, word, n);
+    if (slot != NULL && mb_word_cache_holds(slot, word, n)) return mb_word_cache_get(slot, ids, opt_lengths);
     MB_TRY(encode_symbols(bpe, work, word, n));
     if (slot != NULL) fill_cache(work, word, n, slot);
     MB_TRY(append_symbols(work, ids, opt_lengths));

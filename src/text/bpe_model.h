@@ -10,12 +10,13 @@
 
 struct mb_bpe {
     mb_bpe_vocab vocab; /* of the model */
-    mb_bpe_vocab extra; /* added tokens that the model does not have */
     mb_bpe_merges merges;
     bool is_byte_level;
     bool ignore_merges;
     bool byte_fallback;
     bool fuse_unk;
+    char *prefix;          /* continuing_subword_prefix: of each character but the first; NULL none */
+    char *suffix;          /* end_of_word_suffix: of the last character; NULL none */
     bool has_unk;          /* unk_token is set */
     uint32_t unk_id;       /* MB_BPE_NONE: not in the vocabulary */
     uint32_t byte_id[256]; /* of the byte's character (byte level) or of "<0xNN>" (byte fallback) */

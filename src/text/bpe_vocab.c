@@ -95,6 +95,31 @@ done:
     return status;
 }
 
+mb_status mb_bpe_vocab_read(mb_bpe_vocab *vocab, json_t *object, const char *where)
+{
+    mb_status status = MB_OK;
+    const char *token;
+    json_t *value;
+    json_int_t limit =
+        2 * (json_int_t)json_object_size(object) + 65536; /* so that a wild id takes no memory */
+    if (limit > MB_BPE_VOCAB_MAX_ID) limit = MB_BPE_VOCAB_MAX_ID;
+    json_object_foreach(object, token, value)
+    {
+        json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
+        if (id < 0 || id >= limit)
+            MB_RAISE(MB_EFORMAT, "%s: model.vocab entry \"%s\" must have an id from 0 to %lld", where, token,
+                     (long long)limit - 1);
+        status = mb_bpe_vocab_add(vocab, token, strlen(token), (uint32_t)id);
+        if (status == MB_EEXIST)
+            MB_RAISE(MB_EFORMAT, "%s: model.vocab entries \"%s\" and \"%s\" have the same id %lld", where,
+                     token, mb_bpe_vocab_text(vocab, (uint32_t)id, NULL), (long long)id);
+        MB_TRY(status);
+    }
+    if (vocab->used == 0) MB_RAISE(MB_EFORMAT, "%s: model.vocab is empty", where);
+done:
+    return status;
+}
+
 uint32_t mb_bpe_vocab_find(const mb_bpe_vocab *vocab, const char *text, size_t n)
 {
     if (vocab->slot_count == 0) return UINT32_MAX;

@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "base/str.h"
+#include "base/json.h"
 
 #define MB_BPE_VOCAB_MAX_ID (1u << 24) /* ids must be below */
 
@@ -26,6 +26,8 @@ typedef struct mb_bpe_vocab {
 void mb_bpe_vocab_destroy(mb_bpe_vocab *vocab);
 /* MB_EEXIST when the text or the id is there already (no message). */
 mb_status mb_bpe_vocab_add(mb_bpe_vocab *vocab, const char *text, size_t n, uint32_t id);
+/* All members of a "vocab" object: text -> id. Ids may have gaps, but none may be wildly large. */
+mb_status mb_bpe_vocab_read(mb_bpe_vocab *vocab, json_t *object, const char *where);
 uint32_t mb_bpe_vocab_find(const mb_bpe_vocab *vocab, const char *text, size_t n); /* UINT32_MAX if unknown */
 const char *mb_bpe_vocab_text(const mb_bpe_vocab *vocab, uint32_t id, size_t *opt_length);
 

@@ -7,6 +7,8 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "text/charsmap.h"
+#include "text/normalize_bert.h"
 
 /* 1. views and edits */
 
@@ -86,6 +88,30 @@ done:
     return status;
 }
 
+mb_status mb_normalize_edit_map(mb_text_edit *edit, const mb_text_view *view, size_t a, size_t b,
+                                const unsigned char table[128])
+{
+    mb_status status = MB_OK;
+    MB_TRY(reserve_ranges(edit, b - a));
+    size_t needed = edit->text.length + (b - a) + 1;
+    if (needed > edit->text.capacity) MB_TRY(mb_str_reserve(&edit->text, needed + needed / 2));
+    char *to = edit->text.data;
+    size_t at = edit->text.length;
+    for (size_t i = a; i < b; i++) {
+        to[at] = (char)table[(unsigned char)view->bytes[i]];
+        if (to[at] == 0) continue;
+        if (edit->tracked)
+            edit->ranges[at] = view->ranges != NULL
+                                   ? view->ranges[i]
+                                   : (mb_range){view->base + (int64_t)i, view->base + (int64_t)i + 1};
+        at++;
+    }
+    to[at] = 0;
+    edit->text.length = at;
+done:
+    return status;
+}
+
 mb_text_view mb_normalize_edit_view(const mb_text_edit *edit)
 {
     return (mb_text_view){.bytes = mb_str_text(&edit->text),
@@ -95,7 +121,18 @@ mb_text_view mb_normalize_edit_view(const mb_text_edit *edit)
 
 /* 2. reading the steps */
 
-typedef enum step_kind { STEP_FORM, STEP_PREPEND, STEP_REPLACE, STEP_LOWERCASE, STEP_STRIP } step_kind;
+typedef enum step_kind {
+    STEP_FORM,
+    STEP_PREPEND,
+    STEP_REPLACE,
+    STEP_LOWERCASE,
+    STEP_STRIP,
+    STEP_BERT,
+    STEP_ACCENTS,
+    STEP_NMT,
+    STEP_BYTES,
+    STEP_CHARSMAP
+} step_kind;
 
 typedef struct step {
     step_kind kind;
@@ -103,6 +140,8 @@ typedef struct step {
     char *text; /* PREPEND, REPLACE: what is put in */
     mb_tokenizer_pattern *pattern;
     bool left, right; /* STRIP */
+    mb_normalize_bert bert;
+    mb_charsmap *charsmap;
 } step;
 
 struct mb_normalizer {
@@ -114,6 +153,7 @@ struct mb_normalizer {
 static mb_status read_step(const json_t *json, const char *type, const char *where, step *s)
 {
     static const char *const forms[] = {"NFC", "NFD", "NFKC", "NFKD"};
+    static const char *const plain[] = {"StripAccents", "Nmt", "ByteLevel"}; /* STEP_ACCENTS and on */
     mb_status status = MB_OK;
     const char *text = NULL;
     for (int i = 0; i < 4; i++)
@@ -135,12 +175,23 @@ static mb_status read_step(const json_t *json, const char *type, const char *whe
         s->left = s->right = true;
         MB_TRY(mb_json_opt_bool(json, "strip_left", where, &s->left));
         MB_TRY(mb_json_opt_bool(json, "strip_right", where, &s->right));
+    } else if (strcmp(type, "BertNormalizer") == 0) {
+        s->kind = STEP_BERT;
+        MB_TRY(mb_normalize_bert_read(json, where, &s->bert));
+    } else if (strcmp(type, "Precompiled") == 0) {
+        s->kind = STEP_CHARSMAP;
+        MB_TRY(mb_charsmap_read(json, where, &s->charsmap));
     } else {
-        MB_RAISE(MB_EUNSUPPORTED,
-                 "%s: normalizer \"%s\" is not done here (NFC, NFD, NFKC, NFKD, Prepend, Replace, Lowercase, "
-                 "Strip and "
-                 "Sequence are)",
-                 where, type);
+        int found = -1;
+        for (int i = 0; i < 3; i++)
+            if (strcmp(type, plain[i]) == 0) found = i;
+        if (found < 0)
+            MB_RAISE(
+                MB_EUNSUPPORTED,
+                "%s: normalizer \"%s\" is not done here (BertNormalizer, NFC, NFD, NFKC, NFKD, Lowercase, "
+                "Strip, StripAccents, Nmt, Replace, Prepend, Precompiled, ByteLevel and Sequence are)",
+                where, type);
+        s->kind = STEP_ACCENTS + found;
     }
     if (text != NULL && (s->text = mb_strdup(text)) == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", where);
 done:
@@ -194,6 +245,7 @@ void mb_normalizer_destroy(mb_normalizer **normalizer)
     for (int64_t i = 0; i < (*normalizer)->count; i++) {
         mb_free((*normalizer)->steps[i].text);
         mb_tokenizer_pattern_destroy(&(*normalizer)->steps[i].pattern);
+        mb_charsmap_destroy(&(*normalizer)->steps[i].charsmap);
     }
     mb_free((*normalizer)->steps);
     MB_FREE(*normalizer);
@@ -214,6 +266,8 @@ void mb_normalizer_hash(const mb_normalizer *normalizer, mb_hash *hash)
         mb_hash_add_text(hash, s->text != NULL ? s->text : "");
         if (s->pattern != NULL) mb_tokenizer_pattern_hash(s->pattern, hash);
         mb_hash_add_int(hash, s->left + 2 * s->right);
+        if (s->kind == STEP_BERT) mb_normalize_bert_hash(&s->bert, hash);
+        if (s->charsmap != NULL) mb_charsmap_hash(s->charsmap, hash);
     }
 }
 
@@ -230,6 +284,7 @@ done:
     return status;
 }
 
+/* What is put in came, as in HF, from the last character of what it replaces. */
 static mb_status run_replace(const step *s, mb_tokenizer_matcher *matcher, const mb_text_view *in,
                              mb_text_edit *out)
 {
@@ -239,7 +294,7 @@ static mb_status run_replace(const step *s, mb_tokenizer_matcher *matcher, const
         MB_TRY(mb_tokenizer_pattern_find(s->pattern, matcher, in->bytes, in->n, from, &first, &end));
         MB_TRY(mb_normalize_edit_copy(out, in, from, first));
         if (first < end && length > 0)
-            MB_TRY(mb_normalize_edit_put(out, s->text, length, mb_normalize_range(in, first, end)));
+            MB_TRY(mb_normalize_edit_put(out, s->text, length, mb_normalize_range(in, end - 1, end)));
     }
 done:
     return status;
@@ -265,6 +320,41 @@ static void run_strip(const step *s, mb_text_view *view)
     *view = mb_normalize_slice(view, first, end);
 }
 
+/* Is there nothing to do? */
+static bool is_plain(const step *s, const mb_text_view *view)
+{
+    if (s->kind == STEP_FORM) return mb_normalize_is_plain(s->form, view->bytes, view->n);
+    return s->kind == STEP_ACCENTS && mb_normalize_is_ascii(view->bytes, view->n);
+}
+
+static mb_status run_step(const step *s, mb_tokenizer_matcher *matcher, const mb_text_view *in,
+                          mb_text_edit *out)
+{
+    switch (s->kind) {
+    case STEP_FORM:
+        return mb_normalize_form_run(s->form, in, out);
+    case STEP_PREPEND:
+        return run_prepend(s->text, in, out);
+    case STEP_REPLACE:
+        return run_replace(s, matcher, in, out);
+    case STEP_LOWERCASE:
+        return mb_normalize_lowercase_run(in, out);
+    case STEP_BERT:
+        return mb_normalize_bert_run(&s->bert, in, out);
+    case STEP_ACCENTS:
+        return mb_normalize_accents_run(in, out);
+    case STEP_NMT:
+        return mb_normalize_nmt_run(in, out);
+    case STEP_BYTES:
+        return mb_normalize_bytes_run(in, out);
+    case STEP_CHARSMAP:
+        return mb_charsmap_run(s->charsmap, in, out);
+    case STEP_STRIP: /* run_strip */
+        break;
+    }
+    return MB_OK;
+}
+
 mb_status mb_normalizer_run(const mb_normalizer *normalizer, mb_tokenizer_matcher *matcher,
                             const mb_text_view *text, bool tracked, mb_text_edit edits[2],
                             mb_text_view *out_view)
@@ -278,17 +368,10 @@ mb_status mb_normalizer_run(const mb_normalizer *normalizer, mb_tokenizer_matche
             run_strip(s, &view);
             continue;
         }
-        if (s->kind == STEP_FORM && mb_normalize_is_plain(s->form, view.bytes, view.n)) continue;
+        if (is_plain(s, &view)) continue;
         mb_text_edit *out = &edits[next];
         mb_normalize_edit_reset(out, tracked);
-        if (s->kind == STEP_FORM)
-            MB_TRY(mb_normalize_form_run(s->form, &view, out));
-        else if (s->kind == STEP_PREPEND)
-            MB_TRY(run_prepend(s->text, &view, out));
-        else if (s->kind == STEP_REPLACE)
-            MB_TRY(run_replace(s, matcher, &view, out));
-        else
-            MB_TRY(mb_normalize_lowercase_run(&view, out));
+        MB_TRY(run_step(s, matcher, &view, out));
         int64_t base = view.base;
         view = mb_normalize_edit_view(out);
         view.base = view.ranges != NULL && view.n > 0 ? view.ranges[0].first : base;

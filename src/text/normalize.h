@@ -1,8 +1,8 @@
 /* normalize: the normaliser of a tokenizer.json, and texts whose bytes remember where they came from.
  *
  * Layer: text.  Uses: base, tokenizer_pattern, utf8proc (only normalize_unicode.c includes it).
- * Source: behaviour of huggingface/tokenizers (normalizers NFC, NFD, NFKC, NFKD, Sequence, Prepend, Replace,
- * Lowercase, Strip).
+ * Source: behaviour of huggingface/tokenizers (all its normalizers: BertNormalizer, NFC, NFD, NFKC, NFKD,
+ * Lowercase, Strip, StripAccents, Nmt, Replace, Prepend, Precompiled, ByteLevel, Sequence).
  */
 #ifndef MB_NORMALIZE_H
 #define MB_NORMALIZE_H
@@ -42,14 +42,18 @@ void mb_normalize_edit_reset(mb_text_edit *edit, bool tracked);
 /* Append bytes that all came from `range`; or bytes [a, b) of a view as they are. */
 mb_status mb_normalize_edit_put(mb_text_edit *edit, const char *bytes, size_t n, mb_range range);
 mb_status mb_normalize_edit_copy(mb_text_edit *edit, const mb_text_view *view, size_t a, size_t b);
+/* Append the bytes [a, b) of a view, all ASCII, each as `table` has it; those it has as 0 are left out. */
+mb_status mb_normalize_edit_map(mb_text_edit *edit, const mb_text_view *view, size_t a, size_t b,
+                                const unsigned char table[128]);
 mb_text_view mb_normalize_edit_view(const mb_text_edit *edit);
 
 /* Unicode: decode one character of valid UTF-8 (gives its length), and classes of characters. */
 size_t mb_normalize_decode(const char *p, uint32_t *out_character);
 size_t mb_normalize_encode(uint32_t character, char out_bytes[4]);
-bool mb_normalize_is_white(uint32_t character);   /* White_Space */
-bool mb_normalize_is_word(uint32_t character);    /* \w: Alphabetic, M, Nd, Pc, Join_Control */
-bool mb_normalize_is_numeric(uint32_t character); /* Nd, Nl, No */
+bool mb_normalize_is_white(uint32_t character);       /* White_Space */
+bool mb_normalize_is_word(uint32_t character);        /* \w */
+bool mb_normalize_is_punctuation(uint32_t character); /* of ASCII all signs; else P */
+bool mb_normalize_is_numeric(uint32_t character);     /* Nd, Nl, No */
 
 typedef enum mb_normalize_form {
     MB_NORMALIZE_NFC,
@@ -61,6 +65,9 @@ typedef enum mb_normalize_form {
 bool mb_normalize_is_plain(mb_normalize_form form, const char *bytes, size_t n);
 mb_status mb_normalize_form_run(mb_normalize_form form, const mb_text_view *in, mb_text_edit *out);
 mb_status mb_normalize_lowercase_run(const mb_text_view *in, mb_text_edit *out);
+uint32_t mb_normalize_lower(uint32_t character); /* of one whose lower case is one; U+0130 is not */
+/* The end of the grapheme (extended cluster of Unicode's text segments) that begins at `at`. */
+size_t mb_normalize_grapheme_end(const char *bytes, size_t n, size_t at);
 
 typedef struct mb_normalizer mb_normalizer;
 /* json may be NULL or null: a normaliser that does nothing. */

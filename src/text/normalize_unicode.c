@@ -7,6 +7,7 @@
 
 #include "base/memory.h"
 #include "text/normalize.h"
+#include "text/normalize_tables.h"
 
 /* 1. UTF-8 */
 
@@ -46,23 +47,17 @@ bool mb_normalize_is_white(uint32_t c)
 
 bool mb_normalize_is_word(uint32_t c)
 {
-    switch (utf8proc_category((utf8proc_int32_t)c)) {
-    case UTF8PROC_CATEGORY_LU:
-    case UTF8PROC_CATEGORY_LL:
-    case UTF8PROC_CATEGORY_LT:
-    case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO:
-    case UTF8PROC_CATEGORY_MN:
-    case UTF8PROC_CATEGORY_MC:
-    case UTF8PROC_CATEGORY_ME:
-    case UTF8PROC_CATEGORY_ND:
-    case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_PC:
-        return true;
-    default: /* joiners, and the circled and squared letters, which are Other_Alphabetic */
-        return c == 0x200C || c == 0x200D || (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) ||
-               (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189);
-    }
+    if (c < 0x80) return (c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'z') || c == '_';
+    if (c >= 0x4E00 && c <= 0x9FFF) return true;
+    return mb_normalize_table_has(&mb_normalize_words, c);
+}
+
+bool mb_normalize_is_punctuation(uint32_t c)
+{
+    if (c < 0x80)
+        return (c >= 33 && c <= 47) || (c >= 58 && c <= 64) || (c >= 91 && c <= 96) || (c >= 123 && c <= 126);
+    if (c >= 0x3400 && c <= 0x9FFF) return false;
+    return mb_normalize_table_has(&mb_normalize_punctuation, c);
 }
 
 /* Numbers of Unicode 16 and 17, which HF (through Rust) knows and utf8proc may not. */
@@ -112,19 +107,19 @@ static bool is_young(uint32_t c)
     return low < sizeof young / sizeof young[0] && c >= young[low][0];
 }
 
-typedef enum place { PLACE_STABLE, PLACE_START, PLACE_INSIDE } place;
+typedef enum place { PLACE_STABLE, PLACE_START, PLACE_INSIDE, PLACE_ALONE } place;
 
 /* A starter that joins nothing before it? */
-static bool is_free(utf8proc_int32_t c)
+static bool is_free(utf8proc_int32_t c, bool composes)
 {
     const utf8proc_property_t *property = utf8proc_get_property(c);
-    bool is_jamo = c >= 0x1100 && c <= 0x11FF;
+    bool is_jamo = c >= 0x1161 && c <= 0x11FF; /* the leading ones join nothing before them */
     bool may_join = property->comb_index != UINT16_MAX && (property->comb_index & 0x8000) != 0;
-    return property->combining_class == 0 && !may_join && !is_jamo;
+    return property->combining_class == 0 && !(composes && (may_join || is_jamo));
 }
 
 /* PLACE_STABLE: a piece starts at c, and alone c stays as it is. PLACE_START: a piece starts at c.
- * PLACE_INSIDE: c may depend on what is before it. */
+ * PLACE_INSIDE: c may depend on what is before it. PLACE_ALONE: c is young: a piece is c and no more. */
 static place place_of(mb_normalize_form form, uint32_t c)
 {
     bool composes = form == MB_NORMALIZE_NFC || form == MB_NORMALIZE_NFKC;
@@ -133,14 +128,14 @@ static place place_of(mb_normalize_form form, uint32_t c)
     int last_class = 0;
     if (c < 0x80 || (c < 0x300 && form == MB_NORMALIZE_NFC)) return PLACE_STABLE;
     if (c >= 0x3400 && c <= 0x9FEF) return PLACE_STABLE; /* ideographs */
-    if (is_young(c)) return PLACE_STABLE;
+    if (is_young(c)) return PLACE_ALONE;
     if (c >= 0xAC00 && c <= 0xD7A3) return composes ? PLACE_STABLE : PLACE_START;
     const utf8proc_property_t *property = utf8proc_get_property((utf8proc_int32_t)c);
     if (property->decomp_seqindex == UINT16_MAX || (property->decomp_type != 0 && !is_compat))
-        return is_free((utf8proc_int32_t)c) ? PLACE_STABLE : PLACE_INSIDE;
+        return is_free((utf8proc_int32_t)c, composes) ? PLACE_STABLE : PLACE_INSIDE;
     utf8proc_option_t options = is_compat ? UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT : UTF8PROC_DECOMPOSE;
     utf8proc_ssize_t n = utf8proc_decompose_char((utf8proc_int32_t)c, parts, 32, options, &last_class);
-    return n > 0 && is_free(parts[0]) ? PLACE_START : PLACE_INSIDE;
+    return n > 0 && is_free(parts[0], composes) ? PLACE_START : PLACE_INSIDE;
 }
 
 bool mb_normalize_is_plain(mb_normalize_form form, const char *bytes, size_t n)
@@ -152,7 +147,8 @@ bool mb_normalize_is_plain(mb_normalize_form form, const char *bytes, size_t n)
             continue;
         }
         i += mb_normalize_decode(bytes + i, &c);
-        if (place_of(form, c) != PLACE_STABLE) return false;
+        place where = place_of(form, c);
+        if (where == PLACE_START || where == PLACE_INSIDE) return false;
     }
     return true;
 }
@@ -163,6 +159,29 @@ static utf8proc_option_t options_of(mb_normalize_form form)
     options |= form == MB_NORMALIZE_NFC || form == MB_NORMALIZE_NFKC ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE;
     if (form == MB_NORMALIZE_NFKC || form == MB_NORMALIZE_NFKD) options |= UTF8PROC_COMPAT;
     return (utf8proc_option_t)options;
+}
+
+/* Append what bytes [a, b) became; characters that stayed at either end keep their own ranges. */
+static mb_status put_piece(const char *made, size_t n, const mb_text_view *in, size_t a, size_t b,
+                           mb_text_edit *out)
+{
+    mb_status status = MB_OK;
+    const char *from = in->bytes + a;
+    size_t most = n < b - a ? n : b - a, head = 0, tail = 0;
+    while (head < most && made[head] == from[head]) head++;
+    while (head > 0 && head < b - a && ((unsigned char)from[head] & 0xC0) == 0x80) head--;
+    while (head > 0 && head < n && ((unsigned char)made[head] & 0xC0) == 0x80) head--;
+    while (tail < most - head && made[n - 1 - tail] == from[b - a - 1 - tail]) tail++;
+    while (tail > 0 && ((unsigned char)made[n - tail] & 0xC0) == 0x80) tail--;
+    MB_TRY(mb_normalize_edit_copy(out, in, a, a + head));
+    if (n - head - tail > 0) {
+        mb_range range =
+            a + head < b - tail ? mb_normalize_range(in, a + head, b - tail) : mb_normalize_range(in, a, b);
+        MB_TRY(mb_normalize_edit_put(out, made + head, n - head - tail, range));
+    }
+    MB_TRY(mb_normalize_edit_copy(out, in, b - tail, b));
+done:
+    return status;
 }
 
 /* Normalise bytes [a, b) of `in` as one piece. */
@@ -181,10 +200,7 @@ static mb_status run_piece(mb_normalize_form form, const mb_text_view *in, size_
     }
     if (count >= 0) count = utf8proc_reencode(work, count, options);
     if (count < 0) MB_RAISE(MB_EDATA, "Unicode normalisation failed: %s", utf8proc_errmsg(count));
-    if ((size_t)count == b - a && memcmp(work, in->bytes + a, b - a) == 0)
-        MB_TRY(mb_normalize_edit_copy(out, in, a, b));
-    else
-        MB_TRY(mb_normalize_edit_put(out, (const char *)work, (size_t)count, mb_normalize_range(in, a, b)));
+    MB_TRY(put_piece((const char *)work, (size_t)count, in, a, b, out));
 done:
     if (work != few) mb_free(work);
     return status;
@@ -209,11 +225,11 @@ mb_status mb_normalize_form_run(mb_normalize_form form, const mb_text_view *in, 
             MB_TRY(run_piece(form, in, start, i, out));
             kept = i;
         }
-        stable = where == PLACE_STABLE;
-        start = i;
+        stable = where != PLACE_START;
+        start = where == PLACE_ALONE ? i + length : i;
     }
     MB_TRY(mb_normalize_edit_copy(out, in, kept, stable ? in->n : start));
-    if (!stable) MB_TRY(run_piece(form, in, start, in->n, out));
+    if (!stable && start < in->n) MB_TRY(run_piece(form, in, start, in->n, out));
 done:
     return status;
 }
@@ -228,8 +244,9 @@ static const uint32_t young_capitals[][3] = {
     {0x16EA0, 0x16EB8, 0x16EBB},
 };
 
-static uint32_t lower_case(uint32_t c)
+uint32_t mb_normalize_lower(uint32_t c)
 {
+    if (c < 0x80) return c >= 'A' && c <= 'Z' ? c + 32 : c;
     for (size_t i = 0; c >= 0x1C89 && i < sizeof young_capitals / sizeof young_capitals[0]; i++)
         if (c >= young_capitals[i][0] && c <= young_capitals[i][1])
             return young_capitals[i][2] + (c - young_capitals[i][0]);
@@ -239,16 +256,24 @@ static uint32_t lower_case(uint32_t c)
 mb_status mb_normalize_lowercase_run(const mb_text_view *in, mb_text_edit *out)
 {
     mb_status status = MB_OK;
+    unsigned char table[128];
     uint32_t c;
+    for (uint32_t a = 0; a < 128; a++) table[a] = (unsigned char)mb_normalize_lower(a);
     for (size_t i = 0, length; i < in->n; i += length) {
         char bytes[4];
+        length = 0;
+        while (i + length < in->n && (signed char)in->bytes[i + length] > 0) length++;
+        if (length > 0) {
+            MB_TRY(mb_normalize_edit_map(out, in, i, i + length, table));
+            continue;
+        }
         length = mb_normalize_decode(in->bytes + i, &c);
         mb_range range = mb_normalize_range(in, i, i + length);
         if (c == 0x130) { /* the one character whose lower case is two */
             MB_TRY(mb_normalize_edit_put(out, "i\xCC\x87", 3, range));
             continue;
         }
-        size_t n = mb_normalize_encode(lower_case(c), bytes);
+        size_t n = mb_normalize_encode(mb_normalize_lower(c), bytes);
         MB_TRY(mb_normalize_edit_put(out, bytes, n, range));
     }
 done:

@@ -1,16 +1,28 @@
 /* pretokenize: cuts a normalised text into words, step by step.
  *
- * 1. reading the steps  2. word lists  3. cutting by a pattern  4. the other steps  5. running
+ * 1. reading the steps  2. word lists  3. cutting  4. the other steps  5. running
  */
 #include "text/pretokenize.h"
 
 #include <string.h>
 
 #include "base/memory.h"
+#include "text/pretokenize_scripts.h"
 
 #define GPT2_REGEX "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
-typedef enum step_kind { STEP_BYTE_LEVEL, STEP_SPLIT, STEP_DIGITS, STEP_METASPACE } step_kind;
+typedef enum step_kind {
+    STEP_BYTE_LEVEL,
+    STEP_SPLIT,
+    STEP_DIGITS,
+    STEP_METASPACE,
+    STEP_PUNCTUATION,
+    STEP_WHITE,     /* WhitespaceSplit */
+    STEP_DELIMITER, /* CharDelimiterSplit */
+    STEP_WORDS,     /* Whitespace: runs of \w, runs of what is neither \w nor \s */
+    STEP_BERT,      /* WhitespaceSplit, then Punctuation alone */
+    STEP_SCRIPTS    /* UnicodeScripts */
+} step_kind;
 typedef enum behavior { ISOLATED, REMOVED, WITH_PREVIOUS, WITH_NEXT, CONTIGUOUS } behavior;
 typedef enum prepend { PREPEND_NEVER, PREPEND_FIRST, PREPEND_ALWAYS } prepend;
 
@@ -21,6 +33,7 @@ typedef struct step {
     bool invert;
     prepend prefix;    /* BYTE_LEVEL, METASPACE: put `replacement` in front */
     char *replacement; /* METASPACE: a space becomes this; BYTE_LEVEL: " " */
+    uint32_t delimiter;
 } step;
 
 struct mb_pretokenizer {
@@ -48,21 +61,67 @@ done:
     return status;
 }
 
-static mb_status read_split(const json_t *json, const char *where, step *s)
+static mb_status read_behavior(const json_t *json, const char *type, const char *where, behavior *how)
 {
     static const char *const names[] = {"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext",
                                         "Contiguous"};
     mb_status status = MB_OK;
     const char *name = NULL;
-    int found = -1;
-    s->kind = STEP_SPLIT;
     MB_TRY(mb_json_get_string(json, "behavior", where, &name));
     for (int i = 0; i < 5; i++)
-        if (strcmp(name, names[i]) == 0) found = i;
-    if (found < 0) MB_RAISE(MB_EUNSUPPORTED, "%s: Split behavior \"%s\" is not known", where, name);
-    s->how = (behavior)found;
+        if (strcmp(name, names[i]) == 0) {
+            *how = (behavior)i;
+            return MB_OK;
+        }
+    MB_RAISE(MB_EUNSUPPORTED, "%s: %s behavior \"%s\" is not known", where, type, name);
+done:
+    return status;
+}
+
+static mb_status read_split(const json_t *json, const char *where, step *s)
+{
+    mb_status status = MB_OK;
+    s->kind = STEP_SPLIT;
+    MB_TRY(read_behavior(json, "Split", where, &s->how));
     MB_TRY(mb_json_opt_bool(json, "invert", where, &s->invert));
     MB_TRY(mb_tokenizer_pattern_read(json_object_get(json, "pattern"), where, &s->pattern));
+done:
+    return status;
+}
+
+/* Steps that cut by the class of each character. */
+static mb_status read_class(const json_t *json, const char *type, const char *where, step *s)
+{
+    mb_status status = MB_OK;
+    bool individual = false;
+    const char *text = NULL;
+    if (strcmp(type, "Digits") == 0) {
+        MB_TRY(mb_json_opt_bool(json, "individual_digits", where, &individual));
+        *s = (step){.kind = STEP_DIGITS, .how = individual ? ISOLATED : CONTIGUOUS};
+    } else if (strcmp(type, "Punctuation") == 0) {
+        *s = (step){.kind = STEP_PUNCTUATION, .how = ISOLATED};
+        if (json_object_get(json, "behavior") != NULL) MB_TRY(read_behavior(json, type, where, &s->how));
+    } else if (strcmp(type, "WhitespaceSplit") == 0) {
+        *s = (step){.kind = STEP_WHITE, .how = REMOVED};
+    } else if (strcmp(type, "CharDelimiterSplit") == 0) {
+        *s = (step){.kind = STEP_DELIMITER, .how = REMOVED};
+        MB_TRY(mb_json_get_string(json, "delimiter", where, &text));
+        if (text[0] == '\0' || mb_normalize_decode(text, &s->delimiter) != strlen(text))
+            MB_RAISE(MB_EFORMAT, "%s: CharDelimiterSplit's \"delimiter\" must be one character", where);
+    } else if (strcmp(type, "Whitespace") == 0) {
+        *s = (step){.kind = STEP_WORDS};
+    } else if (strcmp(type, "BertPreTokenizer") == 0) {
+        *s = (step){.kind = STEP_BERT};
+    } else if (strcmp(type, "UnicodeScripts") == 0) {
+        *s = (step){.kind = STEP_SCRIPTS};
+    } else {
+        MB_RAISE(
+            MB_EUNSUPPORTED,
+            "%s: pre-tokenizer \"%s\" is not done here (BertPreTokenizer, ByteLevel, CharDelimiterSplit, "
+            "Digits, Metaspace, Punctuation, Split, UnicodeScripts, Whitespace, WhitespaceSplit and "
+            "Sequence are)",
+            where, type);
+    }
 done:
     return status;
 }
@@ -103,20 +162,10 @@ done:
 
 static mb_status read_step(const json_t *json, const char *type, const char *where, step *s)
 {
-    mb_status status = MB_OK;
-    bool individual = false;
     if (strcmp(type, "ByteLevel") == 0) return read_byte_level(json, where, s);
     if (strcmp(type, "Split") == 0) return read_split(json, where, s);
     if (strcmp(type, "Metaspace") == 0) return read_metaspace(json, where, s);
-    if (strcmp(type, "Digits") != 0)
-        MB_RAISE(MB_EUNSUPPORTED,
-                 "%s: pre-tokenizer \"%s\" is not done here (ByteLevel, Split, Digits, Metaspace and "
-                 "Sequence are)",
-                 where, type);
-    MB_TRY(mb_json_opt_bool(json, "individual_digits", where, &individual));
-    *s = (step){.kind = STEP_DIGITS, .how = individual ? ISOLATED : CONTIGUOUS};
-done:
-    return status;
+    return read_class(json, type, where, s);
 }
 
 static mb_status read_steps(const json_t *json, const char *where, int depth, mb_pretokenizer *tokens)
@@ -189,6 +238,7 @@ void mb_pretokenizer_hash(const mb_pretokenizer *pretokenizer, mb_hash *hash)
         mb_hash_add_int(hash, s->invert);
         mb_hash_add_int(hash, s->prefix);
         mb_hash_add_text(hash, s->replacement != NULL ? s->replacement : "");
+        if (s->kind == STEP_DELIMITER) mb_hash_add_int(hash, s->delimiter);
     }
 }
 
@@ -197,10 +247,13 @@ bool mb_pretokenizer_is_byte_level(const mb_pretokenizer *pretokenizer)
     return pretokenizer->is_byte_level;
 }
 
-bool mb_pretokenizer_asks_start(const mb_pretokenizer *pretokenizer)
+bool mb_pretokenizer_asks_start(const mb_pretokenizer *pretokenizer, bool is_changed)
 {
-    for (int64_t i = 0; i < pretokenizer->count; i++)
-        if (pretokenizer->steps[i].prefix == PREPEND_FIRST) return true;
+    for (int64_t i = 0; i < pretokenizer->count; i++) {
+        const step *s = &pretokenizer->steps[i];
+        if (s->prefix == PREPEND_FIRST && is_changed) return true;
+        is_changed = is_changed || s->kind == STEP_METASPACE || s->prefix != PREPEND_NEVER;
+    }
     return false;
 }
 
@@ -230,7 +283,7 @@ static mb_status put_word(mb_pretokenize_work *work, int list, size_t first, siz
     return MB_OK;
 }
 
-/* 3. cutting by a pattern */
+/* 3. cutting */
 
 /* The cutting of one word: parts arrive in order, each a match or what lies between matches. */
 typedef struct cutter {
@@ -287,19 +340,86 @@ done:
     return status;
 }
 
-static mb_status cut_digits(const char *text, size_t first, size_t end, cutter *cut)
+/* Is the character what the step looks for? */
+static bool has_class(const step *s, uint32_t c)
+{
+    switch (s->kind) {
+    case STEP_DIGITS:
+        return mb_normalize_is_numeric(c);
+    case STEP_PUNCTUATION:
+        return mb_normalize_is_punctuation(c);
+    case STEP_WHITE:
+        return mb_normalize_is_white(c);
+    default:
+        return c == s->delimiter;
+    }
+}
+
+static mb_status cut_by_class(const step *s, const char *text, size_t first, size_t end, cutter *cut)
 {
     mb_status status = MB_OK;
     size_t from = first;
     uint32_t c;
     for (size_t i = first, length; i < end; i += length) {
         length = mb_normalize_decode(text + i, &c);
-        if (!mb_normalize_is_numeric(c)) continue;
+        if (!has_class(s, c)) continue;
         MB_TRY(cut_part(cut, from, i, false));
         MB_TRY(cut_part(cut, i, i + length, true));
         from = i + length;
     }
     MB_TRY(cut_part(cut, from, end, false));
+done:
+    return status;
+}
+
+/* The group of a character in STEP_WORDS and STEP_BERT: white space goes, SIGN is for punctuation. */
+typedef enum group { GROUP_WHITE, GROUP_WORD, GROUP_SIGN } group;
+
+static group group_of(const step *s, uint32_t c)
+{
+    if (c < 0x80 && ((c | 0x20) >= 'a' && (c | 0x20) <= 'z')) return GROUP_WORD;
+    if (mb_normalize_is_white(c)) return GROUP_WHITE;
+    if (s->kind == STEP_BERT) return mb_normalize_is_punctuation(c) ? GROUP_SIGN : GROUP_WORD;
+    return mb_normalize_is_word(c) ? GROUP_WORD : GROUP_SIGN;
+}
+
+/* STEP_WORDS, STEP_BERT: runs of one group; signs alone in STEP_BERT. */
+static mb_status cut_by_group(const step *s, const char *text, size_t first, size_t end, cutter *cut)
+{
+    mb_status status = MB_OK;
+    size_t from = first;
+    group before = GROUP_WHITE;
+    uint32_t c;
+    for (size_t i = first, length; i < end; i += length) {
+        length = mb_normalize_decode(text + i, &c);
+        group now = group_of(s, c);
+        if (now == before && !(now == GROUP_SIGN && s->kind == STEP_BERT)) continue;
+        if (before != GROUP_WHITE) MB_TRY(put_word(cut->work, cut->list, from, i));
+        before = now;
+        from = i;
+    }
+    if (before != GROUP_WHITE) MB_TRY(put_word(cut->work, cut->list, from, end));
+done:
+    return status;
+}
+
+/* UnicodeScripts: a cut where the script changes. White space and the like belong to any script; as in HF the
+ * text before the first letter of a script is lost. */
+static mb_status cut_by_script(const char *text, size_t first, size_t end, cutter *cut)
+{
+    mb_status status = MB_OK;
+    size_t from = end;
+    int last = -1;
+    uint32_t c;
+    for (size_t i = first, length; i < end; i += length) {
+        length = mb_normalize_decode(text + i, &c);
+        int script = mb_pretokenize_script(c);
+        if (script == 0 || script == last) continue;
+        if (from < i) MB_TRY(put_word(cut->work, cut->list, from, i));
+        from = i;
+        last = script;
+    }
+    if (from < end) MB_TRY(put_word(cut->work, cut->list, from, end));
 done:
     return status;
 }
@@ -313,7 +433,7 @@ static bool needs_prefix(const step *s, const mb_text_view *view, const mb_range
     const char *p = view->bytes + word->first;
     bool there = (size_t)(word->end - word->first) >= length && memcmp(p, s->replacement, length) == 0;
     if (s->kind == STEP_METASPACE && *p == ' ') there = true; /* it becomes one */
-    bool at_start = view->base == 0 && word->first == 0;
+    bool at_start = (view->ranges != NULL ? view->ranges[word->first].first : view->base + word->first) == 0;
     return !there && (s->prefix == PREPEND_ALWAYS || at_start);
 }
 
@@ -367,10 +487,14 @@ static mb_status cut_words(const step *s, mb_tokenizer_matcher *matcher, const m
         size_t first = (size_t)work->words[from][i].first, end = (size_t)work->words[from][i].end;
         cut.first_word = work->count[cut.list];
         cut.previous_match = false;
-        if (s->kind == STEP_DIGITS)
-            MB_TRY(cut_digits(view->bytes, first, end, &cut));
-        else
+        if (s->pattern != NULL)
             MB_TRY(cut_by_pattern(s, matcher, view->bytes, first, end, &cut));
+        else if (s->kind == STEP_SCRIPTS)
+            MB_TRY(cut_by_script(view->bytes, first, end, &cut));
+        else if (s->kind == STEP_WORDS || s->kind == STEP_BERT)
+            MB_TRY(cut_by_group(s, view->bytes, first, end, &cut));
+        else
+            MB_TRY(cut_by_class(s, view->bytes, first, end, &cut));
     }
 done:
     return status;
@@ -396,7 +520,7 @@ mb_status mb_pretokenizer_run(const mb_pretokenizer *pretokenizer, mb_pretokeniz
             view.base = base; /* still tells whether the text begins the original */
             next_edit = 1 - next_edit;
         }
-        if (s->pattern == NULL && s->kind != STEP_DIGITS) continue;
+        if (s->pattern == NULL && (s->kind == STEP_BYTE_LEVEL || s->kind == STEP_METASPACE)) continue;
         MB_TRY(cut_words(s, matcher, &view, work, list));
         list = 1 - list;
     }

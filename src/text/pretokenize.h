@@ -1,7 +1,7 @@
 /* pretokenize: the pre-tokenizer of a tokenizer.json: cuts a normalised text into words.
  *
  * Layer: text.  Uses: base, normalize, tokenizer_pattern.
- * Source: behaviour of huggingface/tokenizers (pre_tokenizers ByteLevel, Split, Digits, Metaspace, Sequence).
+ * Source: behaviour of huggingface/tokenizers (pre_tokenizers; all but FixedLength).
  *
  * ByteLevel's change of bytes to printable characters is not made: words stay bytes, and the model is told
  * (is_byte_level).
@@ -27,8 +27,9 @@ mb_status mb_pretokenizer_read(const json_t *json, const char *where, mb_pretoke
 void mb_pretokenizer_destroy(mb_pretokenizer **pretokenizer);
 void mb_pretokenizer_hash(const mb_pretokenizer *pretokenizer, mb_hash *hash);
 bool mb_pretokenizer_is_byte_level(const mb_pretokenizer *pretokenizer);
-/* Does a step ask whether the text begins the original one (view's base 0)? */
-bool mb_pretokenizer_asks_start(const mb_pretokenizer *pretokenizer);
+/* Does a step ask where a word begins in the original text, when the text before it may have been changed
+ * (is_changed: by the normaliser)? Then the views must be tracked. */
+bool mb_pretokenizer_asks_start(const mb_pretokenizer *pretokenizer, bool is_changed);
 
 /* Cut `text` (not empty). The words are ranges of *out_view; both are borrowed from text and work. */
 mb_status mb_pretokenizer_run(const mb_pretokenizer *pretokenizer, mb_pretokenize_work *work,

@@ -60,7 +60,7 @@ struct mb_tokenizer_scratch {
     mb_tokenizer_matcher *matcher;
     mb_text_edit edits[2];
     mb_pretokenize_work words;
-    mb_bpe_work *bpe;
+    mb_word_model_work *model;
     mb_ids lengths;
 };
 
@@ -71,7 +71,7 @@ mb_status mb_tokenizer_scratch_create(const mb_tokenizer *tokenizer, mb_tokenize
     MB_NEW(scratch);
     scratch->tokenizer = tokenizer;
     MB_TRY(mb_tokenizer_matcher_create(&scratch->matcher));
-    MB_TRY(mb_bpe_work_create(&scratch->bpe));
+    MB_TRY(mb_word_model_work_create(tokenizer->words, &scratch->model));
     *out_scratch = scratch;
     scratch = NULL;
 done:
@@ -87,7 +87,7 @@ void mb_tokenizer_scratch_destroy(mb_tokenizer_scratch **scratch)
     mb_normalize_edit_destroy(&s->edits[0]);
     mb_normalize_edit_destroy(&s->edits[1]);
     mb_pretokenize_work_destroy(&s->words);
-    mb_bpe_work_destroy(&s->bpe);
+    mb_word_model_work_destroy(&s->model);
     mb_ids_destroy(&s->lengths);
     MB_FREE(*scratch);
 }
@@ -146,12 +146,12 @@ static mb_status encode_plain(const mb_tokenizer *tokenizer, mb_tokenizer_scratc
     int64_t count = 0;
     mb_ids *lengths = out->opt_spans != NULL ? &scratch->lengths : NULL;
     MB_TRY(mb_pretokenizer_run(tokenizer->pretokenizer, &scratch->words, scratch->matcher, text,
-                               lengths != NULL, &view, &words, &count));
+                               lengths != NULL || tokenizer->keeps_ranges, &view, &words, &count));
     for (int64_t i = 0; i < count; i++) {
         size_t n = (size_t)(words[i].end - words[i].first);
         mb_ids_reset(&scratch->lengths);
-        MB_TRY(
-            mb_bpe_encode(tokenizer->bpe, scratch->bpe, view.bytes + words[i].first, n, out->ids, lengths));
+        MB_TRY(mb_word_model_encode(tokenizer->words, scratch->model, view.bytes + words[i].first, n,
+                                    out->ids, lengths));
         if (lengths != NULL) MB_TRY(put_word_spans(&view, &words[i], lengths, out->opt_spans));
     }
 done:
@@ -246,7 +246,7 @@ mb_status mb_tokenizer_decode(const mb_tokenizer *tokenizer, const uint32_t *ids
     mb_tokenizer_pieces pieces = {0};
     for (int64_t i = 0; i < n; i++) {
         size_t length;
-        const char *token = mb_bpe_token(tokenizer->bpe, ids[i], &length);
+        const char *token = mb_word_model_token(tokenizer->words, ids[i], &length);
         if (token == NULL)
             MB_RAISE(MB_ERANGE, "id %u at place %lld is not in the tokenizer's vocabulary", ids[i],
                      (long long)i);
@@ -263,20 +263,20 @@ done:
 
 int64_t mb_tokenizer_count(const mb_tokenizer *tokenizer)
 {
-    return mb_bpe_count(tokenizer->bpe);
+    return mb_word_model_count(tokenizer->words);
 }
 
 bool mb_tokenizer_find(const mb_tokenizer *tokenizer, const char *token, uint32_t *out_id)
 {
-    uint32_t id = mb_bpe_find(tokenizer->bpe, token, strlen(token));
-    if (id == MB_BPE_NONE) return false;
+    uint32_t id = mb_word_model_find(tokenizer->words, token, strlen(token));
+    if (id == MB_WORD_MODEL_NONE) return false;
     *out_id = id;
     return true;
 }
 
 const char *mb_tokenizer_token(const mb_tokenizer *tokenizer, uint32_t id)
 {
-    return mb_bpe_token(tokenizer->bpe, id, NULL);
+    return mb_word_model_token(tokenizer->words, id, NULL);
 }
 
 int64_t mb_tokenizer_bos(const mb_tokenizer *tokenizer)

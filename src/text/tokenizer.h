@@ -1,11 +1,12 @@
 /* tokenizer: Hugging Face tokenizer.json -> ids and back, with the same ids as HF `tokenizers`.
  *
  * Layer: text.  Uses: base, PCRE2, utf8proc.
- * Source: behaviour of huggingface/tokenizers (BPE model, ByteLevel, Split, Metaspace, Prepend, Replace, NFC,
- * TemplateProcessing).
+ * Source: behaviour of huggingface/tokenizers 0.22 (models BPE, WordPiece, Unigram; all normalizers,
+ * post-processors and decoders; all pre-tokenizers but FixedLength).
  *
  * Byte-level BPE (GPT-2, GPT-NeoX/OLMoE, Qwen2/3, Llama-3) and SentencePiece-style BPE with byte fallback
- * (Llama-2). Whatever a tokenizer.json asks for that is not done here is refused by name (MB_EUNSUPPORTED),
+ * (Llama-2), WordPiece (BERT, MiniLM) and Unigram (XLM-R, T5, mGTE). Whatever a tokenizer.json asks for that
+ * is not done here is refused by name (MB_EUNSUPPORTED),
  * never tokenised wrongly. Its `truncation` and `padding` are ignored (transformers switches both off unless
  * a call asks), and so is the trimming of offsets by ByteLevel. A loaded tokenizer is read-only; encode may
  * run in several threads, each with its own mb_tokenizer_scratch.

@@ -16,15 +16,21 @@ typedef enum step_kind {
     STEP_BYTE_FALLBACK,
     STEP_FUSE,
     STEP_STRIP,
-    STEP_METASPACE
+    STEP_METASPACE,
+    STEP_WORDPIECE,
+    STEP_BPE,
+    STEP_CTC
 } step_kind;
 
 typedef struct step {
     step_kind kind;
     mb_tokenizer_pattern *pattern; /* REPLACE */
-    char *text;                    /* REPLACE: content; STRIP, METASPACE: the character */
-    int64_t start, stop;           /* STRIP: at most so many */
-    bool prepends;                 /* METASPACE */
+    /* REPLACE: content; STRIP, METASPACE: the character; WORDPIECE: prefix; BPE: suffix; CTC: pad token */
+    char *text;
+    int64_t start, stop; /* STRIP: at most so many */
+    bool prepends;       /* METASPACE */
+    char *delimiter;     /* CTC: becomes a space */
+    bool cleans_up;      /* WORDPIECE, CTC */
 } step;
 
 struct mb_tokenizer_decoder {
@@ -103,6 +109,45 @@ done:
     return status;
 }
 
+/* A text that is looked for, so it must not be empty unless can_be_empty. */
+static mb_status read_text(const json_t *json, const char *key, const char *where, bool can_be_empty,
+                           char **out_text)
+{
+    mb_status status = MB_OK;
+    const char *text = NULL;
+    MB_TRY(mb_json_get_string(json, key, where, &text));
+    if (text[0] == '\0' && !can_be_empty)
+        MB_RAISE(MB_EUNSUPPORTED, "%s: an empty \"%s\" of the decoder is not done here", where, key);
+    if ((*out_text = mb_strdup(text)) == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", where);
+done:
+    return status;
+}
+
+static mb_status read_word_step(const json_t *json, const char *type, const char *where, step *s)
+{
+    mb_status status = MB_OK;
+    if (strcmp(type, "WordPiece") == 0) {
+        s->kind = STEP_WORDPIECE;
+        MB_TRY(read_text(json, "prefix", where, true, &s->text));
+        MB_TRY(mb_json_get_bool(json, "cleanup", where, &s->cleans_up));
+    } else if (strcmp(type, "BPEDecoder") == 0) {
+        s->kind = STEP_BPE;
+        MB_TRY(read_text(json, "suffix", where, false, &s->text));
+    } else if (strcmp(type, "CTC") == 0) {
+        s->kind = STEP_CTC;
+        MB_TRY(read_text(json, "pad_token", where, false, &s->text));
+        MB_TRY(read_text(json, "word_delimiter_token", where, false, &s->delimiter));
+        MB_TRY(mb_json_get_bool(json, "cleanup", where, &s->cleans_up));
+    } else {
+        MB_RAISE(MB_EUNSUPPORTED,
+                 "%s: decoder \"%s\" is not done here (ByteLevel, Replace, ByteFallback, Fuse, Strip, "
+                 "Metaspace, WordPiece, BPEDecoder, CTC and Sequence are)",
+                 where, type);
+    }
+done:
+    return status;
+}
+
 static mb_status read_step(const json_t *json, const char *type, const char *where, step *s)
 {
     mb_status status = MB_OK;
@@ -127,11 +172,7 @@ static mb_status read_step(const json_t *json, const char *type, const char *whe
         if (s->text == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", where);
         MB_TRY(mb_tokenizer_pattern_read(json_object_get(json, "pattern"), where, &s->pattern));
     } else {
-        MB_RAISE(MB_EUNSUPPORTED,
-                 "%s: decoder \"%s\" is not done here (ByteLevel, Replace, ByteFallback, Fuse, Strip, "
-                 "Metaspace and "
-                 "Sequence are)",
-                 where, type);
+        return read_word_step(json, type, where, s);
     }
 done:
     return status;
@@ -183,6 +224,7 @@ void mb_tokenizer_decoder_destroy(mb_tokenizer_decoder **decoder)
     if (*decoder == NULL) return;
     for (int64_t i = 0; i < (*decoder)->count; i++) {
         mb_free((*decoder)->steps[i].text);
+        mb_free((*decoder)->steps[i].delimiter);
         mb_tokenizer_pattern_destroy(&(*decoder)->steps[i].pattern);
     }
     mb_free((*decoder)->steps);
@@ -200,6 +242,8 @@ void mb_tokenizer_decoder_hash(const mb_tokenizer_decoder *decoder, mb_hash *has
         mb_hash_add_int(hash, s->start);
         mb_hash_add_int(hash, s->stop);
         mb_hash_add_int(hash, s->prepends);
+        if (s->kind == STEP_WORDPIECE || s->kind == STEP_CTC) mb_hash_add_int(hash, s->cleans_up);
+        if (s->delimiter != NULL) mb_hash_add_text(hash, s->delimiter);
     }
 }
 
@@ -375,6 +419,91 @@ done:
     return status;
 }
 
+/* Every `from` in bytes [start, end) of s becomes `to`, which must not be longer. */
+static void replace_all(mb_str *s, size_t start, const char *from, const char *to)
+{
+    const size_t nf = strlen(from), nt = strlen(to);
+    size_t kept = start, at = start;
+    while (at < s->length) {
+        if (s->length - at >= nf && memcmp(s->data + at, from, nf) == 0) {
+            memcpy(s->data + kept, to, nt);
+            kept += nt;
+            at += nf;
+        } else {
+            s->data[kept++] = s->data[at++];
+        }
+    }
+    s->length = kept;
+    if (s->data != NULL) s->data[kept] = 0;
+}
+
+/* As HF cleans up one token: no space before signs and short forms. */
+static void clean_up(mb_str *s, size_t start)
+{
+    static const char *const pairs[][2] = {
+        {" .", "."},   {" ?", "?"},           {" !", "!"},   {" ,", ","},     {" ' ", "'"},   {" n't", "n't"},
+        {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
+    if (s->data == NULL || memchr(s->data + start, ' ', s->length - start) == NULL) return;
+    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++)
+        replace_all(s, start, pairs[i][0], pairs[i][1]);
+}
+
+static mb_status run_wordpiece(const step *s, bool is_first, const char *text, size_t n, mb_str *out)
+{
+    mb_status status = MB_OK;
+    const size_t start = out->length, skip = strlen(s->text);
+    const bool goes_on = n >= skip && memcmp(text, s->text, skip) == 0;
+    if (!is_first && !goes_on) MB_TRY(mb_str_append(out, " ", 1));
+    if (!is_first && goes_on)
+        MB_TRY(mb_str_append(out, text + skip, n - skip));
+    else
+        MB_TRY(mb_str_append(out, text, n));
+    if (s->cleans_up) clean_up(out, start);
+done:
+    return status;
+}
+
+static mb_status run_bpe(const step *s, bool is_last, const char *text, size_t n, mb_str *out)
+{
+    mb_status status = MB_OK;
+    const size_t length = strlen(s->text);
+    size_t from = 0;
+    const char *at;
+    while (from < n && (at = memmem(text + from, n - from, s->text, length)) != NULL) {
+        MB_TRY(mb_str_append(out, text + from, (size_t)(at - text) - from));
+        if (!is_last) MB_TRY(mb_str_append(out, " ", 1));
+        from = (size_t)(at - text) + length;
+    }
+    MB_TRY(mb_str_append(out, text + from, n - from));
+done:
+    return status;
+}
+
+/* Equal tokens in a row are one; pads and what is then empty go. */
+static mb_status run_ctc(const step *s, const mb_tokenizer_pieces *in, mb_tokenizer_pieces *out)
+{
+    mb_status status = MB_OK;
+    const char *before = NULL;
+    size_t before_n = 0, n;
+    for (int64_t i = 0; i < in->count; i++) {
+        const char *text = get_piece(in, i, &n);
+        const size_t start = out->text.length;
+        const bool again = before != NULL && before_n == n && memcmp(before, text, n) == 0;
+        before = text;
+        before_n = n;
+        if (again) continue;
+        MB_TRY(mb_str_append(&out->text, text, n));
+        replace_all(&out->text, start, s->text, "");
+        if (s->cleans_up) {
+            clean_up(&out->text, start);
+            replace_all(&out->text, start, s->delimiter, " ");
+        }
+        if (out->text.length > start) MB_TRY(end_piece(out));
+    }
+done:
+    return status;
+}
+
 /* 5. running */
 
 static mb_status run_step(const step *s, mb_tokenizer_matcher *matcher, const mb_tokenizer_pieces *in,
@@ -384,6 +513,7 @@ static mb_status run_step(const step *s, mb_tokenizer_matcher *matcher, const mb
     size_t n;
     if (s->kind == STEP_BYTE_LEVEL) return run_byte_level(in, out);
     if (s->kind == STEP_BYTE_FALLBACK) return run_byte_fallback(in, out);
+    if (s->kind == STEP_CTC) return run_ctc(s, in, out);
     if (s->kind == STEP_FUSE) return mb_tokenizer_pieces_add(out, mb_str_text(&in->text), in->text.length);
     for (int64_t i = 0; i < in->count; i++) {
         const char *text = get_piece(in, i, &n);
@@ -391,6 +521,10 @@ static mb_status run_step(const step *s, mb_tokenizer_matcher *matcher, const mb
             MB_TRY(run_replace(s, matcher, text, n, &out->text));
         else if (s->kind == STEP_STRIP)
             MB_TRY(run_strip(s, text, n, &out->text));
+        else if (s->kind == STEP_WORDPIECE)
+            MB_TRY(run_wordpiece(s, i == 0, text, n, &out->text));
+        else if (s->kind == STEP_BPE)
+            MB_TRY(run_bpe(s, i + 1 == in->count, text, n, &out->text));
         else
             MB_TRY(run_metaspace(s, i == 0, text, n, &out->text));
         MB_TRY(end_piece(out));

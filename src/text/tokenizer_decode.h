@@ -2,7 +2,7 @@
  *
  * Layer: text.  Uses: base, bpe, tokenizer_pattern.
  * Source: behaviour of huggingface/tokenizers (decoders ByteLevel, Replace, ByteFallback, Fuse, Strip,
- * Metaspace, Sequence).
+ * Metaspace, WordPiece, BPEDecoder, CTC, Sequence).
  */
 #ifndef MB_TOKENIZER_DECODE_H
 #define MB_TOKENIZER_DECODE_H

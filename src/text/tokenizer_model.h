@@ -6,15 +6,15 @@
 #define MB_TOKENIZER_MODEL_H
 
 #include "text/added_tokens.h"
-#include "text/bpe.h"
 #include "text/pretokenize.h"
 #include "text/tokenizer.h"
 #include "text/tokenizer_decode.h"
+#include "text/word_model.h"
 
 struct mb_tokenizer {
     mb_normalizer *normalizer;
     mb_pretokenizer *pretokenizer;
-    mb_bpe *bpe;
+    mb_word_model *words;
     mb_tokenizer_decoder *decoder;
     mb_added_token *added; /* in the file's order */
     int64_t added_count;

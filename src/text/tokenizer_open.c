@@ -36,16 +36,18 @@ static mb_status place_added_token(mb_tokenizer *tokenizer, mb_added_token *toke
                                    int64_t *max_added, const char *where)
 {
     mb_status status = MB_OK;
-    int64_t size = mb_bpe_vocab_size(tokenizer->bpe);
-    uint32_t known = mb_bpe_find(tokenizer->bpe, token->content, strlen(token->content));
-    int64_t expected = known != MB_BPE_NONE ? (int64_t)known : *max_added >= size ? *max_added + 1 : size;
+    int64_t size = mb_word_model_size(tokenizer->words);
+    uint32_t known = mb_word_model_find(tokenizer->words, token->content, strlen(token->content));
+    int64_t expected = known != MB_WORD_MODEL_NONE ? (int64_t)known
+                       : *max_added >= size        ? *max_added + 1
+                                                   : size;
     if (expected != id)
         MB_RAISE(MB_EFORMAT, "%s: added token \"%s\" says id %lld, but its place in the vocabulary is %lld",
                  where, token->content, (long long)id, (long long)expected);
     token->id = (uint32_t)id;
     if (id > *max_added) *max_added = id;
-    if (known == MB_BPE_NONE) {
-        status = mb_bpe_add_token(tokenizer->bpe, token->content, token->id);
+    if (known == MB_WORD_MODEL_NONE) {
+        status = mb_word_model_add(tokenizer->words, token->content, token->id);
         if (status == MB_EEXIST)
             MB_RAISE(MB_EFORMAT, "%s: added token \"%s\" has the id %lld of another token", where,
                      token->content, (long long)id);
@@ -91,7 +93,7 @@ static mb_status read_added_tokens(mb_tokenizer *tokenizer, const json_t *list, 
         if (token->content[0] == '\0') continue; /* as HF */
         MB_TRY(place_added_token(tokenizer, token, id, &max_added, where));
     }
-    MB_NEW_ARRAY(tokenizer->is_special, mb_bpe_count(tokenizer->bpe));
+    MB_NEW_ARRAY(tokenizer->is_special, mb_word_model_count(tokenizer->words));
     for (int pass = 0; pass < 2; pass++) /* special tokens first: of two equal patterns the first counts */
         for (int64_t i = 0; i < tokenizer->added_count; i++) {
             const mb_added_token *token = &tokenizer->added[i];
@@ -122,7 +124,7 @@ static mb_status read_template_token(mb_tokenizer *tokenizer, const json_t *proc
     for (size_t i = 0; i < json_array_size(list); i++) {
         json_int_t id =
             json_is_integer(json_array_get(list, i)) ? json_integer_value(json_array_get(list, i)) : -1;
-        if (id < 0 || id >= mb_bpe_count(tokenizer->bpe))
+        if (id < 0 || id >= mb_word_model_count(tokenizer->words))
             MB_RAISE(MB_EFORMAT,
                      "%s: the post-processor's token \"%s\" has the id %lld, outside the vocabulary", where,
                      name, (long long)id);
@@ -161,6 +163,23 @@ done:
     return status;
 }
 
+/* BertProcessing, RobertaProcessing: one token ["text", id] in front, one behind. */
+static mb_status read_pair(mb_tokenizer *tokenizer, const json_t *processor, const char *key, mb_ids *ids,
+                           const char *where)
+{
+    mb_status status = MB_OK;
+    json_t *pair = NULL;
+    MB_TRY(mb_json_get_array(processor, key, where, &pair));
+    const json_t *id = json_array_get(pair, 1);
+    if (json_array_size(pair) != 2 || !json_is_string(json_array_get(pair, 0)) || !json_is_integer(id) ||
+        json_integer_value(id) < 0 || json_integer_value(id) >= mb_word_model_count(tokenizer->words))
+        MB_RAISE(MB_EFORMAT, "%s: the post-processor's \"%s\" must be [token, id], the id of the vocabulary",
+                 where, key);
+    MB_TRY(mb_ids_append(ids, (uint32_t)json_integer_value(id)));
+done:
+    return status;
+}
+
 /* ByteLevel only trims HF's offsets. A second template would go around the first; nobody ships that. */
 static mb_status read_processor(mb_tokenizer *tokenizer, const json_t *json, const char *where, int depth,
                                 int *templates)
@@ -177,16 +196,19 @@ static mb_status read_processor(mb_tokenizer *tokenizer, const json_t *json, con
         MB_TRY(mb_json_get_array(json, "processors", where, &list));
         for (size_t i = 0; i < json_array_size(list); i++)
             MB_TRY(read_processor(tokenizer, json_array_get(list, i), where, depth + 1, templates));
-    } else if (strcmp(type, "TemplateProcessing") == 0) {
-        if ((*templates)++ > 0)
-            MB_RAISE(MB_EUNSUPPORTED, "%s: more than one TemplateProcessing in the post-processor", where);
-        MB_TRY(read_template(tokenizer, json, where));
-    } else {
-        MB_RAISE(
-            MB_EUNSUPPORTED,
-            "%s: post-processor \"%s\" is not done here (TemplateProcessing, ByteLevel and Sequence are)",
-            where, type);
+        return MB_OK;
     }
+    bool has_pairs = strcmp(type, "BertProcessing") == 0 || strcmp(type, "RobertaProcessing") == 0;
+    if (!has_pairs && strcmp(type, "TemplateProcessing") != 0)
+        MB_RAISE(MB_EUNSUPPORTED,
+                 "%s: post-processor \"%s\" is not done here (TemplateProcessing, BertProcessing, "
+                 "RobertaProcessing, ByteLevel and Sequence are)",
+                 where, type);
+    if ((*templates)++ > 0)
+        MB_RAISE(MB_EUNSUPPORTED, "%s: more than one %s in the post-processor", where, type);
+    if (!has_pairs) return read_template(tokenizer, json, where);
+    MB_TRY(read_pair(tokenizer, json, "cls", &tokenizer->before, where));
+    MB_TRY(read_pair(tokenizer, json, "sep", &tokenizer->after, where));
 done:
     return status;
 }
@@ -204,14 +226,14 @@ static mb_status compute_hash(mb_tokenizer *tokenizer)
     mb_status status = MB_OK;
     mb_hash *hash = NULL;
     MB_TRY(mb_hash_create(&hash));
-    int64_t count = mb_bpe_count(tokenizer->bpe);
+    int64_t count = mb_word_model_count(tokenizer->words);
     mb_hash_add_int(hash, count);
     for (uint32_t id = 0; id < count; id++) {
-        const char *text = mb_bpe_token(tokenizer->bpe, id, NULL);
+        const char *text = mb_word_model_token(tokenizer->words, id, NULL);
         mb_hash_add_text(hash, text != NULL ? text : "");
         mb_hash_add_int(hash, (text != NULL) + 2 * tokenizer->is_special[id]);
     }
-    mb_bpe_hash(tokenizer->bpe, hash);
+    mb_word_model_hash(tokenizer->words, hash);
     for (int64_t i = 0; i < tokenizer->added_count; i++) {
         const mb_added_token *token = &tokenizer->added[i];
         mb_hash_add_text(hash, token->content);
@@ -242,9 +264,9 @@ mb_status mb_tokenizer_open_json(mb_tokenizer *tokenizer, const json_t *json, co
     MB_TRY(mb_normalizer_read(json_object_get(json, "normalizer"), where, &tokenizer->normalizer));
     MB_TRY(mb_pretokenizer_read(json_object_get(json, "pre_tokenizer"), where, &tokenizer->pretokenizer));
     tokenizer->keeps_ranges =
-        mb_pretokenizer_asks_start(tokenizer->pretokenizer) && !mb_normalizer_is_empty(tokenizer->normalizer);
-    MB_TRY(
-        mb_bpe_read(model, where, mb_pretokenizer_is_byte_level(tokenizer->pretokenizer), &tokenizer->bpe));
+        mb_pretokenizer_asks_start(tokenizer->pretokenizer, !mb_normalizer_is_empty(tokenizer->normalizer));
+    MB_TRY(mb_word_model_read(model, where, mb_pretokenizer_is_byte_level(tokenizer->pretokenizer),
+                              &tokenizer->words));
     MB_TRY(mb_tokenizer_decoder_read(json_object_get(json, "decoder"), where, &tokenizer->decoder));
     MB_TRY(read_added_tokens(tokenizer, json_object_get(json, "added_tokens"), where));
     MB_TRY(read_processor(tokenizer, json_object_get(json, "post_processor"), where, 0, &templates));
@@ -283,7 +305,7 @@ void mb_tokenizer_close(mb_tokenizer **tokenizer)
     if (t == NULL) return;
     mb_normalizer_destroy(&t->normalizer);
     mb_pretokenizer_destroy(&t->pretokenizer);
-    mb_bpe_destroy(&t->bpe);
+    mb_word_model_destroy(&t->words);
     mb_tokenizer_decoder_destroy(&t->decoder);
     mb_added_tokens_destroy(&t->raw);
     mb_added_tokens_destroy(&t->normalized);

@@ -97,6 +97,10 @@ for np in $lane_ranks; do
     start "$np" "$build/tests/mpi/test_lanes_mpi"
     merge "lanes, $np ranks"
 done
+for np in $lane_ranks; do
+    start "$np" "$build/tests/mpi/test_scatter_mpi"
+    merge "scatter, $np ranks"
+done
 OMP_NUM_THREADS=2 start 2 "$build/tests/mpi/test_lanes_mpi"
 merge "lanes, 2 ranks of 2 threads"
 

@@ -38,6 +38,61 @@ curve() { grep -o '"loss": *[-0-9.e+]*' "$work/$1/metrics.jsonl"; }
     [ "$(curve full1 | wc -l)" -ge 5 ]
 }
 
+@test "gradients and parameters cut over the ranks give the same weights on 1, 2, 3 and 4 ranks" {
+    need_mpi
+    [ -d "$work/full1" ] || train full1 1
+    for zero in 2 3; do
+        for n in 1 2 3 4; do
+            train "zero$zero.$n" "$n" training.zero=$zero
+            cmp "$work/full1/final/model.safetensors" "$work/zero$zero.$n/final/model.safetensors"
+            [ "$(curve full1)" = "$(curve "zero$zero.$n")" ]
+        done
+    done
+}
+
+@test "with several rounds ZeRO-2 and 3 have an order of their own, the same on every number of ranks" {
+    need_mpi
+    train rounds2.1 1 training.zero=2 training.lanes=3
+    for n in 2 3; do
+        train "rounds3.$n" "$n" training.zero=3 model.fetch_ahead=true training.lanes=3 training.recompute=blocks
+        cmp "$work/rounds2.1/final/model.safetensors" "$work/rounds3.$n/final/model.safetensors"
+    done
+}
+
+@test "bf16 and adapters over 4-bit weights: the same weights under every ZeRO stage" {
+    need_mpi
+    train bf16 1 model.dtype=bf16
+    train bf16.2 2 model.dtype=bf16 training.zero=2
+    train bf16.3 3 model.dtype=bf16 training.zero=3 training.gradient_checkpointing=true
+    cmp "$work/bf16/final/model.safetensors" "$work/bf16.2/final/model.safetensors"
+    cmp "$work/bf16/final/model.safetensors" "$work/bf16.3/final/model.safetensors"
+    local adapter=(training.peft_mode=lora training.lora.r=4 training.lora.target_modules=all-linear training.lora.lora_dropout=0.1 load_in_4bit=true)
+    train qlora 1 "${adapter[@]}"
+    train qlora.2 2 "${adapter[@]}"
+    train qlora.3 3 "${adapter[@]}" training.zero=3
+    cmp "$work/qlora/final/adapter_model.safetensors" "$work/qlora.2/final/adapter_model.safetensors"
+    cmp "$work/qlora/final/adapter_model.safetensors" "$work/qlora.3/final/adapter_model.safetensors"
+}
+
+@test "killed under ZeRO-3 on 3 ranks, gone on with on 2: the weights of the uninterrupted run" {
+    need_mpi
+    train whole3 1 training.epochs=8
+    train killed3 3 training.epochs=8 training.save_steps=2 training.zero=3 &
+    pid=$!
+    for _ in $(seq 400); do
+        [ -d "$work/killed3/state" ] && [ "$(ls "$work/killed3/state" | grep -vc tmp)" -ge 1 ] && [ "$(wc -l < "$work/killed3/metrics.jsonl")" -ge 4 ] && break
+        sleep 0.02
+    done
+    pkill -KILL -P $pid 2> /dev/null || true
+    kill -KILL $pid 2> /dev/null || true
+    wait $pid || true
+    [ ! -e "$work/killed3/done.json" ]
+    for _ in $(seq 100); do pgrep -f "output.dir=$work/killed3" > /dev/null || break; sleep 0.1; done
+    train killed3 2 training.epochs=8 training.save_steps=2 training.zero=3
+    cmp "$work/whole3/final/model.safetensors" "$work/killed3/final/model.safetensors"
+    [ "$(curve whole3)" = "$(curve killed3)" ]
+}
+
 @test "router warm-up gives the same weights on 1, 2 and 4 ranks, and changes only the gates" {
     need_mpi
     for n in 1 2 4; do
@@ -99,6 +154,9 @@ curve() { grep -o '"loss": *[-0-9.e+]*' "$work/$1/metrics.jsonl"; }
         cmp "$work/select$n/selected_data.jsonl" "$work/select1/selected_data.jsonl"
     done
     [ "$(wc -l < "$work/select1/selected_data.jsonl")" -eq 60 ]
+    ranks 3 "$bin/moe-score" model.path="$work/convert/model" score.source_model="$work/init/model" dataset.path="$work/shard/shard.h5" score.tile_tokens=512 \
+        model.shard=true model.fetch_ahead=true output.dir="$work/score_sharded"
+    [ "$(hash_of "$work/score_sharded/scores.h5")" = "$(hash_of "$work/score1/scores.h5")" ]
 }
 
 @test "evaluation is the same on 1 and 3 ranks" {
@@ -113,4 +171,23 @@ curve() { grep -o '"loss": *[-0-9.e+]*' "$work/$1/metrics.jsonl"; }
     need_mpi
     run timeout 60 bash -c "$(declare -f ranks); ranks 3 \"\$@\"" - "$bin/moe-train" model.path="$work/missing" dataset.path="$work/shard/shard.h5" output.dir="$work/none"
     [ "$status" -eq 3 ]
+}
+
+@test "one rank of three told to stop inside a step of ZeRO-2 and 3: all stop with exit 75, and going on gives the same weights" {
+    need_mpi
+    [ -d "$work/plain3" ] || train plain3 1 training.epochs=8
+    for zero in 2 3; do
+        train "one$zero" 3 training.epochs=8 training.zero=$zero &
+        pid=$!
+        for _ in $(seq 400); do
+            [ -f "$work/one$zero/metrics.jsonl" ] && [ "$(wc -l < "$work/one$zero/metrics.jsonl")" -ge 3 ] && break
+            sleep 0.02
+        done
+        kill -USR2 "$(pgrep -f "moe-train.*output.dir=$work/one$zero" | tail -1)"
+        code=0
+        wait $pid || code=$?
+        [ "$code" -eq 75 ]
+        train "one$zero" 2 training.epochs=8 training.zero=$zero
+        cmp "$work/plain3/final/model.safetensors" "$work/one$zero/final/model.safetensors"
+    done
 }

@@ -11,9 +11,10 @@ char *openblas_get_config(void) __attribute__((weak));
 void bli_thread_set_num_threads(int64_t threads) __attribute__((weak));
 
 static mb_status blas_create(int threads, void **out_state, char *out_describe, size_t bytes,
-                             bool *out_row_stable)
+                             bool *out_row_stable, char *out_bf16)
 {
     (void)threads;
+    out_bf16[0] = '\0';
     if (openblas_set_num_threads != NULL) openblas_set_num_threads(1);
     if (bli_thread_set_num_threads != NULL) bli_thread_set_num_threads(1);
     const char *config = openblas_get_config != NULL ? openblas_get_config() : "";
@@ -30,7 +31,7 @@ static mb_status blas_run(void *state, int thread, int threads, const mb_product
     bool accumulate = p->accumulate;
     if (p->opt_bias != NULL) {
         for (int64_t i = 0; i < p->m; i++) {
-            float *row = p->c + i * p->ldc;
+            float *row = (float *)p->c + i * p->ldc;
             for (int64_t j = 0; j < p->n; j++) row[j] = (accumulate ? row[j] : 0) + p->opt_bias[j];
         }
         accumulate = true;

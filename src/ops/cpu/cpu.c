@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static void cpu_destroy(void *opaque)
 {
@@ -32,7 +33,9 @@ mb_status mb_ops_cpu_fill(mb_ops *ops)
     if (cpu->kernels == NULL) {
         MB_RAISE(MB_EUNSUPPORTED, "MB_ISA=%s: not known, or not on this processor; unset it", isa);
     }
-    MB_TRY(mb_dense_create(getenv("MB_OPS_DENSE"), ops->threads, &cpu->dense));
+    cpu->dequant = mb_dequant_get(cpu->kernels->name);
+    MB_TRY(mb_dense_create(getenv("MB_OPS_DENSE"), strcmp(cpu->kernels->name, "avx512") == 0, ops->threads,
+                           &cpu->dense));
 #define MB_CPU_ENTRY(op) ops->table.op = mb_##op##_cpu;
     MB_CPU_LIST(MB_CPU_ENTRY)
 #undef MB_CPU_ENTRY

@@ -9,8 +9,9 @@
 
 typedef struct mb_dense_library {
     const char *name;
-    mb_status (*create)(int threads, void **out_state, char *out_describe, size_t bytes,
-                        bool *out_row_stable);
+    /* out_bf16 [32]: name of its products of bf16 with the bit guarantees, "" for none. */
+    mb_status (*create)(int threads, void **out_state, char *out_describe, size_t bytes, bool *out_row_stable,
+                        char *out_bf16);
     void (*destroy)(void *state);
     mb_status (*run)(void *state, int thread, int threads, const mb_product *product);
     /* NULL when the library has no packed form. A packed form begins with its free function. */

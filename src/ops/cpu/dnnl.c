@@ -1,5 +1,6 @@
 /* dnnl: products by oneDNN's matmul primitive with every dimension known at creation, and a scratchpad per
- * thread.
+ * thread. f32 operands are plain or packed by the library; the right operand of bf16 products is in our
+ * panels.
  *
  * Each thread keeps its own table of primitives (with their memory objects), found by the shape of the
  * product; oneDNN's own cache below it lets the threads' copies share the generated code. A table that is
@@ -26,8 +27,8 @@ enum { TABLE_SLOTS = 4096, TABLE_FULL = 3072, CACHE_CAPACITY = 4096 };
 typedef struct shape_key {
     int64_t m, n, k, lda, ldb, ldc;
     int32_t threads;
-    bool is_a_transposed, is_b_transposed, accumulate, has_bias, is_packed;
-    char pad[7]; /* zero: keys are compared by bytes */
+    bool is_a_transposed, is_b_transposed, accumulate, has_bias, is_packed, is_bf16, is_c_bf16;
+    char pad[5]; /* zero: keys are compared by bytes */
 } shape_key;
 
 typedef struct entry {
@@ -117,28 +118,34 @@ done:
     return status;
 }
 
-/* The primitive descriptor of a shape. opt_packed: the layout of b; with is_any the library chooses it. */
+/* The primitive descriptor of a shape. opt_packed: the layout of b; with is_any the library chooses it; b of
+ * bf16
+ * is in panels. */
 static mb_status matmul_describe(state *s, const shape_key *key, const packed_matrix *opt_packed, bool is_any,
                                  dnnl_primitive_desc_t *out_pd)
 {
     mb_status status = MB_OK;
     mb_dnnl_md a = {0}, b = {0}, bias = {0}, c = {0};
     dnnl_primitive_attr_t attr = NULL;
+    const dnnl_data_type_t in = key->is_bf16 ? dnnl_bf16 : dnnl_f32;
+    const dnnl_data_type_t out = key->is_c_bf16 ? dnnl_bf16 : dnnl_f32;
     MB_TRY(attr_create(key->accumulate, &attr));
-    TRY_DNNL(mb_dnnl_md_strided(key->m, key->k, key->is_a_transposed ? 1 : key->lda,
+    TRY_DNNL(mb_dnnl_md_strided(in, key->m, key->k, key->is_a_transposed ? 1 : key->lda,
                                 key->is_a_transposed ? key->lda : 1, &a));
-    if (is_any) {
-        TRY_DNNL(mb_dnnl_md_any(key->k, key->n, &b));
+    if (key->is_bf16) {
+        TRY_DNNL(mb_dnnl_md_tag(in, key->k, key->n, dnnl_BA16a64b2a, &b));
+    } else if (is_any) {
+        TRY_DNNL(mb_dnnl_md_tag(in, key->k, key->n, dnnl_format_tag_any, &b));
     } else if (opt_packed != NULL) {
         mb_dnnl_md_ref packed = NULL;
         TRY_DNNL(dnnl_memory_get_memory_desc(opt_packed->memory, &packed));
         TRY_DNNL(mb_dnnl_md_copy(packed, &b));
     } else {
-        TRY_DNNL(mb_dnnl_md_strided(key->k, key->n, key->is_b_transposed ? 1 : key->ldb,
+        TRY_DNNL(mb_dnnl_md_strided(in, key->k, key->n, key->is_b_transposed ? 1 : key->ldb,
                                     key->is_b_transposed ? key->ldb : 1, &b));
     }
-    if (key->has_bias) TRY_DNNL(mb_dnnl_md_strided(1, key->n, key->n, 1, &bias));
-    TRY_DNNL(mb_dnnl_md_strided(key->m, key->n, key->ldc, 1, &c));
+    if (key->has_bias) TRY_DNNL(mb_dnnl_md_strided(dnnl_f32, 1, key->n, key->n, 1, &bias));
+    TRY_DNNL(mb_dnnl_md_strided(out, key->m, key->n, key->ldc, 1, &c));
     TRY_DNNL(mb_dnnl_matmul(s->engine, &a, &b, key->has_bias ? &bias : NULL, &c, attr, out_pd));
 done:
     if (attr != NULL) dnnl_primitive_attr_destroy(attr);
@@ -241,7 +248,8 @@ static mb_status dnnl_run(void *opaque, int thread, int threads, const mb_produc
     key.is_a_transposed = p->is_a_transposed, key.accumulate = p->accumulate;
     key.has_bias = p->opt_bias != NULL;
     key.is_packed = p->opt_packed != NULL;
-    if (!key.is_packed) key.ldb = p->ldb, key.is_b_transposed = p->is_b_transposed;
+    key.is_bf16 = p->is_bf16, key.is_c_bf16 = p->is_c_bf16;
+    if (!key.is_packed && !key.is_bf16) key.ldb = p->ldb, key.is_b_transposed = p->is_b_transposed;
     if (before != threads) omp_set_num_threads(threads);
     MB_TRY(entry_get(s, own, &key, p->opt_packed, &e));
     MB_TRY(entry_run(own, e, p));
@@ -300,7 +308,8 @@ static mb_status dnnl_pack(void *opaque, int thread, const float *b, int64_t k, 
     packed->data = mb_calloc(dnnl_memory_desc_get_size(md), 1);
     if (packed->data == NULL) MB_TRY(MB_ENOMEM);
     TRY_DNNL(dnnl_memory_create(&packed->memory, md, s->engine, packed->data));
-    TRY_DNNL(mb_dnnl_md_strided(k, n, is_b_transposed ? 1 : ldb, is_b_transposed ? ldb : 1, &plain_md));
+    TRY_DNNL(
+        mb_dnnl_md_strided(dnnl_f32, k, n, is_b_transposed ? 1 : ldb, is_b_transposed ? ldb : 1, &plain_md));
     TRY_DNNL(dnnl_memory_create(&plain, mb_dnnl_md_get(&plain_md), s->engine, (void *)(uintptr_t)b));
     MB_TRY(reorder(s, &s->thread[thread], plain, packed->memory));
     *out_packed = packed;
@@ -331,7 +340,8 @@ static void dnnl_destroy(void *opaque)
 }
 
 /* The name of the implementation that serves ordinary shapes: "brg..." on AVX-512 has the bit guarantees. */
-static mb_status implementation_get(state *s, char *out_describe, size_t bytes, bool *out_row_stable)
+static mb_status implementation_get(state *s, bool is_bf16, char *out_name, size_t bytes,
+                                    bool *out_row_stable)
 {
     mb_status status = MB_OK;
     shape_key key;
@@ -339,19 +349,36 @@ static mb_status implementation_get(state *s, char *out_describe, size_t bytes, 
     dnnl_primitive_desc_t pd = NULL;
     memset(&key, 0, sizeof key);
     key.m = 128, key.n = 256, key.k = 256, key.lda = 256, key.ldb = 256, key.ldc = 256;
+    key.is_bf16 = is_bf16;
     MB_TRY(matmul_describe(s, &key, NULL, false, &pd));
     TRY_DNNL(dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, &name));
-    const dnnl_version_t *version = dnnl_version();
     *out_row_stable = strncmp(name, "brg", 3) == 0 && strstr(name, "avx512") != NULL;
-    snprintf(out_describe, bytes, "oneDNN %d.%d.%d %s%s", version->major, version->minor, version->patch,
-             name, *out_row_stable ? "" : ", fixed tiles");
+    snprintf(out_name, bytes, "%s", name);
 done:
     if (pd != NULL) dnnl_primitive_desc_destroy(pd);
     return status;
 }
 
+/* Products of bf16 are used only where they are row stable; a library that refuses them has none. */
+static mb_status describe(state *s, char *out_describe, size_t bytes, bool *out_row_stable, char *out_bf16)
+{
+    mb_status status = MB_OK;
+    char name[32] = "";
+    bool is_stable = false;
+    const dnnl_version_t *version = dnnl_version();
+    MB_TRY(implementation_get(s, false, name, sizeof name, out_row_stable));
+    snprintf(out_describe, bytes, "oneDNN %d.%d.%d %s%s", version->major, version->minor, version->patch,
+             name, *out_row_stable ? "" : ", fixed tiles");
+    out_bf16[0] = '\0';
+    if (implementation_get(s, true, name, sizeof name, &is_stable) == MB_OK && is_stable)
+        memcpy(out_bf16, name, sizeof name);
+    mb_status_reset();
+done:
+    return status;
+}
+
 static mb_status dnnl_create(int threads, void **out_state, char *out_describe, size_t bytes,
-                             bool *out_row_stable)
+                             bool *out_row_stable, char *out_bf16)
 {
     mb_status status = MB_OK;
     state *s = NULL;
@@ -364,7 +391,7 @@ static mb_status dnnl_create(int threads, void **out_state, char *out_describe, 
         TRY_DNNL(dnnl_stream_create(&s->thread[i].stream, s->engine, dnnl_stream_default_flags));
         MB_NEW_ARRAY(s->thread[i].entries, TABLE_SLOTS);
     }
-    MB_TRY(implementation_get(s, out_describe, bytes, out_row_stable));
+    MB_TRY(describe(s, out_describe, bytes, out_row_stable, out_bf16));
     *out_state = s;
     s = NULL;
 done:

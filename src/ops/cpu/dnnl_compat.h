@@ -17,7 +17,8 @@ typedef const dnnl_memory_desc_t *mb_dnnl_md_ref;
 typedef const_dnnl_primitive_desc_t mb_dnnl_pd_ref;
 #endif
 
-/* A matrix [rows, columns] of f32 by strides; any: the library chooses the layout. Destroy in both cases. */
+/* A matrix [rows, columns] by strides or by a named layout (any: the library chooses). Destroy in both cases.
+ * */
 typedef struct mb_dnnl_md {
     dnnl_memory_desc_t md;
 } mb_dnnl_md;
@@ -31,24 +32,26 @@ static inline mb_dnnl_md_ref mb_dnnl_md_get(const mb_dnnl_md *md)
 #endif
 }
 
-static inline dnnl_status_t mb_dnnl_md_strided(dnnl_dim_t rows, dnnl_dim_t columns, dnnl_dim_t row_stride,
-                                               dnnl_dim_t column_stride, mb_dnnl_md *out_md)
+static inline dnnl_status_t mb_dnnl_md_strided(dnnl_data_type_t type, dnnl_dim_t rows, dnnl_dim_t columns,
+                                               dnnl_dim_t row_stride, dnnl_dim_t column_stride,
+                                               mb_dnnl_md *out_md)
 {
     dnnl_dims_t dims = {rows, columns}, strides = {row_stride, column_stride};
 #if DNNL_VERSION_MAJOR >= 3
-    return dnnl_memory_desc_create_with_strides(&out_md->md, 2, dims, dnnl_f32, strides);
+    return dnnl_memory_desc_create_with_strides(&out_md->md, 2, dims, type, strides);
 #else
-    return dnnl_memory_desc_init_by_strides(&out_md->md, 2, dims, dnnl_f32, strides);
+    return dnnl_memory_desc_init_by_strides(&out_md->md, 2, dims, type, strides);
 #endif
 }
 
-static inline dnnl_status_t mb_dnnl_md_any(dnnl_dim_t rows, dnnl_dim_t columns, mb_dnnl_md *out_md)
+static inline dnnl_status_t mb_dnnl_md_tag(dnnl_data_type_t type, dnnl_dim_t rows, dnnl_dim_t columns,
+                                           dnnl_format_tag_t tag, mb_dnnl_md *out_md)
 {
     dnnl_dims_t dims = {rows, columns};
 #if DNNL_VERSION_MAJOR >= 3
-    return dnnl_memory_desc_create_with_tag(&out_md->md, 2, dims, dnnl_f32, dnnl_format_tag_any);
+    return dnnl_memory_desc_create_with_tag(&out_md->md, 2, dims, type, tag);
 #else
-    return dnnl_memory_desc_init_by_tag(&out_md->md, 2, dims, dnnl_f32, dnnl_format_tag_any);
+    return dnnl_memory_desc_init_by_tag(&out_md->md, 2, dims, type, tag);
 #endif
 }
 

@@ -10,60 +10,60 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Elements of an activation: f32 or bf16. */
+typedef struct mb_act {
+    void *data;
+    bool is_bf16;
+} mb_act;
+
+static inline mb_act mb_act_f32(const float *x)
+{
+    return (mb_act){(void *)x, false};
+}
+static inline mb_act mb_act_at(mb_act act, int64_t i) /* from element i on */
+{
+    return (mb_act){(char *)act.data + i * (act.is_bf16 ? 2 : 4), act.is_bf16};
+}
+
+/* Dropout: an element goes where the first 64 bits of its block of Philox are below `below`. */
+typedef struct mb_draws {
+    uint64_t seed, below;
+    uint32_t stream, sub;
+} mb_draws;
+
 typedef struct mb_adamw_factors {
     float beta1, beta2, one_minus_beta1, one_minus_beta2, gradient_scale, step, inverse_root, epsilon, keep;
 } mb_adamw_factors;
 
-/* One head of one segment; rows are `stride` floats apart, key rows `kv_stride`. */
-typedef struct mb_head {
-    int64_t rows, width, stride, kv_stride, lse_stride, window;
-    float scale;
-    const float *q, *k, *v;
-    float *o, *lse;      /* forward: out; backward: in */
-    const float *d_o;    /* backward */
-    float *dq, *dk, *dv; /* backward; dk and dv are added to */
-} mb_head;
-
 typedef struct mb_kernels {
     const char *name;
     /* y = x rstd w for rows of d; backward adds dy x rstd to opt_dw[d]. */
-    void (*rms_norm)(const float *x, const float *w, float eps, int64_t rows, int64_t d, float *y,
-                     float *rstd);
-    void (*rms_norm_backward)(const float *dy, const float *x, const float *w, const float *rstd,
-                              int64_t rows, int64_t d, bool accumulate, float *dx, float *opt_dw);
-    void (*swiglu)(const float *gate, const float *up, int64_t n, float *y);
-    void (*swiglu_backward)(const float *dy, const float *gate, const float *up, int64_t n, float *dgate,
-                            float *dup);
+    void (*rms_norm)(mb_act x, const float *w, float eps, int64_t rows, int64_t d, mb_act y, float *rstd);
+    void (*rms_norm_backward)(mb_act dy, mb_act x, const float *w, const float *rstd, int64_t rows, int64_t d,
+                              bool accumulate, mb_act dx, float *opt_dw);
+    void (*layer_norm)(mb_act x, const float *w, const float *b, float eps, int64_t rows, int64_t d,
+                       mb_act y);
+    void (*swiglu)(mb_act gate, mb_act up, int64_t n, mb_act y);
+    void (*swiglu_backward)(mb_act dy, mb_act gate, mb_act up, int64_t n, mb_act dgate, mb_act dup);
+    void (*gelu)(bool is_tanh, int64_t n, mb_act y);
+    void (*multiply)(mb_act x, int64_t n, mb_act y);
+    void (*cast)(mb_act x, int64_t n, mb_act y);
     /* heads x [2*half], one angle row; sign -1 turns back. */
-    void (*rope)(float *x, const float *cosine, const float *sine, int64_t heads, int64_t half, float sign);
-    void (*axpy)(float scale, const float *x, int64_t n, float *y);
-    void (*scale)(float scale, const float *x, int64_t n, float *y); /* y = scale x */
-    void (*clamp)(float limit, int64_t n, float *y);
-    void (*clamp_backward)(float limit, const float *y, int64_t n, float *dy);
-    float (*dot)(const float *a, const float *b, int64_t n);
+    void (*rope)(mb_act x, const float *cosine, const float *sine, int64_t heads, int64_t half, float sign);
+    void (*axpy)(float scale, mb_act x, int64_t n, mb_act y);
+    void (*scale)(float scale, mb_act x, int64_t n, mb_act y); /* y = scale x */
+    void (*clamp)(float limit, int64_t n, mb_act y);
+    void (*clamp_backward)(float limit, mb_act y, int64_t n, mb_act dy);
+    /* y = 0 or scale x; the elements are first, first + 1, ... of the draws. */
+    void (*dropout)(const mb_draws *draws, uint64_t first, float scale, mb_act x, int64_t n, mb_act y);
+    float (*dot)(mb_act a, mb_act b, int64_t n);
     double (*sum_squares)(const float *x, int64_t n);
     void (*softmax)(const float *x, int64_t n, float *y);
     /* -log softmax(x)[target] and the first largest; with weight != 0 x becomes weight * (softmax - onehot).
      */
     float (*cross_entropy)(float *x, int64_t n, int64_t target, float weight, int32_t *out_argmax);
     void (*adamw)(const mb_adamw_factors *f, int64_t n, const float *g, float *p, float *m, float *v);
-    /* Attention. Keys (and values, backward) in panels: see mb_kernels_panel_floats. scratch:
-     * attention_scratch floats. */
-    int64_t panel;
-    int64_t attention_scratch;
-    void (*pack_panels)(const float *k, int64_t rows, int64_t width, int64_t stride, float *out_panels);
-    /* Queries first..last of a head. */
-    void (*attention)(const mb_head *head, int64_t first, int64_t last, const float *key_panels,
-                      float *scratch);
-    void (*attention_backward)(const mb_head *head, const float *key_panels, const float *value_panels,
-                               float *scratch);
 } mb_kernels;
-
-/* Floats of `rows` keys of `width` as panels [ceil(rows/panel)][width][panel], zero padded. */
-static inline int64_t mb_kernels_panel_floats(const mb_kernels *kernels, int64_t rows, int64_t width)
-{
-    return (rows + kernels->panel - 1) / kernels->panel * kernels->panel * width;
-}
 
 /* The best set this processor has, or the one named by opt_isa ("portable", "avx2", "avx512"); NULL: not
  * known or not here. */

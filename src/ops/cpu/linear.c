@@ -1,20 +1,22 @@
-/* linear (cpu): products as jobs of (group, tile of rows), one thread each; weights packed when it pays.
+/* linear (cpu): products as jobs of (group, columns, rows), one thread each.
  *
- * A job's tile has up to 128 rows, so that few shapes occur. Where the library's row bits depend on the
- * number of rows, every tile has exactly 96, the last one padded with zeros. A small dense product on a row
- * stable library runs as one call on all threads instead.
+ * f32 rows and f32 weights: a job is a tile of rows by all columns, so that few shapes occur. A small dense
+ * product on a row stable library runs as one call on all threads instead.
+ * Everything else: a job is a range of columns, of which it takes the kept panels or makes its own block of
+ * the
+ * weight (packed.h), and runs all rows through it, a tile at a time; where few rows leave few jobs, the
+ * ranges
+ * are narrower, and long groups are cut into parts. bf16 rows are products of bf16 where the library has
+ * them;
+ * elsewhere rows are widened and products are of f32, with weights rounded to bf16 all the same.
  *
- * Packing: plain weights cost a few per cent of a full tile and half the time of a small one, and packing
- * costs as much as that over some 60 (large weights) to 200 tiles (small ones). So values that never changed
- * are packed at their 64th tile; values that do change at once when the version before them met 256 tiles,
- * else at their own 256th.
+ * A tile has up to 128 rows. Where the library's row bits depend on the number of rows, every tile has
+ * exactly
+ * 96, the last one padded with zeros, and column ranges depend on the weight's shape only.
  *
- * dw is cut into tiles of its own rows; tokens are added in pieces of 512, 256, 128, 64 and the rest, again
- * to have few shapes.
- *
- * 1. packed weights
- * 2. tiles
- * 3. gradients of weights
+ * 1. helpers
+ * 2. jobs
+ * 3. running
  * 4. entries
  * 5. probe
  */
@@ -22,460 +24,534 @@
 #include <string.h>
 
 #include "ops/cpu/cpu.h"
+#include "ops/cpu/packed.h"
+#include "ops/cpu/panels.h"
 
 enum {
     TILE_ROWS = 128,
     FIXED_ROWS = 96,
-    DW_ROWS = 64,
-    SMALL_ROWS = 64, /* a dense product of at most this many rows per thread is one call */
-    PACK_EARLY = 64,
-    PACK_LATE = 256,
+    SMALL_ROWS = 64,         /* a dense f32 product of at most this many rows per thread is one call */
+    JOB_ROWS = 2048,         /* most rows of a job */
+    JOBS_PER_THREAD = 4,     /* wanted */
+    BLOCK_BYTES = 512 << 10, /* of a job's part of the weight: half of a second-level cache */
+    DEPTH_MOST = 1024,       /* rows of the weight that a product takes at a time */
+    MEMORY_BYTES = 16 << 20, /* most of a block, and so of memory per thread */
+    FILL_COLUMNS = 256,
     ONE_THREAD_PRODUCTS = 1 << 18 /* m n k below which a second thread costs more than it does */
 };
 
-typedef enum direction { FORWARD, BACKWARD } direction; /* x W^T, dy W */
+/* ---- 1. helpers ---- */
 
-/* ---- 1. packed weights ---- */
-
-typedef struct packed_weight {
-    const mb_dense *dense; /* who packed */
-    uint64_t version;      /* of the counts below */
-    int64_t tiles[2];      /* met by this version, by direction */
-    int64_t before[2];     /* met by the version before */
-    uint64_t packed_version[2];
-    void *packed[2];
-} packed_weight;
-
-static void packed_weight_free(void *opaque)
+bool mb_linear_has_bf16(mb_ops *ops)
 {
-    packed_weight *p = opaque;
-    mb_dense_free_packed(p->packed[FORWARD]);
-    mb_dense_free_packed(p->packed[BACKWARD]);
-    mb_free(p);
+    return mb_dense_has_bf16(mb_cpu_get(ops)->dense);
 }
 
-/* The weight's record, empty at first or when another backend's was there. NULL: no memory. */
-static packed_weight *record_get(mb_dense *dense, mb_weight *w)
-{
-    packed_weight *p = w->packed;
-    if (p != NULL && (w->packed_free != packed_weight_free || p->dense != dense)) mb_weight_reset(w);
-    if (w->packed == NULL) {
-        p = mb_calloc(1, sizeof *p);
-        if (p == NULL) return NULL;
-        p->dense = dense;
-        w->packed = p;
-        w->packed_free = packed_weight_free;
-    }
-    p = w->packed;
-    if (p->version != w->version) {
-        p->version = w->version;
-        for (int d = FORWARD; d <= BACKWARD; d++) {
-            p->before[d] = p->tiles[d];
-            p->tiles[d] = 0;
-        }
-    }
-    return p;
-}
-
-/* Count a call of `rows` rows and say whether the values are to be packed now; they then count as packed, so
- * that a weight which serves two groups is packed once. */
-static mb_status count_rows(mb_dense *dense, mb_weight *w, direction d, int64_t rows, bool *out_pack)
-{
-    *out_pack = false;
-    if (!mb_dense_can_pack(dense)) return MB_OK;
-    packed_weight *p = record_get(dense, w);
-    if (p == NULL) return MB_ENOMEM;
-    p->tiles[d] += (rows + TILE_ROWS - 1) / TILE_ROWS;
-    if (p->packed_version[d] == w->version) return MB_OK;
-    bool is_first = w->version == 1 && p->tiles[d] >= PACK_EARLY;
-    *out_pack = is_first || p->before[d] >= PACK_LATE || p->tiles[d] >= PACK_LATE;
-    if (*out_pack) p->packed_version[d] = w->version;
-    return MB_OK;
-}
-
-static mb_status pack(mb_dense *dense, int thread, mb_weight *w, direction d)
-{
-    packed_weight *p = w->packed;
-    int64_t n = mb_ops_rows(&w->tensor), k = mb_ops_width(&w->tensor);
-    mb_dense_free_packed(p->packed[d]);
-    p->packed[d] = NULL;
-    mb_status status = mb_dense_pack(dense, thread, mb_tensor_f32(&w->tensor), d == FORWARD ? k : n,
-                                     d == FORWARD ? n : k, k, d == FORWARD, &p->packed[d]);
-    if (status != MB_OK) p->packed_version[d] = 0;
-    return status;
-}
-
-static const void *packed_get(const mb_dense *dense, const mb_weight *w, direction d)
-{
-    const packed_weight *p = w->packed;
-    if (!mb_dense_can_pack(dense) || p == NULL || p->packed_version[d] != w->version) return NULL;
-    return p->packed[d];
-}
-
-/* ---- 2. tiles ---- */
-
-typedef struct tile {
-    int64_t group, first, rows;
-} tile;
-
-typedef struct work {
-    direction direction;
-    const int32_t *offsets; /* [groups+1] */
-    int64_t groups;
-    mb_weight *const *weights;
-    const float *in, *opt_bias;
-    float *out;
-    int64_t in_width, out_width;
-    bool accumulate;
-} work;
-
-static mb_product product_of(mb_dense *dense, const work *job, const tile *t)
-{
-    const mb_weight *w = job->weights[t->group];
-    return (mb_product){.m = t->rows,
-                        .n = job->out_width,
-                        .k = job->in_width,
-                        .is_b_transposed = job->direction == FORWARD,
-                        .accumulate = job->accumulate,
-                        .a = job->in + t->first * job->in_width,
-                        .b = mb_tensor_f32(&w->tensor),
-                        .opt_bias = job->opt_bias,
-                        .opt_packed = packed_get(dense, w, job->direction),
-                        .c = job->out + t->first * job->out_width,
-                        .lda = job->in_width,
-                        .ldb = mb_ops_width(&w->tensor),
-                        .ldc = job->out_width};
-}
-
-/* The last tile of a group as one of full size: rows copied in and out, the rest zero. */
-static mb_status run_padded(mb_dense *dense, int thread, const mb_product *product)
-{
-    size_t in = (size_t)product->k * sizeof(float), out = (size_t)product->n * sizeof(float);
-    size_t rows = (size_t)product->m;
-    char *block = mb_dense_thread_block(dense, thread, FIXED_ROWS * (in + out));
-    if (block == NULL) return MB_ENOMEM;
-    char *result = block + FIXED_ROWS * in;
-    memcpy(block, product->a, rows * in);
-    memset(block + rows * in, 0, (FIXED_ROWS - rows) * in);
-    if (product->accumulate) {
-        memcpy(result, product->c, rows * out);
-        memset(result + rows * out, 0, (FIXED_ROWS - rows) * out);
-    }
-    mb_product padded = *product;
-    padded.m = FIXED_ROWS;
-    padded.a = (const float *)block;
-    padded.c = (float *)result;
-    mb_status status = mb_dense_run(dense, thread, 1, &padded);
-    if (status == MB_OK) memcpy(product->c, result, rows * out);
-    return status;
-}
-
-static mb_status run_tile(mb_dense *dense, int thread, const work *job, const tile *t)
-{
-    mb_product product = product_of(dense, job, t);
-    if (t->rows < FIXED_ROWS && !mb_dense_is_row_stable(dense)) return run_padded(dense, thread, &product);
-    return mb_dense_run(dense, thread, 1, &product);
-}
-
-/* A failure inside a parallel region has its message in that thread: say it again here. */
-static mb_status report(int failed)
+mb_status mb_linear_report(int failed)
 {
     if (failed == MB_OK) return MB_OK;
     if (mb_status_message()[0] != '\0') return (mb_status)failed;
     return mb_fail((mb_status)failed, "a matrix product failed (%s)", mb_status_name((mb_status)failed));
 }
 
-/* Pack the weights that are due, several at a time. */
-static mb_status prepare(mb_ops *ops, const work *job)
+/* Element (row, column) of rows. */
+static void *rows_at(const mb_rows *rows, int64_t row, int64_t column)
+{
+    const int64_t at = row * rows->ld + column;
+    return (char *)rows->data + at * (rows->is_bf16 ? 2 : 4);
+}
+
+mb_status mb_linear_widen(mb_ops *ops, mb_rows from, int64_t rows, int64_t width, mb_rows *out)
+{
+    mb_status status = MB_OK;
+    const mb_dequant *loops = mb_cpu_get(ops)->dequant;
+    float *data = NULL;
+    MB_ARENA_ARRAY(ops->scratch, data, rows * width);
+#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, rows *width))
+    for (int64_t r = 0; r < rows; r++) {
+        const void *row = rows_at(&from, r, 0);
+        if (from.is_bf16) loops->from_bf16(row, width, data + r * width);
+        if (!from.is_bf16) memcpy(data + r * width, row, (size_t)width * sizeof *data);
+    }
+    *out = (mb_rows){data, false, width};
+done:
+    return status;
+}
+
+void mb_linear_narrow(mb_ops *ops, mb_rows from, int64_t rows, int64_t width, mb_rows to)
+{
+    const mb_dequant *loops = mb_cpu_get(ops)->dequant;
+#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, rows *width))
+    for (int64_t r = 0; r < rows; r++) {
+        const void *row = rows_at(&from, r, 0);
+        if (to.is_bf16) loops->to_bf16(row, width, rows_at(&to, r, 0));
+        if (!to.is_bf16) memcpy(rows_at(&to, r, 0), row, (size_t)width * sizeof(float));
+    }
+}
+
+/* ---- 2. jobs ---- */
+
+typedef struct linear_work {
+    mb_direction direction;
+    const int32_t *offsets; /* [groups+1] */
+    int64_t groups;
+    mb_weight *const *weights;
+    mb_rows in, out;
+    const float *opt_bias;
+    int64_t in_width, out_width;
+    bool accumulate;
+    bool is_rounded; /* f32 products with weights rounded to bf16 */
+} linear_work;
+
+typedef struct job {
+    int64_t group, row, rows, column, columns;
+} job;
+
+typedef struct job_list {
+    job *jobs;
+    int64_t count;
+} job_list;
+
+static int64_t round_up(int64_t n, int64_t step)
+{
+    return (n + step - 1) / step * step;
+}
+
+/* Does the library take this weight as it is, or packed by itself? */
+static bool is_direct(const linear_work *work, int64_t group)
+{
+    const mb_weight *w = work->weights[group];
+    return !work->in.is_bf16 && !work->is_rounded && w->bits == 0 && w->tensor.dtype == MB_F32;
+}
+
+static int64_t rows_of(const linear_work *work, int64_t group)
+{
+    return work->offsets[group + 1] - work->offsets[group];
+}
+
+/* Jobs that tiles of rows alone would make. A block of a weight made for the call serves all rows of its
+ * group. */
+static int64_t tiles_of(mb_ops *ops, const linear_work *work)
+{
+    int64_t tiles = 0;
+    for (int64_t e = 0; e < work->groups; e++) {
+        const int64_t rows = rows_of(work, e);
+        const bool is_kept =
+            work->in.is_bf16 && mb_packed_panels(mb_cpu_get(ops)->dense, work->weights[e], work->direction);
+        tiles += is_kept ? (rows + TILE_ROWS - 1) / TILE_ROWS : rows > 0;
+    }
+    return tiles;
+}
+
+/* Columns of a job, a multiple of 64: as many as BLOCK_BYTES hold of the rows that a product takes at a time;
+ * fewer
+ * when there are few tiles, if bits allow. */
+static int64_t columns_of(mb_ops *ops, const linear_work *work)
+{
+    const int64_t size = work->in.is_bf16 ? 2 : 4, n = round_up(work->out_width, MB_PANEL_COLUMNS);
+    const int64_t k = mb_panels_rows(work->in_width), deep = k < DEPTH_MOST ? k : DEPTH_MOST;
+    int64_t most = BLOCK_BYTES / (deep * size);
+    if (MEMORY_BYTES / (k * size) < most) most = MEMORY_BYTES / (k * size);
+    if (mb_dense_is_row_stable(mb_cpu_get(ops)->dense)) {
+        const int64_t tiles = tiles_of(ops, work);
+        const int64_t wanted = (JOBS_PER_THREAD * ops->threads + tiles - 1) / tiles;
+        if (n / wanted < most) most = n / wanted;
+    }
+    if (most < MB_PANEL_COLUMNS) most = MB_PANEL_COLUMNS;
+    const int64_t pieces = (n + most - 1) / most;
+    return round_up((n + pieces - 1) / pieces, MB_PANEL_COLUMNS);
+}
+
+/* Rows of a job: a multiple of the tile. */
+static int64_t rows_of_job(mb_ops *ops, const linear_work *work, int64_t columns, int64_t step)
+{
+    const int64_t total = work->offsets[work->groups], ranges = (work->out_width + columns - 1) / columns;
+    int64_t rows = total * ranges / (JOBS_PER_THREAD * ops->threads);
+    if (rows > JOB_ROWS) rows = JOB_ROWS;
+    return rows < step ? step : rows / step * step;
+}
+
+/* Jobs of one group; list->jobs NULL: count them only. */
+static void add_jobs(const linear_work *work, int64_t group, int64_t columns, int64_t rows, job_list *list)
+{
+    const int64_t last = work->offsets[group + 1];
+    for (int64_t column = 0; column < work->out_width; column += columns) {
+        const int64_t wide = work->out_width - column < columns ? work->out_width - column : columns;
+        for (int64_t row = work->offsets[group]; row < last; row += rows) {
+            const int64_t high = last - row < rows ? last - row : rows;
+            if (list->jobs != NULL) list->jobs[list->count] = (job){group, row, high, column, wide};
+            list->count++;
+        }
+    }
+}
+
+static mb_status list_jobs(mb_ops *ops, const linear_work *work, job_list *list)
+{
+    mb_status status = MB_OK;
+    const int64_t step = mb_dense_is_row_stable(mb_cpu_get(ops)->dense) ? TILE_ROWS : FIXED_ROWS;
+    const int64_t columns = columns_of(ops, work), rows = rows_of_job(ops, work, columns, step);
+    *list = (job_list){NULL, 0};
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass == 1) MB_ARENA_ARRAY(ops->scratch, list->jobs, list->count);
+        list->count = 0;
+        for (int64_t e = 0; e < work->groups; e++) {
+            const bool direct = is_direct(work, e);
+            add_jobs(work, e, direct ? work->out_width : columns, direct ? step : rows, list);
+        }
+    }
+done:
+    return status;
+}
+
+/* Columns of kept panels that are due. */
+typedef struct due_panels {
+    mb_weight *weight;
+    int64_t column, columns;
+} due_panels;
+
+/* Fill panels of the weights that are due, by ranges of columns. */
+static mb_status fill_panels(mb_ops *ops, const linear_work *work, mb_weight *const *due, int64_t count)
+{
+    mb_status status = MB_OK;
+    int64_t parts = 0, ranges = (work->out_width + FILL_COLUMNS - 1) / FILL_COLUMNS;
+    due_panels *list = NULL;
+    MB_ARENA_ARRAY(ops->scratch, list, count * ranges);
+    for (int64_t i = 0; i < count; i++) {
+        MB_TRY(mb_packed_reserve(due[i], work->direction));
+        for (int64_t column = 0; column < work->out_width; column += FILL_COLUMNS) {
+            const int64_t left = work->out_width - column;
+            list[parts++] = (due_panels){due[i], column, left < FILL_COLUMNS ? left : FILL_COLUMNS};
+        }
+    }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(ops->threads) if (parts > 1)
+    for (int64_t i = 0; i < parts; i++) {
+        mb_packed_fill(list[i].weight, work->direction, list[i].column, list[i].columns);
+    }
+done:
+    return status;
+}
+
+/* Pack the weights that are due. */
+static mb_status prepare(mb_ops *ops, const linear_work *work)
 {
     mb_status status = MB_OK;
     mb_dense *dense = mb_cpu_get(ops)->dense;
     int failed = MB_OK;
     int64_t count = 0;
     mb_weight **due = NULL;
-    MB_ARENA_ARRAY(ops->scratch, due, job->groups);
-    for (int64_t e = 0; e < job->groups; e++) {
-        int64_t rows = job->offsets[e + 1] - job->offsets[e];
+    MB_ARENA_ARRAY(ops->scratch, due, work->groups);
+    for (int64_t e = 0; e < work->groups; e++) {
         bool is_due = false;
-        if (rows > 0) MB_TRY(count_rows(dense, job->weights[e], job->direction, rows, &is_due));
-        if (is_due) due[count++] = job->weights[e];
+        if (rows_of(work, e) == 0 || (!work->in.is_bf16 && !is_direct(work, e))) continue;
+        MB_TRY(mb_packed_count(dense, work->weights[e], work->direction, rows_of(work, e), work->in.is_bf16,
+                               &is_due));
+        if (is_due) due[count++] = work->weights[e];
     }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(ops->threads) if (count > 1)
-    for (int64_t i = 0; i < count; i++) {
-        mb_status one = pack(dense, omp_get_thread_num(), due[i], job->direction);
-        if (one != MB_OK) {
-#pragma omp atomic write
-            failed = one;
-        }
-    }
-    MB_TRY(report(failed));
-done:
-    return status;
-}
-
-static mb_status run_tiles(mb_ops *ops, const work *job, const tile *tiles, int64_t count)
-{
-    int failed = MB_OK;
-    mb_dense *dense = mb_cpu_get(ops)->dense;
-    int threads = ops->threads < count ? ops->threads : (int)count;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t i = 0; i < count; i++) {
-        mb_status one = run_tile(dense, omp_get_thread_num(), job, &tiles[i]);
-        if (one != MB_OK) {
-#pragma omp atomic write
-            failed = one;
-        }
-    }
-    return report(failed);
-}
-
-static mb_status run_work(mb_ops *ops, const work *job)
-{
-    mb_status status = MB_OK;
-    mb_dense *dense = mb_cpu_get(ops)->dense;
-    int64_t rows = job->offsets[job->groups], count = 0;
-    int64_t step = mb_dense_is_row_stable(dense) ? TILE_ROWS : FIXED_ROWS;
-    tile *tiles = NULL;
-    if (rows == 0) goto done;
-    MB_TRY(prepare(ops, job));
-    if (job->groups == 1 && mb_dense_is_row_stable(dense) && rows <= (int64_t)SMALL_ROWS * ops->threads) {
-        mb_product product = product_of(dense, job, &(tile){0, 0, rows});
-        int threads = product.m * product.n * product.k < ONE_THREAD_PRODUCTS ? 1 : ops->threads;
-        MB_TRY(mb_dense_run(dense, 0, threads, &product));
+    if (work->in.is_bf16) {
+        if (count > 0) MB_TRY(fill_panels(ops, work, due, count));
         goto done;
     }
-    MB_ARENA_ARRAY(ops->scratch, tiles, rows / step + job->groups);
-    for (int64_t e = 0; e < job->groups; e++) {
-        for (int64_t first = job->offsets[e]; first < job->offsets[e + 1]; first += step) {
-            int64_t left = job->offsets[e + 1] - first;
-            tiles[count++] = (tile){e, first, left < step ? left : step};
-        }
-    }
-    MB_TRY(run_tiles(ops, job, tiles, count));
-done:
-    return status;
-}
-
-/* ---- 3. gradients of weights ---- */
-
-typedef struct dw_work {
-    const float *dy, *x;
-    const int32_t *offsets;
-    const mb_tensor *dw; /* [groups] */
-    int64_t n, k;
-} dw_work;
-
-/* Rows first.. of dw of one group, all tokens. */
-static mb_status run_dw_tile(mb_dense *dense, int thread, const dw_work *job, const tile *t)
-{
-    mb_status status = MB_OK;
-    int64_t token = job->offsets[t->group], end = job->offsets[t->group + 1], piece = 512;
-    float *c = mb_tensor_f32(&job->dw[t->group]) + t->first * job->k;
-    while (token < end) {
-        while (piece > 64 && piece > end - token) piece /= 2;
-        int64_t tokens = piece < end - token ? piece : end - token;
-        mb_product product = {.m = t->rows,
-                              .n = job->k,
-                              .k = tokens,
-                              .is_a_transposed = true,
-                              .accumulate = true,
-                              .a = job->dy + token * job->n + t->first,
-                              .b = job->x + token * job->k,
-                              .c = c,
-                              .lda = job->n,
-                              .ldb = job->k,
-                              .ldc = job->k};
-        MB_TRY(mb_dense_run(dense, thread, 1, &product));
-        token += tokens;
-    }
-done:
-    return status;
-}
-
-static mb_status run_dw(mb_ops *ops, const dw_work *job, int64_t groups)
-{
-    mb_status status = MB_OK;
-    mb_dense *dense = mb_cpu_get(ops)->dense;
-    int64_t step = mb_dense_is_row_stable(dense) && job->n <= DW_ROWS * ops->threads ? DW_ROWS / 2 : DW_ROWS;
-    int64_t per_group = (job->n + step - 1) / step, count = 0;
-    int failed = MB_OK;
-    tile *tiles = NULL;
-    MB_ARENA_ARRAY(ops->scratch, tiles, groups * per_group);
-    for (int64_t e = 0; e < groups; e++) {
-        if (job->dw[e].dims == 0 || job->offsets[e] == job->offsets[e + 1]) continue;
-        for (int64_t first = 0; first < job->n; first += step) {
-            tiles[count++] = (tile){e, first, job->n - first < step ? job->n - first : step};
-        }
-    }
 #pragma omp parallel for schedule(dynamic, 1) num_threads(ops->threads) if (count > 1)
     for (int64_t i = 0; i < count; i++) {
-        mb_status one = run_dw_tile(dense, omp_get_thread_num(), job, &tiles[i]);
+        mb_status one = mb_packed_make(dense, omp_get_thread_num(), due[i], work->direction);
         if (one != MB_OK) {
 #pragma omp atomic write
             failed = one;
         }
     }
-    MB_TRY(report(failed));
+    MB_TRY(mb_linear_report(failed));
 done:
     return status;
 }
 
-/* Each thread owns columns; rows are added in order. */
-static void add_dbias(mb_ops *ops, const float *dy, int64_t rows, int64_t n, float *dbias)
+/* ---- 3. running ---- */
+
+/* The job's part of the weight in the form its products take: product->b, ldb, is_b_transposed, opt_packed.
+ * */
+static mb_status operand_get(mb_ops *ops, int thread, const linear_work *work, const job *j,
+                             mb_product *product)
 {
-    enum { COLUMNS = 64 };
-    int64_t slices = (n + COLUMNS - 1) / COLUMNS;
-#pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, rows *n))
-    for (int64_t s = 0; s < slices; s++) {
-        int64_t first = s * COLUMNS, width = n - first < COLUMNS ? n - first : COLUMNS;
-        double sums[COLUMNS] = {0};
-        for (int64_t t = 0; t < rows; t++) {
-            for (int64_t i = 0; i < width; i++) sums[i] += dy[t * n + first + i];
-        }
-        for (int64_t i = 0; i < width; i++) dbias[first + i] = (float)(dbias[first + i] + sums[i]);
+    const mb_cpu *cpu = mb_cpu_get(ops);
+    const mb_weight *w = work->weights[j->group];
+    const mb_direction d = work->direction;
+    product->is_b_transposed = d == MB_FORWARD;
+    if (is_direct(work, j->group)) {
+        product->b = w->tensor.data;
+        product->ldb = w->width;
+        product->opt_packed = mb_packed_get(cpu->dense, w, d);
+        return MB_OK;
     }
+    if (!work->in.is_bf16) {
+        const float *block = NULL;
+        mb_status status = mb_packed_block_f32(cpu->dense, thread, cpu->dequant, w, d, j->column, j->columns,
+                                               work->is_rounded, &block);
+        product->b = block;
+        product->ldb = d == MB_FORWARD ? w->width : j->columns;
+        return status;
+    }
+    const uint16_t *panels = mb_packed_panels(cpu->dense, w, d);
+    product->is_bf16 = true;
+    if (panels != NULL) {
+        product->b = panels + j->column / MB_PANEL_COLUMNS * mb_panels_stride(product->k);
+        return MB_OK;
+    }
+    mb_status status =
+        mb_packed_block_panels(cpu->dense, thread, cpu->dequant, w, d, j->column, j->columns, &panels);
+    product->b = panels;
+    return status;
+}
+
+/* f32 rows of a tile as one of full size: copied in and out, the rest zero. */
+static mb_status run_padded(mb_dense *dense, int thread, const mb_product *product)
+{
+    const int64_t n = product->n, k = product->k;
+    float *in = mb_dense_thread_block(dense, thread, MB_DENSE_PADDING,
+                                      (size_t)(FIXED_ROWS * (n + k)) * sizeof(float));
+    if (in == NULL) return MB_ENOMEM;
+    float *out = in + FIXED_ROWS * k;
+    memset(in, 0, (size_t)(FIXED_ROWS * (n + k)) * sizeof(float));
+    for (int64_t r = 0; r < product->m; r++) {
+        memcpy(in + r * k, (const float *)product->a + r * product->lda, (size_t)k * sizeof(float));
+        if (product->accumulate)
+            memcpy(out + r * n, (float *)product->c + r * product->ldc, (size_t)n * sizeof(float));
+    }
+    mb_product padded = *product;
+    padded.m = FIXED_ROWS;
+    padded.a = in, padded.lda = k;
+    padded.c = out, padded.ldc = n;
+    mb_status status = mb_dense_run(dense, thread, 1, &padded);
+    for (int64_t r = 0; status == MB_OK && r < product->m; r++) {
+        memcpy((float *)product->c + r * product->ldc, out + r * n, (size_t)n * sizeof(float));
+    }
+    return status;
+}
+
+static mb_product product_of(const linear_work *work, const job *j)
+{
+    return (mb_product){.m = j->rows,
+                        .n = j->columns,
+                        .k = work->in_width,
+                        .accumulate = work->accumulate,
+                        .is_c_bf16 = work->out.is_bf16,
+                        .a = rows_at(&work->in, j->row, 0),
+                        .opt_bias = work->opt_bias != NULL ? work->opt_bias + j->column : NULL,
+                        .c = rows_at(&work->out, j->row, j->column),
+                        .lda = work->in.ld,
+                        .ldc = work->out.ld};
+}
+
+static mb_status run_job(mb_ops *ops, int thread, const linear_work *work, const job *j)
+{
+    mb_status status = MB_OK;
+    mb_cpu *cpu = mb_cpu_get(ops);
+    mb_product product = product_of(work, j);
+    const bool is_stable = mb_dense_is_row_stable(cpu->dense);
+    const int64_t step = is_stable || product.is_bf16 ? TILE_ROWS : FIXED_ROWS;
+    MB_TRY(operand_get(ops, thread, work, j, &product));
+    for (int64_t row = 0; row < j->rows; row += step) {
+        product.m = j->rows - row < step ? j->rows - row : step;
+        product.a = rows_at(&work->in, j->row + row, 0);
+        product.c = rows_at(&work->out, j->row + row, j->column);
+        if (product.m < FIXED_ROWS && !is_stable && !product.is_bf16) {
+            MB_TRY(run_padded(cpu->dense, thread, &product));
+        } else {
+            MB_TRY(mb_dense_run(cpu->dense, thread, 1, &product));
+        }
+    }
+done:
+    return status;
+}
+
+static mb_status run_jobs(mb_ops *ops, const linear_work *work, const job_list *list)
+{
+    int failed = MB_OK;
+    int threads = ops->threads < list->count ? ops->threads : (int)list->count;
+    if (work->offsets[work->groups] * work->in_width * work->out_width < ONE_THREAD_PRODUCTS) threads = 1;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t i = 0; i < list->count; i++) {
+        mb_status one = run_job(ops, omp_get_thread_num(), work, &list->jobs[i]);
+        if (one != MB_OK) {
+#pragma omp atomic write
+            failed = one;
+        }
+    }
+    return mb_linear_report(failed);
+}
+
+/* A dense f32 product of few rows: one call on all threads. */
+static mb_status run_small(mb_ops *ops, const linear_work *work)
+{
+    mb_status status = MB_OK;
+    const job all = {0, 0, work->offsets[1], 0, work->out_width};
+    mb_product product = product_of(work, &all);
+    int threads = product.m * product.n * product.k < ONE_THREAD_PRODUCTS ? 1 : ops->threads;
+    MB_TRY(operand_get(ops, 0, work, &all, &product));
+    MB_TRY(mb_dense_run(mb_cpu_get(ops)->dense, 0, threads, &product));
+done:
+    return status;
+}
+
+/* Rows and results as the library takes them. */
+static mb_status run_work(mb_ops *ops, const linear_work *work)
+{
+    mb_status status = MB_OK;
+    const int64_t rows = work->offsets[work->groups];
+    const bool is_stable = mb_dense_is_row_stable(mb_cpu_get(ops)->dense);
+    job_list list;
+    if (rows == 0 || work->out_width == 0) goto done;
+    MB_TRY(prepare(ops, work));
+    if (work->groups == 1 && is_stable && is_direct(work, 0) && rows <= (int64_t)SMALL_ROWS * ops->threads) {
+        MB_TRY(run_small(ops, work));
+        goto done;
+    }
+    MB_TRY(list_jobs(ops, work, &list));
+    MB_TRY(run_jobs(ops, work, &list));
+done:
+    return status;
+}
+
+/* bf16 rows without a library for them, or bf16 results of f32 rows: through copies in f32. */
+static mb_status run_wide(mb_ops *ops, const linear_work *original)
+{
+    mb_status status = MB_OK;
+    linear_work wide = *original;
+    const int64_t rows = wide.offsets[wide.groups];
+    if (wide.in.is_bf16) {
+        wide.is_rounded = true;
+        MB_TRY(mb_linear_widen(ops, original->in, rows, wide.in_width, &wide.in));
+    }
+    if (wide.out.is_bf16) MB_TRY(mb_linear_widen(ops, original->out, rows, wide.out_width, &wide.out));
+    MB_TRY(run_work(ops, &wide));
+    if (original->out.is_bf16) mb_linear_narrow(ops, wide.out, rows, wide.out_width, original->out);
+done:
+    return status;
+}
+
+static mb_status run(mb_ops *ops, const linear_work *work)
+{
+    const bool is_plain = work->in.is_bf16 ? mb_linear_has_bf16(ops) : !work->out.is_bf16;
+    return is_plain ? run_work(ops, work) : run_wide(ops, work);
 }
 
 /* ---- 4. entries ---- */
 
-mb_status mb_linear_rows(mb_ops *ops, const float *x, int64_t rows, mb_weight *w, bool is_transposed,
-                         float *y)
+mb_status mb_linear_rows(mb_ops *ops, mb_rows x, int64_t rows, mb_weight *w, bool is_transposed, mb_rows y)
 {
-    int64_t n = mb_ops_rows(&w->tensor), k = mb_ops_width(&w->tensor);
+    const mb_direction d = is_transposed ? MB_FORWARD : MB_BACKWARD;
     int32_t offsets[2] = {0, (int32_t)rows};
-    work job = {.direction = is_transposed ? FORWARD : BACKWARD,
-                .offsets = offsets,
-                .groups = 1,
-                .weights = &w,
-                .in = x,
-                .out = y,
-                .in_width = is_transposed ? k : n,
-                .out_width = is_transposed ? n : k};
-    return run_work(ops, &job);
-}
-
-mb_status mb_linear_add_dw(mb_ops *ops, const float *dy, const float *x, int64_t rows, int64_t n, int64_t k,
-                           float *dw)
-{
-    int32_t offsets[2] = {0, (int32_t)rows};
-    mb_tensor tensor = mb_tensor_view2(MB_F32, dw, n, k);
-    dw_work job = {.dy = dy, .x = x, .offsets = offsets, .dw = &tensor, .n = n, .k = k};
-    return run_dw(ops, &job, 1);
+    linear_work work = {.direction = d,
+                        .offsets = offsets,
+                        .groups = 1,
+                        .weights = &w,
+                        .in = x,
+                        .out = y,
+                        .in_width = mb_packed_rows(w, d),
+                        .out_width = mb_packed_columns(w, d)};
+    return run(ops, &work);
 }
 
 mb_status mb_linear_cpu(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias,
                         bool accumulate, mb_tensor *y)
 {
     int32_t offsets[2] = {0, (int32_t)mb_ops_rows(x)};
-    work job = {.direction = FORWARD,
-                .offsets = offsets,
-                .groups = 1,
-                .weights = &w,
-                .in = mb_tensor_f32(x),
-                .opt_bias = opt_bias != NULL ? mb_tensor_f32(opt_bias) : NULL,
-                .out = mb_tensor_f32(y),
-                .in_width = mb_ops_width(&w->tensor),
-                .out_width = mb_ops_rows(&w->tensor),
-                .accumulate = accumulate};
-    return run_work(ops, &job);
+    linear_work work = {.direction = MB_FORWARD,
+                        .offsets = offsets,
+                        .groups = 1,
+                        .weights = &w,
+                        .in = mb_rows_of(x),
+                        .opt_bias = opt_bias != NULL ? mb_tensor_f32(opt_bias) : NULL,
+                        .out = mb_rows_of(y),
+                        .in_width = mb_ops_width(x),
+                        .out_width = mb_ops_width(y),
+                        .accumulate = accumulate};
+    return run(ops, &work);
 }
 
 mb_status mb_linear_dx_cpu(mb_ops *ops, const mb_tensor *dy, mb_weight *w, bool accumulate, mb_tensor *dx)
 {
     int32_t offsets[2] = {0, (int32_t)mb_ops_rows(dy)};
-    work job = {.direction = BACKWARD,
-                .offsets = offsets,
-                .groups = 1,
-                .weights = &w,
-                .in = mb_tensor_f32(dy),
-                .out = mb_tensor_f32(dx),
-                .in_width = mb_ops_rows(&w->tensor),
-                .out_width = mb_ops_width(&w->tensor),
-                .accumulate = accumulate};
-    return run_work(ops, &job);
-}
-
-mb_status mb_linear_dw_cpu(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, mb_tensor *dw,
-                           mb_tensor *opt_dbias)
-{
-    int32_t offsets[2] = {0, (int32_t)mb_ops_rows(x)};
-    dw_work job = {.dy = mb_tensor_f32(dy),
-                   .x = mb_tensor_f32(x),
-                   .offsets = offsets,
-                   .dw = dw,
-                   .n = mb_ops_width(dy),
-                   .k = mb_ops_width(x)};
-    if (opt_dbias != NULL) add_dbias(ops, job.dy, mb_ops_rows(x), job.n, mb_tensor_f32(opt_dbias));
-    return run_dw(ops, &job, 1);
+    linear_work work = {.direction = MB_BACKWARD,
+                        .offsets = offsets,
+                        .groups = 1,
+                        .weights = &w,
+                        .in = mb_rows_of(dy),
+                        .out = mb_rows_of(dx),
+                        .in_width = mb_ops_width(dy),
+                        .out_width = mb_ops_width(dx),
+                        .accumulate = accumulate};
+    return run(ops, &work);
 }
 
 mb_status mb_grouped_linear_cpu(mb_ops *ops, const mb_tensor *x, const int32_t *offsets, int64_t groups,
                                 mb_weight *const *w, mb_tensor *y)
 {
-    work job = {.direction = FORWARD,
-                .offsets = offsets,
-                .groups = groups,
-                .weights = w,
-                .in = mb_tensor_f32(x),
-                .out = mb_tensor_f32(y),
-                .in_width = mb_ops_width(x),
-                .out_width = mb_ops_width(y)};
-    return run_work(ops, &job);
+    linear_work work = {.direction = MB_FORWARD,
+                        .offsets = offsets,
+                        .groups = groups,
+                        .weights = w,
+                        .in = mb_rows_of(x),
+                        .out = mb_rows_of(y),
+                        .in_width = mb_ops_width(x),
+                        .out_width = mb_ops_width(y)};
+    return run(ops, &work);
 }
 
 mb_status mb_grouped_linear_dx_cpu(mb_ops *ops, const mb_tensor *dy, const int32_t *offsets, int64_t groups,
                                    mb_weight *const *w, bool accumulate, mb_tensor *dx)
 {
-    work job = {.direction = BACKWARD,
-                .offsets = offsets,
-                .groups = groups,
-                .weights = w,
-                .in = mb_tensor_f32(dy),
-                .out = mb_tensor_f32(dx),
-                .in_width = mb_ops_width(dy),
-                .out_width = mb_ops_width(dx),
-                .accumulate = accumulate};
-    return run_work(ops, &job);
-}
-
-mb_status mb_grouped_linear_dw_cpu(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x,
-                                   const int32_t *offsets, int64_t groups, mb_tensor *dw)
-{
-    dw_work job = {.dy = mb_tensor_f32(dy),
-                   .x = mb_tensor_f32(x),
-                   .offsets = offsets,
-                   .dw = dw,
-                   .n = mb_ops_width(dy),
-                   .k = mb_ops_width(x)};
-    return run_dw(ops, &job, groups);
+    linear_work work = {.direction = MB_BACKWARD,
+                        .offsets = offsets,
+                        .groups = groups,
+                        .weights = w,
+                        .in = mb_rows_of(dy),
+                        .out = mb_rows_of(dx),
+                        .in_width = mb_ops_width(dy),
+                        .out_width = mb_ops_width(dx),
+                        .accumulate = accumulate};
+    return run(ops, &work);
 }
 
 /* ---- 5. probe ---- */
+
+enum { PROBE_ROWS = 2 * FIXED_ROWS + 5, PROBE_N = 72, PROBE_K = 200 };
+
+/* y[rows] of rows that are all equal: are the results, too? */
+static mb_status probe_rows(mb_ops *ops, mb_rows x, int64_t rows, mb_weight *w, float *y, bool *out_equal)
+{
+    mb_status status = MB_OK;
+    MB_TRY(mb_linear_rows(ops, x, rows, w, true, (mb_rows){y, false, PROBE_N}));
+    *out_equal = true;
+    for (int64_t r = 1; r < rows; r++) {
+        *out_equal = *out_equal && memcmp(y, y + r * PROBE_N, PROBE_N * sizeof *y) == 0;
+    }
+done:
+    return status;
+}
 
 /* Do equal rows give equal bits wherever they stand in a call? Always on a row stable library; with tiles of
  * one size it depends on whether the library treats all rows of a tile alike, so it is tried: all rows equal,
  * results must be too. */
 mb_status mb_linear_probe(mb_ops *ops, bool *out_stable)
 {
-    enum { ROWS = 2 * FIXED_ROWS + 5, N = 72, K = 200 };
     mb_status status = MB_OK;
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
     float *x = NULL, *w = NULL, *y = NULL;
-    mb_weight weight;
-    MB_ARENA_ARRAY(ops->scratch, x, ROWS * K);
-    MB_ARENA_ARRAY(ops->scratch, w, N * K);
-    MB_ARENA_ARRAY(ops->scratch, y, ROWS * N);
-    mb_weight_init(&weight, mb_tensor_view2(MB_F32, w, N, K));
-    for (int64_t i = 0; i < ROWS * K; i++) x[i] = 1.0f / (float)(1 + i % K * 7 % 31);
-    for (int64_t i = 0; i < N * K; i++) w[i] = 1.0f / (float)(1 + i * 13 % 101) - 0.1f;
-    status = mb_linear_rows(ops, x, ROWS, &weight, true, y);
-    mb_weight_reset(&weight);
-    if (status != MB_OK) goto done;
-    *out_stable = true;
-    for (int64_t r = 1; r < ROWS; r++) {
-        *out_stable = *out_stable && memcmp(y, y + r * N, N * sizeof *y) == 0;
-    }
+    uint16_t *narrow = NULL;
+    bool is_equal = false;
+    mb_weight weight = {0};
+    MB_ARENA_ARRAY(ops->scratch, x, PROBE_ROWS * PROBE_K);
+    MB_ARENA_ARRAY(ops->scratch, narrow, PROBE_ROWS * PROBE_K);
+    MB_ARENA_ARRAY(ops->scratch, w, PROBE_N * PROBE_K);
+    MB_ARENA_ARRAY(ops->scratch, y, PROBE_ROWS * PROBE_N);
+    mb_weight_init(&weight, mb_tensor_view2(MB_F32, w, PROBE_N, PROBE_K));
+    for (int64_t i = 0; i < PROBE_ROWS * PROBE_K; i++) x[i] = 1.0f / (float)(1 + i % PROBE_K * 7 % 31);
+    for (int64_t i = 0; i < PROBE_N * PROBE_K; i++) w[i] = 1.0f / (float)(1 + i * 13 % 101) - 0.1f;
+    mb_cpu_get(ops)->dequant->to_bf16(x, PROBE_ROWS * PROBE_K, narrow);
+    MB_TRY(probe_rows(ops, (mb_rows){x, false, PROBE_K}, PROBE_ROWS, &weight, y, out_stable));
+    MB_TRY(probe_rows(ops, (mb_rows){narrow, true, PROBE_K}, PROBE_ROWS, &weight, y, &is_equal));
+    *out_stable = *out_stable && is_equal;
 done:
+    mb_weight_reset(&weight);
     mb_arena_release(ops->scratch, mark);
     return status;
 }

@@ -1,6 +1,4 @@
 /* route (cpu): router, and rows to experts and back, over rows of tokens. */
-#include <string.h>
-
 #include "ops/cpu/cpu.h"
 
 /* ---- router ---- */
@@ -61,7 +59,7 @@ mb_status mb_route_backward_cpu(mb_ops *ops, const mb_tensor *probs, const int32
             mean += dp * p[own[k]];
             dl[own[k]] = (float)(dl[own[k]] + p[own[k]] * dp);
         }
-        kernels->axpy((float)-mean, p, experts, dl);
+        kernels->axpy((float)-mean, mb_act_f32(p), experts, mb_act_f32(dl));
     }
     return MB_OK;
 }
@@ -71,10 +69,11 @@ mb_status mb_route_backward_cpu(mb_ops *ops, const mb_tensor *probs, const int32
 mb_status mb_gather_cpu(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch, mb_tensor *y)
 {
     int64_t d = mb_ops_width(x);
+    const mb_kernels *kernels = mb_cpu_get(ops)->kernels;
 #pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, dispatch->rows *d))
     for (int64_t p = 0; p < dispatch->rows; p++) {
-        memcpy(mb_tensor_f32(y) + p * d, mb_tensor_f32(x) + dispatch->row_token[p] * d,
-               (size_t)d * sizeof(float));
+        kernels->cast(mb_act_at(mb_cpu_act(x), dispatch->row_token[p] * d), d,
+                      mb_act_at(mb_cpu_act(y), p * d));
     }
     return MB_OK;
 }
@@ -88,7 +87,8 @@ mb_status mb_gather_backward_cpu(mb_ops *ops, const mb_tensor *dy, const mb_disp
     for (int64_t t = 0; t < tokens; t++) {
         for (int64_t k = 0; k < picks; k++) {
             int64_t row = dispatch->slot_row[t * picks + k];
-            if (row >= 0) kernels->axpy(1.0f, mb_tensor_f32(dy) + row * d, d, mb_tensor_f32(dx) + t * d);
+            if (row < 0) continue;
+            kernels->axpy(1.0f, mb_act_at(mb_cpu_act(dy), row * d), d, mb_act_at(mb_cpu_act(dx), t * d));
         }
     }
     return MB_OK;
@@ -104,7 +104,8 @@ mb_status mb_combine_cpu(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dis
         for (int64_t k = 0; k < picks; k++) {
             int64_t row = dispatch->slot_row[t * picks + k];
             float weight = mb_tensor_f32(weights)[t * picks + k];
-            if (row >= 0) kernels->axpy(weight, mb_tensor_f32(x) + row * d, d, mb_tensor_f32(y) + t * d);
+            if (row < 0) continue;
+            kernels->axpy(weight, mb_act_at(mb_cpu_act(x), row * d), d, mb_act_at(mb_cpu_act(y), t * d));
         }
     }
     return MB_OK;
@@ -118,13 +119,14 @@ mb_status mb_combine_backward_cpu(mb_ops *ops, const mb_tensor *dy, const mb_ten
     const mb_kernels *kernels = mb_cpu_get(ops)->kernels;
 #pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, tokens *picks *d))
     for (int64_t t = 0; t < tokens; t++) {
-        const float *g = mb_tensor_f32(dy) + t * d;
+        const mb_act g = mb_act_at(mb_cpu_act(dy), t * d);
         for (int64_t k = 0; k < picks; k++) {
             int64_t at = t * picks + k, row = dispatch->slot_row[at];
-            if (row >= 0) kernels->scale(mb_tensor_f32(weights)[at], g, d, mb_tensor_f32(dx) + row * d);
+            if (row >= 0)
+                kernels->scale(mb_tensor_f32(weights)[at], g, d, mb_act_at(mb_cpu_act(dx), row * d));
             if (opt_dweights == NULL) continue;
             mb_tensor_f32(opt_dweights)[at] =
-                row >= 0 ? kernels->dot(g, mb_tensor_f32(x) + row * d, d) : 0.0f;
+                row >= 0 ? kernels->dot(g, mb_act_at(mb_cpu_act(x), row * d), d) : 0.0f;
         }
     }
     return MB_OK;

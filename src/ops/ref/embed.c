@@ -1,6 +1,4 @@
 /* embed (ref): rows of a table, and their gradients added in token order. */
-#include <string.h>
-
 #include "ops/ref/ref.h"
 
 mb_status mb_embedding_ref(mb_ops *ops, const int32_t *tokens, const mb_tensor *table, mb_tensor *y)
@@ -8,7 +6,7 @@ mb_status mb_embedding_ref(mb_ops *ops, const int32_t *tokens, const mb_tensor *
     int64_t rows = mb_ops_rows(y), d = mb_ops_width(table);
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
     for (int64_t t = 0; t < rows; t++) {
-        memcpy(mb_tensor_f32(y) + t * d, mb_tensor_f32(table) + tokens[t] * d, (size_t)d * sizeof(float));
+        for (int64_t i = 0; i < d; i++) mb_ref_set(y, t * d + i, mb_ref_get(table, tokens[t] * d + i));
     }
     return MB_OK;
 }
@@ -25,8 +23,7 @@ mb_status mb_embedding_backward_ref(mb_ops *ops, const int32_t *tokens, const mb
         int64_t first = s * COLUMNS, last = first + COLUMNS < d ? first + COLUMNS : d;
         for (int64_t t = 0; t < rows; t++) {
             float *row = mb_tensor_f32(dtable) + tokens[t] * d;
-            const float *g = mb_tensor_f32(dy) + t * d;
-            for (int64_t i = first; i < last; i++) row[i] += g[i];
+            for (int64_t i = first; i < last; i++) row[i] += mb_ref_get(dy, t * d + i);
         }
     }
     return MB_OK;

@@ -55,36 +55,59 @@ static void add_dw(mb_ops *ops, const double *p, const float *h, int64_t rows, i
     }
 }
 
+/* The op's arguments, rows and weight as f32. */
+typedef struct head_work {
+    int64_t d, v;
+    const float *h, *w, *opt_row_weight;
+    const int32_t *targets;
+    float *loss, *opt_dh;
+    int32_t *opt_argmax;
+} head_work;
+
+/* Row t: loss, argmax, dh; p[V] keeps its weighted difference (zeros without a weight). */
+static void run_row(const head_work *work, int64_t t, double *p, double *sums)
+{
+    const int64_t d = work->d, v = work->v;
+    int32_t best = 0;
+    row_softmax(work->h + t * d, work->w, v, d, work->targets[t], p, work->loss + t, &best);
+    if (work->opt_argmax != NULL) work->opt_argmax[t] = best;
+    if (work->opt_row_weight == NULL) return;
+    float *dh = work->opt_dh != NULL ? work->opt_dh + t * d : NULL;
+    if (work->opt_row_weight[t] != 0) {
+        row_gradient(p, work->w, v, d, work->targets[t], work->opt_row_weight[t], sums, dh);
+        return;
+    }
+    memset(p, 0, (size_t)v * sizeof *p);
+    if (dh != NULL) memset(dh, 0, (size_t)d * sizeof *dh);
+}
+
 mb_status mb_head_loss_ref(mb_ops *ops, const mb_tensor *h, mb_weight *w, const int32_t *targets,
                            mb_tensor *out_loss, int32_t *opt_argmax, const float *opt_row_weight,
                            mb_tensor *opt_dh, mb_tensor *opt_dw)
 {
     mb_status status = MB_OK;
-    int64_t n = mb_ops_rows(h), d = mb_ops_width(h), v = mb_ops_rows(&w->tensor);
-    const float *table = mb_tensor_f32(&w->tensor), *in = mb_tensor_f32(h);
+    const int64_t n = mb_ops_rows(h), d = mb_ops_width(h), v = mb_ops_rows(&w->tensor);
+    float *in = NULL;
     double *logits = NULL, *sums = NULL;
+    head_work work = {.d = d,
+                      .v = v,
+                      .opt_row_weight = opt_row_weight,
+                      .targets = targets,
+                      .loss = mb_tensor_f32(out_loss),
+                      .opt_argmax = opt_argmax};
+    MB_TRY(mb_linear_ref_rows(ops, h, &in));
+    MB_TRY(mb_linear_ref_weight(ops, w, h->dtype, &work.w));
+    work.h = in;
+    if (opt_dh != NULL) MB_TRY(mb_linear_ref_rows(ops, opt_dh, &work.opt_dh));
     MB_ARENA_ARRAY(ops->scratch, logits, CHUNK * v);
     MB_ARENA_ARRAY(ops->scratch, sums, CHUNK * d);
     for (int64_t first = 0; first < n; first += CHUNK) {
         int64_t rows = n - first < CHUNK ? n - first : CHUNK;
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
-        for (int64_t r = 0; r < rows; r++) {
-            int64_t t = first + r;
-            int32_t best = 0;
-            double *p = logits + r * v;
-            row_softmax(in + t * d, table, v, d, targets[t], p, mb_tensor_f32(out_loss) + t, &best);
-            if (opt_argmax != NULL) opt_argmax[t] = best;
-            if (opt_row_weight == NULL) continue;
-            float *dh = opt_dh != NULL ? mb_tensor_f32(opt_dh) + t * d : NULL;
-            if (opt_row_weight[t] == 0) memset(p, 0, (size_t)v * sizeof *p);
-            if (opt_row_weight[t] != 0) {
-                row_gradient(p, table, v, d, targets[t], opt_row_weight[t], sums + r * d, dh);
-            } else if (dh != NULL) {
-                memset(dh, 0, (size_t)d * sizeof *dh);
-            }
-        }
+        for (int64_t r = 0; r < rows; r++) run_row(&work, first + r, logits + r * v, sums + r * d);
         if (opt_dw != NULL) add_dw(ops, logits, in + first * d, rows, v, d, mb_tensor_f32(opt_dw));
     }
+    if (opt_dh != NULL) mb_linear_ref_store(work.opt_dh, opt_dh);
 done:
     return status;
 }

@@ -1,7 +1,15 @@
-/* linear (ref): dense and grouped products with f64 sums. */
+/* linear (ref): dense and grouped products with f64 sums, on f32 images of rows and weights.
+ *
+ * 1. kernels
+ * 2. rows and weights as f32
+ * 3. one group
+ * 4. entries
+ */
 #include <string.h>
 
 #include "ops/ref/ref.h"
+
+/* ---- 1. kernels ---- */
 
 /* y[N] = (accumulate ? y : 0) + W x + bias for one row. */
 static void row_forward(const float *x, const float *w, const float *bias, int64_t n, int64_t k,
@@ -31,7 +39,16 @@ static void row_backward(const float *dy, const float *w, int64_t n, int64_t k, 
     for (int64_t j = 0; j < k; j++) dx[j] = (float)(accumulate ? dx[j] + sums[j] : sums[j]);
 }
 
-/* Rows first..last of all rows: dw[N,K] += dy^T x. */
+static void add_dbias(const float *dy, int64_t rows, int64_t n, float *dbias)
+{
+    for (int64_t i = 0; i < n; i++) {
+        double sum = 0;
+        for (int64_t t = 0; t < rows; t++) sum += dy[t * n + i];
+        dbias[i] = (float)(dbias[i] + sum);
+    }
+}
+
+/* Rows of one group: dw[N,K] += dy^T x. */
 static mb_status add_dw(mb_ops *ops, const float *dy, const float *x, int64_t rows, int64_t n, int64_t k,
                         float *dw)
 {
@@ -56,83 +73,141 @@ done:
     return status;
 }
 
-static void add_dbias(const float *dy, int64_t rows, int64_t n, float *dbias)
+/* ---- 2. rows and weights as f32 ---- */
+
+mb_status mb_linear_ref_rows(mb_ops *ops, const mb_tensor *tensor, float **out)
 {
-    for (int64_t i = 0; i < n; i++) {
-        double sum = 0;
-        for (int64_t t = 0; t < rows; t++) sum += dy[t * n + i];
-        dbias[i] = (float)(dbias[i] + sum);
-    }
+    mb_status status = MB_OK;
+    const int64_t count = mb_tensor_count(tensor);
+    *out = mb_tensor_f32(tensor);
+    if (tensor->dtype == MB_F32) return MB_OK;
+    MB_ARENA_ARRAY(ops->scratch, *out, count);
+    MB_TRY(mb_dtype_to_f32(tensor->dtype, tensor->data, count, *out));
+done:
+    return status;
 }
 
-/* Rows x[rows,K] times one weight, and back. */
-static void forward(mb_ops *ops, const float *x, int64_t rows, const mb_tensor *w, const float *bias,
-                    bool accumulate, float *y)
+void mb_linear_ref_store(const float *values, mb_tensor *tensor)
 {
-    int64_t n = mb_ops_rows(w), k = mb_ops_width(w);
-#pragma omp parallel for schedule(static) num_threads(ops->threads)
-    for (int64_t t = 0; t < rows; t++) {
-        row_forward(x + t * k, mb_tensor_f32(w), bias, n, k, accumulate, y + t * n);
-    }
+    if (tensor->dtype == MB_F32) return;
+    mb_dtype_from_f32(tensor->dtype, values, mb_tensor_count(tensor), tensor->data);
 }
 
-static mb_status backward(mb_ops *ops, const float *dy, int64_t rows, const mb_tensor *w, bool accumulate,
-                          float *dx)
+mb_status mb_linear_ref_weight(mb_ops *ops, const mb_weight *w, mb_dtype rows, const float **out)
+{
+    mb_status status = MB_OK;
+    const int64_t n = mb_ops_rows(&w->tensor), count = n * w->width;
+    float *values = NULL;
+    *out = mb_tensor_f32(&w->tensor);
+    if (w->tensor.dtype == MB_F32 && rows == MB_F32) return MB_OK;
+    MB_ARENA_ARRAY(ops->scratch, values, count);
+    mb_weight_read(w, 0, n, values);
+    for (int64_t i = 0; rows == MB_BF16 && i < count; i++)
+        values[i] = mb_dtype_f32_from_bf16(mb_dtype_bf16_from_f32(values[i]));
+    *out = values;
+done:
+    return status;
+}
+
+/* ---- 3. one group ---- */
+
+/* y[rows,N] of x[rows,K] and one weight. */
+static mb_status forward(mb_ops *ops, const mb_tensor *x, const mb_weight *w, const float *bias,
+                         bool accumulate, mb_tensor *y)
 {
     mb_status status = MB_OK;
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    int64_t n = mb_ops_rows(w), k = mb_ops_width(w);
-    double *sums = NULL;
-    MB_ARENA_ARRAY(ops->scratch, sums, rows * k);
+    const int64_t n = mb_ops_rows(&w->tensor), k = w->width;
+    const float *values = NULL;
+    float *in = NULL, *out = NULL;
+    MB_TRY(mb_linear_ref_rows(ops, x, &in));
+    MB_TRY(mb_linear_ref_rows(ops, y, &out));
+    MB_TRY(mb_linear_ref_weight(ops, w, x->dtype, &values));
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
-    for (int64_t t = 0; t < rows; t++) {
-        row_backward(dy + t * n, mb_tensor_f32(w), n, k, accumulate, sums + t * k, dx + t * k);
+    for (int64_t t = 0; t < mb_ops_rows(x); t++) {
+        row_forward(in + t * k, values, bias, n, k, accumulate, out + t * n);
     }
+    mb_linear_ref_store(out, y);
 done:
     mb_arena_release(ops->scratch, mark);
     return status;
 }
 
+static mb_status backward(mb_ops *ops, const mb_tensor *dy, const mb_weight *w, bool accumulate,
+                          mb_tensor *dx)
+{
+    mb_status status = MB_OK;
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    const int64_t n = mb_ops_rows(&w->tensor), k = w->width, rows = mb_ops_rows(dy);
+    const float *values = NULL;
+    float *in = NULL, *out = NULL;
+    double *sums = NULL;
+    MB_TRY(mb_linear_ref_rows(ops, dy, &in));
+    MB_TRY(mb_linear_ref_rows(ops, dx, &out));
+    MB_TRY(mb_linear_ref_weight(ops, w, dy->dtype, &values));
+    MB_ARENA_ARRAY(ops->scratch, sums, rows * k);
+#pragma omp parallel for schedule(static) num_threads(ops->threads)
+    for (int64_t t = 0; t < rows; t++) {
+        row_backward(in + t * n, values, n, k, accumulate, sums + t * k, out + t * k);
+    }
+    mb_linear_ref_store(out, dx);
+done:
+    mb_arena_release(ops->scratch, mark);
+    return status;
+}
+
+/* Rows of group e. */
+static mb_tensor group_rows(const mb_tensor *tensor, const int32_t *offsets, int64_t e)
+{
+    return mb_tensor_rows(tensor, offsets[e], offsets[e + 1] - offsets[e]);
+}
+
+/* ---- 4. entries ---- */
+
 mb_status mb_linear_ref(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias,
                         bool accumulate, mb_tensor *y)
 {
-    forward(ops, mb_tensor_f32(x), mb_ops_rows(x), &w->tensor,
-            opt_bias != NULL ? mb_tensor_f32(opt_bias) : NULL, accumulate, mb_tensor_f32(y));
-    return MB_OK;
+    return forward(ops, x, w, opt_bias != NULL ? mb_tensor_f32(opt_bias) : NULL, accumulate, y);
 }
 
 mb_status mb_linear_dx_ref(mb_ops *ops, const mb_tensor *dy, mb_weight *w, bool accumulate, mb_tensor *dx)
 {
-    return backward(ops, mb_tensor_f32(dy), mb_ops_rows(dy), &w->tensor, accumulate, mb_tensor_f32(dx));
+    return backward(ops, dy, w, accumulate, dx);
 }
 
 mb_status mb_linear_dw_ref(mb_ops *ops, const mb_tensor *dy, const mb_tensor *x, mb_tensor *dw,
                            mb_tensor *opt_dbias)
 {
-    int64_t rows = mb_ops_rows(x), n = mb_ops_width(dy);
-    if (opt_dbias != NULL) add_dbias(mb_tensor_f32(dy), rows, n, mb_tensor_f32(opt_dbias));
-    return add_dw(ops, mb_tensor_f32(dy), mb_tensor_f32(x), rows, n, mb_ops_width(x), mb_tensor_f32(dw));
+    mb_status status = MB_OK;
+    const int64_t rows = mb_ops_rows(x), n = mb_ops_width(dy);
+    float *in = NULL, *gradient = NULL;
+    MB_TRY(mb_linear_ref_rows(ops, x, &in));
+    MB_TRY(mb_linear_ref_rows(ops, dy, &gradient));
+    if (opt_dbias != NULL) add_dbias(gradient, rows, n, mb_tensor_f32(opt_dbias));
+    MB_TRY(add_dw(ops, gradient, in, rows, n, mb_ops_width(x), mb_tensor_f32(dw)));
+done:
+    return status;
 }
 
 mb_status mb_grouped_linear_ref(mb_ops *ops, const mb_tensor *x, const int32_t *offsets, int64_t groups,
                                 mb_weight *const *w, mb_tensor *y)
 {
-    int64_t n = mb_ops_width(y), k = mb_ops_width(x);
+    mb_status status = MB_OK;
     for (int64_t e = 0; e < groups; e++) {
-        forward(ops, mb_tensor_f32(x) + offsets[e] * k, offsets[e + 1] - offsets[e], &w[e]->tensor, NULL,
-                false, mb_tensor_f32(y) + offsets[e] * n);
+        mb_tensor in = group_rows(x, offsets, e), out = group_rows(y, offsets, e);
+        MB_TRY(forward(ops, &in, w[e], NULL, false, &out));
     }
-    return MB_OK;
+done:
+    return status;
 }
 
 mb_status mb_grouped_linear_dx_ref(mb_ops *ops, const mb_tensor *dy, const int32_t *offsets, int64_t groups,
                                    mb_weight *const *w, bool accumulate, mb_tensor *dx)
 {
     mb_status status = MB_OK;
-    int64_t n = mb_ops_width(dy), k = mb_ops_width(dx);
     for (int64_t e = 0; e < groups; e++) {
-        MB_TRY(backward(ops, mb_tensor_f32(dy) + offsets[e] * n, offsets[e + 1] - offsets[e], &w[e]->tensor,
-                        accumulate, mb_tensor_f32(dx) + offsets[e] * k));
+        mb_tensor in = group_rows(dy, offsets, e), out = group_rows(dx, offsets, e);
+        MB_TRY(backward(ops, &in, w[e], accumulate, &out));
     }
 done:
     return status;
@@ -142,11 +217,10 @@ mb_status mb_grouped_linear_dw_ref(mb_ops *ops, const mb_tensor *dy, const mb_te
                                    const int32_t *offsets, int64_t groups, mb_tensor *dw)
 {
     mb_status status = MB_OK;
-    int64_t n = mb_ops_width(dy), k = mb_ops_width(x);
     for (int64_t e = 0; e < groups; e++) {
         if (dw[e].dims == 0) continue;
-        MB_TRY(add_dw(ops, mb_tensor_f32(dy) + offsets[e] * n, mb_tensor_f32(x) + offsets[e] * k,
-                      offsets[e + 1] - offsets[e], n, k, mb_tensor_f32(&dw[e])));
+        mb_tensor gradient = group_rows(dy, offsets, e), in = group_rows(x, offsets, e);
+        MB_TRY(mb_linear_dw_ref(ops, &gradient, &in, &dw[e], NULL));
     }
 done:
     return status;

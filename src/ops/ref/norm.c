@@ -1,4 +1,6 @@
-/* norm (ref): root mean square norm.  Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
+/* norm (ref): root mean square norm and layer norm.
+ * Sources: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization"; Ba, Kiros, Hinton 2016, "Layer
+ * Normalization".
  */
 #include <math.h>
 
@@ -11,12 +13,10 @@ mb_status mb_rms_norm_ref(mb_ops *ops, const mb_tensor *x, const mb_tensor *w, f
     const float *weight = mb_tensor_f32(w);
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
     for (int64_t r = 0; r < rows; r++) {
-        const float *in = mb_tensor_f32(x) + r * d;
-        float *out = mb_tensor_f32(y) + r * d;
         double sum = 0;
-        for (int64_t i = 0; i < d; i++) sum += (double)in[i] * in[i];
+        for (int64_t i = r * d; i < (r + 1) * d; i++) sum += (double)mb_ref_get(x, i) * mb_ref_get(x, i);
         float rstd = (float)(1.0 / sqrt(sum / (double)d + eps));
-        for (int64_t i = 0; i < d; i++) out[i] = in[i] * rstd * weight[i];
+        for (int64_t i = 0; i < d; i++) mb_ref_set(y, r * d + i, mb_ref_get(x, r * d + i) * rstd * weight[i]);
         mb_tensor_f32(out_rstd)[r] = rstd;
     }
     return MB_OK;
@@ -32,22 +32,42 @@ mb_status mb_rms_norm_backward_ref(mb_ops *ops, const mb_tensor *dy, const mb_te
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
         for (int64_t i = 0; i < d; i++) {
             double sum = 0;
-            for (int64_t t = 0; t < rows; t++) {
-                sum += (double)mb_tensor_f32(dy)[t * d + i] * mb_tensor_f32(x)[t * d + i] * r[t];
-            }
+            for (int64_t t = 0; t < rows; t++)
+                sum += (double)mb_ref_get(dy, t * d + i) * mb_ref_get(x, t * d + i) * r[t];
             mb_tensor_f32(opt_dw)[i] = (float)(mb_tensor_f32(opt_dw)[i] + sum);
         }
     }
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
     for (int64_t t = 0; t < rows; t++) {
-        const float *g = mb_tensor_f32(dy) + t * d, *in = mb_tensor_f32(x) + t * d;
-        float *out = mb_tensor_f32(dx) + t * d;
         double sum = 0;
-        for (int64_t i = 0; i < d; i++) sum += (double)g[i] * weight[i] * in[i];
+        for (int64_t i = 0; i < d; i++)
+            sum += (double)mb_ref_get(dy, t * d + i) * weight[i] * mb_ref_get(x, t * d + i);
         double c = sum * r[t] * r[t] * r[t] / (double)d;
+        for (int64_t i = t * d; i < (t + 1) * d; i++) {
+            double value = (double)r[t] * weight[i - t * d] * mb_ref_get(dy, i) - c * mb_ref_get(x, i);
+            mb_ref_set(dx, i, (float)(accumulate ? mb_ref_get(dx, i) + value : value));
+        }
+    }
+    return MB_OK;
+}
+
+mb_status mb_layer_norm_ref(mb_ops *ops, const mb_tensor *x, const mb_tensor *w, const mb_tensor *b,
+                            float eps, mb_tensor *y)
+{
+    int64_t d = mb_tensor_count(w), rows = mb_tensor_count(x) / d;
+    const float *weight = mb_tensor_f32(w), *bias = mb_tensor_f32(b);
+#pragma omp parallel for schedule(static) num_threads(ops->threads)
+    for (int64_t r = 0; r < rows; r++) {
+        double mean = 0, squares = 0;
+        for (int64_t i = r * d; i < (r + 1) * d; i++) mean += mb_ref_get(x, i) / (double)d;
+        for (int64_t i = r * d; i < (r + 1) * d; i++) {
+            double off = mb_ref_get(x, i) - mean;
+            squares += off * off;
+        }
+        double rstd = 1.0 / sqrt(squares / (double)d + eps);
         for (int64_t i = 0; i < d; i++) {
-            double value = (double)r[t] * weight[i] * g[i] - c * in[i];
-            out[i] = (float)(accumulate ? out[i] + value : value);
+            double value = (mb_ref_get(x, r * d + i) - mean) * rstd * weight[i] + bias[i];
+            mb_ref_set(y, r * d + i, (float)value);
         }
     }
     return MB_OK;

@@ -113,8 +113,8 @@ mb_status mb_gather_ref(mb_ops *ops, const mb_tensor *x, const mb_dispatch *disp
     int64_t d = mb_ops_width(x);
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
     for (int64_t p = 0; p < dispatch->rows; p++) {
-        memcpy(mb_tensor_f32(y) + p * d, mb_tensor_f32(x) + dispatch->row_token[p] * d,
-               (size_t)d * sizeof(float));
+        for (int64_t i = 0; i < d; i++)
+            mb_ref_set(y, p * d + i, mb_ref_get(x, dispatch->row_token[p] * d + i));
     }
     return MB_OK;
 }
@@ -128,7 +128,7 @@ mb_status mb_gather_backward_ref(mb_ops *ops, const mb_tensor *dy, const mb_disp
         for (int64_t k = 0; k < picks; k++) {
             int64_t row = dispatch->slot_row[t * picks + k];
             if (row < 0) continue;
-            for (int64_t i = 0; i < d; i++) mb_tensor_f32(dx)[t * d + i] += mb_tensor_f32(dy)[row * d + i];
+            for (int64_t i = 0; i < d; i++) mb_tensor_f32(dx)[t * d + i] += mb_ref_get(dy, row * d + i);
         }
     }
     return MB_OK;
@@ -145,7 +145,7 @@ mb_status mb_combine_ref(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dis
             float weight = mb_tensor_f32(weights)[t * picks + k];
             if (row < 0) continue;
             for (int64_t i = 0; i < d; i++)
-                mb_tensor_f32(y)[t * d + i] += weight * mb_tensor_f32(x)[row * d + i];
+                mb_tensor_f32(y)[t * d + i] += weight * mb_ref_get(x, row * d + i);
         }
     }
     return MB_OK;
@@ -163,8 +163,8 @@ mb_status mb_combine_backward_ref(mb_ops *ops, const mb_tensor *dy, const mb_ten
             int64_t row = dispatch->slot_row[t * picks + k];
             double sum = 0;
             for (int64_t i = 0; row >= 0 && i < d; i++) {
-                sum += (double)g[i] * mb_tensor_f32(x)[row * d + i];
-                mb_tensor_f32(dx)[row * d + i] = mb_tensor_f32(weights)[t * picks + k] * g[i];
+                sum += (double)g[i] * mb_ref_get(x, row * d + i);
+                mb_ref_set(dx, row * d + i, mb_tensor_f32(weights)[t * picks + k] * g[i]);
             }
             if (opt_dweights != NULL) mb_tensor_f32(opt_dweights)[t * picks + k] = (float)sum;
         }

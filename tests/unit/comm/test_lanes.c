@@ -81,7 +81,7 @@ static void test_one_lane_is_not_copied(void **state)
     mb_lanes *lanes = NULL;
     float *gradient = NULL, *owned = NULL;
     assert_int_equal(mb_lanes_create(comm, 1000, 1, &lanes), MB_OK);
-    const int64_t blocks = mb_memory_live_blocks();
+    const int64_t blocks = mb_memory_live_blocks() + 1; /* the buffer comes with the first begin */
     for (int step = 0; step < 3; step++) {
         assert_int_equal(mb_lanes_begin(lanes, 0, &gradient), MB_OK);
         assert_int_equal(mb_lanes_end(lanes, 0), MB_OK);

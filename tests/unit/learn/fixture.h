@@ -26,6 +26,7 @@ static inline mb_arch fix_arch(int64_t experts, int64_t trash)
                      .initializer_range = 0.05,
                      .qk_norm = experts > 0 ? MB_QK_NORM_FULL : MB_QK_NORM_NONE,
                      .experts = experts,
+                     .layer = {experts > 0 ? MB_LAYER_MOE : 0, experts > 0 ? MB_LAYER_MOE : 0},
                      .trash = trash,
                      .picks = experts > 0 ? 2 : 0,
                      .stored_dtype = MB_F32,
@@ -117,6 +118,7 @@ static inline void fix_objective_free(mb_objective_options *options)
 typedef struct fix_run {
     mb_arch arch;
     const char *train, *objective, *shard, *folder;
+    mb_dtype dtype; /* of computing */
     mb_objective_options *opt_objective_options;
     mb_trainer_report report;
     float *trained;
@@ -135,6 +137,7 @@ static inline mb_status fix_train(fix_run *run, const mb_trainer_options *option
     mb_test_ok(mb_comm_create(NULL, NULL, &comm));
     mb_test_ok(mb_ops_create("ref", 1, &ops));
     mb_test_ok(mb_lm_create(ops, &run->arch, run->train, 7, &lm));
+    mb_lm_set_dtype(lm, run->dtype);
     mb_test_ok(mb_shard_open(run->shard, 0, &shard));
     mb_test_ok(mb_objective_create(
         run->opt_objective_options != NULL ? run->opt_objective_options : &defaults, lm, &objective));

@@ -57,6 +57,8 @@ static inline mb_lm *fixture_model(const fixture *f, int64_t experts, int64_t tr
                           .initializer_range = 0.3,
                           .qk_norm = experts > 0 ? MB_QK_NORM_FULL : MB_QK_NORM_NONE,
                           .experts = experts,
+                          .layer = {experts > 0 ? MB_LAYER_MOE : 0, experts > 0 ? MB_LAYER_MOE : 0,
+                                    experts > 0 ? MB_LAYER_MOE : 0},
                           .trash = trash,
                           .picks = experts > 0 ? 2 : 0,
                           .stored_dtype = MB_F32,

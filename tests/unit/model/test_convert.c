@@ -70,6 +70,55 @@ static void test_closed_trash_computes_the_source(void **state)
     mb_arch_reset(&arch);
 }
 
+/* Every mixture of experts: closed trash computes the source, and as a stock model again it is the source. */
+static void test_trash_of_every_family(void **state)
+{
+    static const char *const names[] = {"mixtral", "qwen3_moe"};
+    convert_case *c = *state;
+    const mb_convert_trash_options options = {
+        .trash_experts = 2, .trash_init = "closed", .trash_init_std = 0.02, .seed = 1};
+    for (int i = 0; i < 2; i++) {
+        char *source = cases_path(names[i]), *target = mb_files_join(c->folder, names[i]);
+        char *plain = mb_str_format("%s_plain", target);
+        mb_convert_report report;
+        mb_arch arch;
+        assert_status_ok(mb_convert_trash(source, target, &options));
+        assert_true(convert_difference(c->ops, source, target) <= 1e-6);
+        assert_status_ok(mb_convert_verify(c->ops, source, NULL, target, NULL, 50, true, 1e-6, &report));
+        assert_int_equal(report.identical, report.tensors);
+        assert_status_ok(mb_arch_read(target, &arch));
+        assert_int_equal(arch.trash, 2);
+        mb_arch_reset(&arch);
+        assert_status_ok(mb_convert_plain(target, plain));
+        assert_true(convert_difference(c->ops, source, plain) == 0);
+        mb_free(source);
+        mb_free(target);
+        mb_free(plain);
+    }
+}
+
+/* Open trash as experts of zeros under a stock configuration, and full from the fused form of 5.x. */
+static void test_plain_and_full_of_every_family(void **state)
+{
+    static const char *const names[] = {"select_mixtral", "select_qwen3_moe", "mixtral_five",
+                                        "qwen3_moe_five", "olmoe_plain_five"};
+    convert_case *c = *state;
+    for (int i = 0; i < 5; i++) {
+        char *source = cases_path(names[i]), *target = mb_files_join(c->folder, names[i]);
+        mb_convert_report report;
+        mb_arch arch;
+        assert_status_ok(i < 2 ? mb_convert_plain(source, target) : mb_convert_full(c->ops, source, target));
+        assert_true(convert_difference(c->ops, source, target) <= 1e-6);
+        assert_status_ok(mb_convert_verify(c->ops, source, NULL, target, NULL, 50, true, 1e-6, &report));
+        assert_int_equal(report.changed, 0);
+        assert_status_ok(mb_arch_read(target, &arch));
+        assert_int_equal(arch.trash, 0);
+        mb_arch_reset(&arch);
+        mb_free(source);
+        mb_free(target);
+    }
+}
+
 static void test_trash_rows_are_drawn(void **state)
 {
     convert_case *c = *state;
@@ -331,6 +380,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_closed_trash_computes_the_source, convert_setup,
                                         convert_teardown),
+        cmocka_unit_test_setup_teardown(test_trash_of_every_family, convert_setup, convert_teardown),
+        cmocka_unit_test_setup_teardown(test_plain_and_full_of_every_family, convert_setup, convert_teardown),
         cmocka_unit_test_setup_teardown(test_trash_rows_are_drawn, convert_setup, convert_teardown),
         cmocka_unit_test_setup_teardown(test_plain_is_a_stock_model, convert_setup, convert_teardown),
         cmocka_unit_test_setup_teardown(test_plain_of_closed_trash_is_the_source, convert_setup,

@@ -25,7 +25,28 @@ static const char *const bases[] = {
     " \"num_attention_heads\": 2, \"vocab_size\": 32, \"num_experts\": 4, \"num_experts_per_tok\": 2,"
     " \"rope_parameters\": {\"rope_type\": \"yarn\", \"factor\": 4.0, \"beta_fast\": 32.0, \"mscale\": 1.0,"
     " \"mscale_all_dim\": 0.5, \"truncate\": false, \"original_max_position_embeddings\": 16},"
-    " \"max_position_embeddings\": 64, \"partial_rotary_factor\": 1.0, \"quantization_config\": null}"};
+    " \"max_position_embeddings\": 64, \"partial_rotary_factor\": 1.0, \"quantization_config\": null}",
+    "{\"model_type\": \"qwen3_moe\", \"hidden_size\": 20, \"intermediate_size\": 11, "
+    "\"moe_intermediate_size\": 6,"
+    " \"num_hidden_layers\": 5, \"num_attention_heads\": 3, \"num_key_value_heads\": 3, \"head_dim\": 4,"
+    " \"vocab_size\": 40, \"num_local_experts\": 7, \"num_experts_per_tok\": 3, \"decoder_sparse_step\": 2,"
+    " \"mlp_only_layers\": [3], \"norm_topk_prob\": true, \"use_sliding_window\": true, \"sliding_window\": "
+    "5,"
+    " \"attention_bias\": true, \"rope_parameters\": {\"rope_type\": \"dynamic\", \"factor\": 2.0,"
+    " \"rope_theta\": 1e6}, \"dtype\": \"float16\"}",
+    "{\"model_type\": \"qwen2\", \"hidden_size\": 18, \"intermediate_size\": 11, \"num_hidden_layers\": 3,"
+    " \"num_attention_heads\": 3, \"num_key_value_heads\": 1, \"vocab_size\": 40, \"use_sliding_window\": "
+    "true,"
+    " \"sliding_window\": 5, \"max_window_layers\": 1, \"layer_types\": [\"full_attention\","
+    " \"sliding_attention\", \"sliding_attention\"], \"tie_word_embeddings\": true}",
+    "{\"model_type\": \"mixtral\", \"hidden_size\": 16, \"intermediate_size\": 7, \"num_hidden_layers\": 2,"
+    " \"num_attention_heads\": 4, \"num_key_value_heads\": 1, \"head_dim\": 4, \"vocab_size\": 40,"
+    " \"num_local_experts\": 6, \"sliding_window\": 5, \"router_jitter_noise\": 0.0,"
+    " \"max_position_embeddings\": 64, \"original_max_position_embeddings\": 16, \"rope_scaling\":"
+    " {\"rope_type\": \"longrope\", \"short_factor\": [1.0, 1.5], \"long_factor\": [2.0, 4.0]}}",
+    "{\"model_type\": \"mistral\", \"hidden_size\": 20, \"intermediate_size\": 13, \"num_hidden_layers\": 2,"
+    " \"num_attention_heads\": 4, \"head_dim\": 6, \"vocab_size\": 40, \"sliding_window\": null,"
+    " \"num_key_value_heads\": 2, \"layer_types\": [\"sliding_attention\", \"sliding_attention\"]}"};
 
 static void check_arch(const mb_fuzz *f, const mb_arch *arch)
 {
@@ -41,15 +62,22 @@ static void check_arch(const mb_fuzz *f, const mb_arch *arch)
     mb_fuzz_holds(f, isfinite(arch->trash_logit_bias) && isfinite(arch->router_aux_loss_coef));
     mb_fuzz_holds(f, arch->bos >= -1 && arch->eos >= -1 && arch->pad >= -1);
     mb_fuzz_holds(f, arch->trash >= 0 && arch->experts >= 0 && arch->declared_trash == 0);
-    mb_fuzz_holds(f, (arch->family == MB_FAMILY_OLMOE) == (arch->experts > 0));
+    mb_fuzz_holds(f, mb_arch_facts(arch)->is_moe == (arch->experts > 0));
+    mb_fuzz_holds(f, (mb_arch_moe_layers(arch) > 0) == (arch->experts > 0));
+    mb_fuzz_holds(f, arch->window >= 0 && arch->window <= (int64_t)1 << 30);
+    mb_fuzz_holds(f, mb_arch_moe_layers(arch) == arch->layers || mb_arch_dense_ffn(arch) >= 1);
     mb_fuzz_holds(f, arch->experts == 0 || (arch->picks >= 1 && arch->picks <= mb_arch_gates(arch)));
     const mb_rotary *r = &arch->rotary;
-    mb_fuzz_holds(f, r->type == MB_ROTARY_DEFAULT || (r->factor >= 1 && r->factor < 1e9));
+    mb_fuzz_holds(f, r->type == MB_ROTARY_DEFAULT || r->type == MB_ROTARY_LONGROPE ||
+                         (r->factor >= 1 && r->factor < 1e9));
     mb_fuzz_holds(f,
                   r->type != MB_ROTARY_LLAMA3 || (isfinite(r->high_freq_factor) && r->low_freq_factor > 0 &&
                                                   r->high_freq_factor > r->low_freq_factor));
     mb_fuzz_holds(f, r->type != MB_ROTARY_YARN || (r->attention_factor > 0 && r->attention_factor < 1e6 &&
                                                    r->beta_slow > 0 && isfinite(r->beta_fast)));
+    mb_fuzz_holds(f, r->type != MB_ROTARY_LONGROPE || (r->attention_factor > 0 && r->attention_factor < 1e6 &&
+                                                       r->original_positions >= 2 && r->long_factor[0] > 0));
+    mb_fuzz_holds(f, mb_rotary_limit(r, arch->max_positions) >= arch->max_positions);
     mb_fuzz_holds(f, mb_arch_parameters(arch) > 0 && mb_arch_parameters(arch) < (int64_t)1 << 51);
     mb_fuzz_holds(f, isfinite(mb_arch_flops(arch, arch->layers, true, arch->max_positions)));
 }
@@ -65,6 +93,10 @@ static void check_again(const mb_fuzz *f, const mb_arch *arch)
                   again.family == arch->family && again.picks == arch->picks && again.trash == arch->trash);
     mb_fuzz_holds(f, again.rope_theta == arch->rope_theta && again.clip_qkv == arch->clip_qkv);
     mb_fuzz_holds(f, memcmp(&again.rotary, &arch->rotary, sizeof again.rotary) == 0);
+    mb_fuzz_holds(f,
+                  memcmp(again.layer, arch->layer, sizeof again.layer) == 0 && again.window == arch->window);
+    mb_fuzz_holds(f, again.dense_ffn == arch->dense_ffn && again.normalise_picks == arch->normalise_picks);
+    mb_fuzz_holds(f, again.attention_bias == arch->attention_bias && again.o_bias == arch->o_bias);
     mb_fuzz_holds(f, again.bos == arch->bos && again.eos == arch->eos && again.pad == arch->pad);
     mb_fuzz_holds(f, mb_arch_copy(&again, &copy) == MB_OK && json_equal(copy.config, again.config));
     mb_arch_reset(&copy);
@@ -79,7 +111,7 @@ static void test_config(void **state)
     uint64_t parsed = 0, refused = 0;
     for (uint64_t i = first; i < first + count; i++) {
         mb_fuzz f = mb_fuzz_begin(seed, i);
-        const char *base = bases[i % 3];
+        const char *base = bases[i % (sizeof bases / sizeof bases[0])];
         mb_str text = mb_fuzz_mutate(&f, base, strlen(base), "0123456789[]{},:\"-e. _");
         json_t *json = NULL;
         mb_arch arch = {0};

@@ -258,6 +258,7 @@ static void test_steady_steps_allocate_nothing(void **state)
     cases_batch b;
     float weight[64];
     const mb_lm_want want = {.gradient = true};
+    const mb_lm_plan_options shape = {.tokens = offsets[2], .gradient = true, .has_head = true};
     const int64_t n = mb_params_trained_count(mb_lm_params(lm));
     float *gradient = mb_calloc((size_t)n, sizeof *gradient);
     mb_params_bind_gradient(mb_lm_params(lm), gradient);
@@ -271,7 +272,7 @@ static void test_steady_steps_allocate_nothing(void **state)
         if (step >= 2) assert_int_equal(mb_memory_live_bytes(), bytes);
         bytes = mb_memory_live_bytes();
     }
-    assert_status_ok(mb_lm_plan_get(mb_lm_arch(lm), "all", NULL, b.batch.tokens, true, &plan));
+    assert_status_ok(mb_lm_plan_get(mb_lm_arch(lm), "all", NULL, &shape, &plan));
     const double real = (double)mb_arena_peak_bytes(mb_lm_pass_arena(pass));
     const double planned = (double)(plan.activations + plan.scratch);
     print_message("# arena %.0f bytes, planned %.0f\n", real, planned);
@@ -290,11 +291,13 @@ static void test_router_training_keeps_less(void **state)
 {
     (void)state;
     mb_lm_plan all, router, none;
+    const mb_lm_plan_options back = {.tokens = 64, .gradient = true, .has_head = true},
+                             forward = {.tokens = 64};
     mb_arch arch;
     assert_status_ok(mb_arch_read(CASES_FOLDER "/olmoe_plain", &arch));
-    assert_status_ok(mb_lm_plan_get(&arch, "all", NULL, 64, true, &all));
-    assert_status_ok(mb_lm_plan_get(&arch, "router", NULL, 64, true, &router));
-    assert_status_ok(mb_lm_plan_get(&arch, "none", NULL, 64, false, &none));
+    assert_status_ok(mb_lm_plan_get(&arch, "all", NULL, &back, &all));
+    assert_status_ok(mb_lm_plan_get(&arch, "router", NULL, &back, &router));
+    assert_status_ok(mb_lm_plan_get(&arch, "none", NULL, &forward, &none));
     assert_true(none.activations < router.activations && router.activations < all.activations);
     assert_int_equal(router.trained, 2 * 6 * 32 * sizeof(float));
     assert_int_equal(none.trained + none.gradients, 0);

@@ -153,6 +153,56 @@ static void test_adapters_of_peft_give_its_logits(void **state)
     lora_check_peft("olmoe_plain", "olmoe_adapter", "cpu");
 }
 
+/* Modules by regular expression and layer, ranks and alphas by pattern, rslora, Mixtral's names. */
+static void test_patterns_of_peft_give_its_logits(void **state)
+{
+    (void)state;
+    lora_check_peft("qwen2", "qwen2_adapter", "ref");
+    lora_check_peft("mixtral", "mixtral_adapter", "ref");
+    lora_check_peft("mixtral", "mixtral_adapter", "cpu");
+    lora_check_peft("qwen3_moe", "qwen3_moe_adapter", "ref");
+}
+
+/* target_parameters: what peft stores of the fused experts of transformers 5. */
+static void test_fused_adapters_give_its_logits(void **state)
+{
+    (void)state;
+    lora_check_peft("olmoe_plain", "olmoe_adapter_five", "ref");
+    lora_check_peft("mixtral", "mixtral_adapter_five", "ref");
+}
+
+/* Whatever form it was read from, what we write says the same. */
+static void test_written_again_they_compute_the_same(void **state)
+{
+    (void)state;
+    static const char *const pairs[][2] = {{"qwen2", "qwen2_adapter"},
+                                           {"mixtral", "mixtral_adapter"},
+                                           {"qwen3_moe", "qwen3_moe_adapter"},
+                                           {"olmoe_plain", "olmoe_adapter_five"},
+                                           {"mixtral", "mixtral_adapter_five"}};
+    mb_ops *ops = cases_ops("ref");
+    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
+        char *base = cases_path(pairs[i][0]), *adapter = cases_path(pairs[i][1]), *folder = cases_temporary();
+        cases_batch b;
+        mb_lm *lm = lora_open(ops, base, NULL, adapter, "all");
+        const int64_t v = mb_lm_arch(lm)->vocab;
+        cases_random(&b, v, OFFSETS, 3, CASES_SEED);
+        float *x = cases_logits(lm, &b);
+        assert_status_ok(mb_lm_write(lm, folder, "adapter", MB_F32));
+        mb_lm_destroy(&lm);
+        lm = lora_open(ops, base, NULL, folder, "none");
+        float *y = cases_logits(lm, &b);
+        assert_true(cases_difference(y, x, b.batch.head_rows * v) <= 1e-6);
+        mb_lm_destroy(&lm);
+        mb_free(x);
+        mb_free(y);
+        cases_remove(folder);
+        mb_free(base);
+        mb_free(adapter);
+    }
+    mb_ops_destroy(&ops);
+}
+
 /* What we write has the names, shapes and values of what PEFT wrote, and a configuration that reads back. */
 static void test_written_adapter_is_that_of_peft(void **state)
 {
@@ -242,17 +292,20 @@ static void test_merged_model_equals_adapter(void **state)
 {
     (void)state;
     mb_ops *ops = cases_ops("ref");
-    static const char *const pairs[2][2] = {{"llama_tied", "llama_adapter"},
-                                            {"olmoe_plain", "olmoe_adapter"}};
-    for (int i = 0; i < 2; i++) {
+    static const char *const pairs[][2] = {{"llama_tied", "llama_adapter"},
+                                           {"olmoe_plain", "olmoe_adapter"},
+                                           {"mixtral", "mixtral_adapter_five"},
+                                           {"qwen2", "qwen2_adapter"}};
+    for (int i = 0; i < 4; i++) {
         char *base = cases_path(pairs[i][0]), *adapter = cases_path(pairs[i][1]);
         mb_lm *lm = lora_open(ops, base, NULL, adapter, "none");
         cases_batch b;
-        cases_random(&b, 80, OFFSETS, 3, CASES_SEED);
+        const int64_t v = mb_lm_arch(lm)->vocab;
+        cases_random(&b, v, OFFSETS, 3, CASES_SEED);
         float *before = cases_logits(lm, &b);
         assert_status_ok(mb_lora_merge(mb_lm_lora(lm), ops, mb_lm_params(lm)));
         float *after = cases_logits(lm, &b);
-        assert_true(cases_difference(after, before, b.batch.head_rows * 80) <= 1e-5);
+        assert_true(cases_difference(after, before, b.batch.head_rows * v) <= 1e-5);
         mb_free(before);
         mb_free(after);
         mb_lm_destroy(&lm);
@@ -280,6 +333,59 @@ static void lora_refuse_config(const char *change, mb_status expected, const cha
     cases_remove(folder);
 }
 
+/* A copy of mixtral_adapter without the tensors whose names hold `leave_out`, and with one called `extra`. */
+static void lora_refuse_tensors(const char *leave_out, const char *extra, const char *text)
+{
+    char *folder = cases_temporary(), *config = mb_files_join(folder, "adapter_config.json");
+    mb_safetensors *source = NULL;
+    mb_safetensors_writer *writer = NULL;
+    mb_ops *ops = cases_ops("ref");
+    mb_lm *lm = NULL;
+    const int64_t shape[2] = {2, 2};
+    const float values[4] = {1, 2, 3, 4};
+    assert_status_ok(mb_files_copy(CASES_FOLDER "/mixtral_adapter/adapter_config.json", config));
+    assert_status_ok(mb_safetensors_open(CASES_FOLDER "/mixtral_adapter/adapter_model.safetensors", &source));
+    assert_status_ok(mb_safetensors_writer_create(folder, "adapter_model", 0, &writer));
+    for (int pass = 0; pass < 2; pass++) {
+        for (int64_t i = 0; i < mb_safetensors_count(source); i++) {
+            const char *name = mb_safetensors_name(source, i);
+            mb_tensor view;
+            if (strstr(name, leave_out) != NULL) continue;
+            assert_status_ok(mb_safetensors_view(source, name, &view));
+            if (pass == 0)
+                assert_status_ok(mb_safetensors_writer_declare(writer, name, MB_F32, 2, view.shape));
+            else
+                assert_status_ok(
+                    mb_safetensors_writer_write(writer, name, view.data, mb_tensor_bytes(&view)));
+        }
+        if (extra != NULL && pass == 0)
+            assert_status_ok(mb_safetensors_writer_declare(writer, extra, MB_F32, 2, shape));
+        if (extra != NULL && pass == 1)
+            assert_status_ok(mb_safetensors_writer_write_f32(writer, extra, values, 4));
+    }
+    assert_status_ok(mb_safetensors_writer_close(&writer));
+    mb_safetensors_close(&source);
+    const mb_lm_options o = {.path = CASES_FOLDER "/mixtral", .opt_adapter = folder, .train = "none"};
+    assert_status_says(mb_lm_open(ops, &o, &lm), text == NULL ? MB_OK : MB_EUNSUPPORTED,
+                       text == NULL ? "" : text);
+    mb_lm_destroy(&lm);
+    mb_ops_destroy(&ops);
+    mb_free(config);
+    cases_remove(folder);
+}
+
+static void test_adapters_that_do_not_fit_are_refused(void **state)
+{
+    (void)state;
+    lora_refuse_tensors("layers.1.block_sparse_moe.experts.4.w1", NULL,
+                        "layers.1.block_sparse_moe.experts.4.w1");
+    lora_refuse_tensors("layers.0.block_sparse_moe.experts.0.w2", NULL,
+                        "layers.0.block_sparse_moe.experts.1.w2");
+    lora_refuse_tensors("nothing", "base_model.model.lm_head.lora_A.weight",
+                        "base_model.model.lm_head.lora_A");
+    lora_refuse_tensors(".w3.", NULL, NULL); /* all experts alike: fine */
+}
+
 static void test_what_we_do_not_do_is_refused(void **state)
 {
     (void)state;
@@ -304,10 +410,8 @@ static void test_what_we_do_not_do_is_refused(void **state)
     mb_ops_destroy(&ops);
     lora_refuse_config("{\"use_dora\": true}", MB_EUNSUPPORTED, "use_dora");
     lora_refuse_config("{\"modules_to_save\": [\"lm_head\"]}", MB_EUNSUPPORTED, "modules_to_save");
-    lora_refuse_config("{\"rank_pattern\": {\"q_proj\": 8}}", MB_EUNSUPPORTED, "rank_pattern");
     lora_refuse_config("{\"bias\": \"all\"}", MB_EUNSUPPORTED, "bias");
     lora_refuse_config("{\"peft_type\": \"IA3\"}", MB_EUNSUPPORTED, "IA3");
-    lora_refuse_config("{\"target_modules\": \".*q_proj\"}", MB_EUNSUPPORTED, "regular expression");
     lora_refuse_config("{\"init_lora_weights\": \"pissa\"}", MB_EUNSUPPORTED, "pissa");
     mb_lora_options options;
     assert_status_says(mb_lora_read_options("/nowhere", &options), MB_ENOTFOUND,
@@ -322,10 +426,14 @@ int main(void)
         cmocka_unit_test(test_gradients_of_a_dense_model),
         cmocka_unit_test(test_gradients_of_experts_and_gates),
         cmocka_unit_test(test_adapters_of_peft_give_its_logits),
+        cmocka_unit_test(test_patterns_of_peft_give_its_logits),
+        cmocka_unit_test(test_fused_adapters_give_its_logits),
+        cmocka_unit_test(test_written_again_they_compute_the_same),
         cmocka_unit_test(test_written_adapter_is_that_of_peft),
         cmocka_unit_test(test_new_adapter_changes_nothing_yet),
         cmocka_unit_test(test_all_linear_is_written_name_by_name),
         cmocka_unit_test(test_merged_model_equals_adapter),
+        cmocka_unit_test(test_adapters_that_do_not_fit_are_refused),
         cmocka_unit_test(test_what_we_do_not_do_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, cases_no_leaks);

@@ -2,6 +2,9 @@
  * config.json, writing back, refusals. */
 #include "model_cases.h"
 
+#define EIGHT "1, 1, 1, 1, 1, 1, 1, 1"
+#define LONGROPE_FIELDS(last)                                                                                \
+    "\"short_factor\": [" EIGHT ", " EIGHT "], \"long_factor\": [" EIGHT ", 1, 1, 1, 1, 1, 1, 1, " #last "]"
 #define YARN_FIELDS "\"factor\": 4.0, \"original_max_position_embeddings\": 16"
 
 static json_t *rotary_json(const char *text)
@@ -15,7 +18,7 @@ static mb_rotary rotary_of(const char *text)
 {
     json_t *config = rotary_json(text);
     mb_rotary rotary;
-    assert_status_ok(mb_rotary_read(config, 64, "folder/config.json", &rotary));
+    assert_status_ok(mb_rotary_read(config, 64, 32, "folder/config.json", &rotary));
     json_decref(config);
     return rotary;
 }
@@ -24,7 +27,7 @@ static void rotary_refuse(const char *text, mb_status expected, const char *says
 {
     json_t *config = rotary_json(text);
     mb_rotary rotary;
-    assert_status_says(mb_rotary_read(config, 64, "folder/config.json", &rotary), expected, says);
+    assert_status_says(mb_rotary_read(config, 64, 32, "folder/config.json", &rotary), expected, says);
     assert_non_null(strstr(mb_status_message(), "folder/config.json"));
     json_decref(config);
 }
@@ -38,11 +41,14 @@ static void rotary_check_case(const json_t *golden)
     const double theta = json_real_value(json_object_get(golden, "rope_theta"));
     const double factor = json_number_value(json_object_get(golden, "attention_factor"));
     const json_t *expected = json_object_get(golden, "frequencies");
-    float value[128], table[4 * 128];
-    assert_status_ok(mb_rotary_read(golden, positions, "rotary.json", &rotary));
+    const json_t *given = json_object_get(golden, "length");
+    const int64_t length = given != NULL ? json_integer_value(given) : 4;
+    const int32_t position[5] = {0, 1, 2, 3, (int32_t)length - 1}, offsets[2] = {0, 5};
+    float value[128], table[5 * 128];
+    assert_status_ok(mb_rotary_read(golden, positions, width, "rotary.json", &rotary));
     assert_int_equal(json_array_size(expected), width / 2);
-    mb_rotary_frequencies(&rotary, theta, width, value);
-    mb_rotary_table(&rotary, theta, 4, width, table);
+    mb_rotary_frequencies(&rotary, theta, width, length, value);
+    mb_rotary_rows(&rotary, theta, width, position, offsets, 1, table);
     for (int64_t i = 0; i < width / 2; i++) {
         const double f = json_real_value(json_array_get(expected, (size_t)i));
         if (!(fabs(value[i] - f) <= 3e-7 * f))
@@ -62,7 +68,7 @@ static void test_frequencies_are_those_of_transformers(void **state)
     json_t *cases = NULL;
     char *path = cases_path("rotary.json");
     assert_status_ok(mb_json_read(path, &cases));
-    assert_true(json_array_size(cases) >= 10);
+    assert_true(json_array_size(cases) >= 17);
     for (size_t i = 0; i < json_array_size(cases); i++) rotary_check_case(json_array_get(cases, i));
     json_decref(cases);
     mb_free(path);
@@ -93,7 +99,7 @@ static void rotary_check_round(const char *text, bool has_type)
     const mb_rotary before = rotary_of(text);
     json_t *config = rotary_json(text);
     mb_rotary after;
-    assert_status_ok(mb_rotary_write(&before, config));
+    assert_status_ok(mb_rotary_write(&before, 32, config));
     assert_null(json_object_get(config, "rope_parameters"));
     const json_t *rope = json_object_get(config, "rope_scaling");
     assert_true(json_is_object(rope));
@@ -101,7 +107,7 @@ static void rotary_check_round(const char *text, bool has_type)
     assert_int_equal(json_object_get(rope, "type") != NULL, has_type);
     assert_null(json_object_get(rope, "rope_theta"));
     assert_int_equal(json_integer_value(json_object_get(rope, "house_field")), 7);
-    assert_status_ok(mb_rotary_read(config, 64, "written", &after));
+    assert_status_ok(mb_rotary_read(config, 64, 32, "written", &after));
     assert_memory_equal(&before, &after, sizeof before);
     json_decref(config);
 }
@@ -121,9 +127,12 @@ static void test_writing_keeps_them(void **state)
     rotary_check_round("{\"rope_scaling\": {\"rope_type\": \"llama3\", \"low_freq_factor\": 1, "
                        "\"high_freq_factor\": 3.7, \"house_field\": 7, " YARN_FIELDS "}}",
                        false);
+    rotary_check_round("{\"original_max_position_embeddings\": 16, \"rope_scaling\": {\"rope_type\": "
+                       "\"longrope\", \"house_field\": 7, " LONGROPE_FIELDS(2) "}}",
+                       false);
     json_t *config = rotary_json("{\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 5}}");
     const mb_rotary none = {0};
-    assert_status_ok(mb_rotary_write(&none, config));
+    assert_status_ok(mb_rotary_write(&none, 32, config));
     assert_true(json_is_null(json_object_get(config, "rope_scaling")));
     assert_null(json_object_get(config, "rope_parameters"));
     json_decref(config);
@@ -132,8 +141,19 @@ static void test_writing_keeps_them(void **state)
 static void test_refusals(void **state)
 {
     (void)state;
-    rotary_refuse("{\"rope_scaling\": {\"rope_type\": \"longrope\", \"factor\": 2}}", MB_EUNSUPPORTED,
-                  "'longrope'");
+    rotary_refuse("{\"rope_scaling\": {\"rope_type\": \"su\", \"factor\": 2}}", MB_EUNSUPPORTED, "'su'");
+    rotary_refuse("{\"rope_scaling\": {\"rope_type\": \"longrope\", \"factor\": 2}}", MB_EFORMAT,
+                  "short_factor must be a list of 16");
+    rotary_refuse("{\"rope_scaling\": {\"rope_type\": \"longrope\", \"short_factor\": [1, 2]}}", MB_EFORMAT,
+                  "short_factor must be a list of 16");
+    rotary_refuse("{\"rope_scaling\": {\"rope_type\": \"longrope\", " LONGROPE_FIELDS(-1) "}}", MB_ERANGE,
+                  "long_factor, entry 15");
+    rotary_refuse(
+        "{\"original_max_position_embeddings\": 16, \"rope_scaling\": {\"rope_type\": \"longrope\", "
+        "\"factor\": 3, " LONGROPE_FIELDS(2) "}}",
+        MB_EUNSUPPORTED, "set attention_factor");
+    rotary_refuse("{\"rope_parameters\": {\"full_attention\": {\"rope_type\": \"default\"}}}",
+                  MB_EUNSUPPORTED, "'full_attention'");
     rotary_refuse("{\"rope_scaling\": {\"rope_type\": \"linear\", \"type\": \"yarn\", \"factor\": 2}}",
                   MB_EFORMAT, "remove one");
     rotary_refuse(
@@ -157,36 +177,41 @@ static void test_refusals(void **state)
                   "partial_rotary_factor");
 }
 
-/* Dynamic computes as default within max_position_embeddings, and nothing longer is taken. */
-static void test_dynamic_stays_within_the_original_length(void **state)
+/* Dynamic computes as default within max_position_embeddings, goes on to factor times that, and stops. */
+static void test_dynamic_stretches_and_stops(void **state)
 {
     (void)state;
     mb_ops *ops = cases_ops("ref");
     mb_arch arch;
     mb_lm *plain, *dynamic;
-    cases_batch b;
-    const int32_t offsets[] = {0, 64};
+    cases_batch b, both;
+    const int32_t offsets[] = {0, 64}, packed[] = {0, 64, 164};
     char *path = cases_path("llama_linear");
     assert_status_ok(mb_arch_read(path, &arch));
     mb_free(path);
     arch.rotary = (mb_rotary){0};
     assert_status_ok(mb_lm_create(ops, &arch, "none", 3, &plain));
-    arch.rotary = (mb_rotary){.type = MB_ROTARY_DYNAMIC, .factor = 4};
+    arch.rotary = (mb_rotary){.type = MB_ROTARY_DYNAMIC, .factor = 3, .original_positions = 64};
     assert_status_ok(mb_lm_create(ops, &arch, "none", 3, &dynamic));
     cases_random(&b, arch.vocab, offsets, 1, CASES_SEED);
     float *x = cases_logits(plain, &b), *y = cases_logits(dynamic, &b);
     assert_memory_equal(x, y, (size_t)(b.batch.head_rows * arch.vocab) * sizeof *x);
-    const int32_t longer[] = {0, 65};
+    /* Packed with a long one, the short one stays what it is. */
+    cases_random(&both, arch.vocab, packed, 2, CASES_SEED);
+    float *z = cases_logits(dynamic, &both);
+    assert_memory_equal(x, z, (size_t)(b.batch.head_rows * arch.vocab) * sizeof *x);
+    const int32_t longer[] = {0, 193};
     mb_lm_pass *pass = NULL;
     mb_lm_output out;
     const mb_lm_want want = {.logits = true};
     cases_random(&b, arch.vocab, longer, 1, CASES_SEED);
     assert_status_ok(mb_lm_pass_create(dynamic, &pass));
     assert_status_says(mb_lm_forward(pass, &b.batch, &want, &out), MB_ERANGE,
-                       "position 64, the model has 64");
+                       "position 192, the model has 192");
     mb_lm_pass_destroy(&pass);
     mb_free(x);
     mb_free(y);
+    mb_free(z);
     mb_lm_destroy(&plain);
     mb_lm_destroy(&dynamic);
     mb_arch_reset(&arch);
@@ -201,7 +226,7 @@ int main(void)
         cmocka_unit_test(test_spellings_agree),
         cmocka_unit_test(test_writing_keeps_them),
         cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_dynamic_stays_within_the_original_length),
+        cmocka_unit_test(test_dynamic_stretches_and_stops),
     };
     return cmocka_run_group_tests(tests, NULL, cases_no_leaks);
 }

@@ -181,13 +181,13 @@ static void test_refused(void **state)
         float data[64] = {0};
         int32_t falling[3] = {0, 4, 2};
         mb_tensor x = fixture_matrix(data, 2, 4), y = fixture_matrix(data + 32, 2, 3);
-        mb_tensor bf16 = mb_tensor_view2(MB_BF16, data, 2, 4);
+        mb_tensor half = mb_tensor_view2(MB_F16, data, 2, 4);
         mb_weight w, *both[2] = {&w, &w};
         mb_weight_init(&w, fixture_matrix(data, 3, 5));
         assert_int_equal(mb_ops_linear(ops, &x, &w, NULL, false, &y), MB_ESHAPE);
         assert_non_null(strstr(mb_status_message(), "[2, 4]"));
         mb_weight_init(&w, fixture_matrix(data, 3, 4));
-        assert_int_equal(mb_ops_linear(ops, &bf16, &w, NULL, false, &y), MB_EUNSUPPORTED);
+        assert_int_equal(mb_ops_linear(ops, &half, &w, NULL, false, &y), MB_EUNSUPPORTED);
         assert_int_equal(mb_ops_grouped_linear(ops, &x, falling, 2, both, &y), MB_ERANGE);
         mb_ops_destroy(&ops);
     }

@@ -1,0 +1,126 @@
+/* trainer_memory.c: bytes of a training run by kind, forecast and used.
+ *
+ * 1. forecast   2. used
+ */
+#include <string.h>
+
+#include "learn/trainer_impl.h"
+
+enum { WEIGHTS, BLOCKS, TRAINED, OPTIMISER, GRADIENTS, ACTIVATIONS, OTHER };
+
+#define OTHER_BYTES ((int64_t)16 << 20) /* buffers of files and checkpoints */
+
+static const char *const kinds[MB_TRAINER_MEMORY_KINDS] = {
+    "weights", "blocks brought in", "trained", "optimiser", "gradients", "activations", "other"};
+
+/* ---- 1. forecast ---- */
+
+/* Elements of blocks being filled at one time: one block, and with a tied head the embedding besides. */
+static int64_t filled_elements(mb_lm *lm)
+{
+    const mb_arch *arch = mb_lm_arch(lm);
+    int64_t first, most = 0;
+    const int64_t embedding = mb_params_block_trained(mb_lm_params(lm), MB_PARAMS_EMBEDDING, &first);
+    for (int64_t b = 0; b <= arch->layers; b++) {
+        const int64_t n = mb_params_block_trained(mb_lm_params(lm), b, &first);
+        if (n > most) most = n;
+    }
+    return arch->tied_head ? embedding + most : embedding > most ? embedding : most;
+}
+
+static int64_t owned_elements(int64_t trained, int ranks)
+{
+    const int64_t blocks = (trained + MB_LANES_BLOCK - 1) / MB_LANES_BLOCK,
+                  mine = (blocks + ranks - 1) / ranks * MB_LANES_BLOCK;
+    return mine < trained ? mine : trained;
+}
+
+/* What batches and objective keep beside a pass: rows, and gradients of the routers' logits. */
+static int64_t batch_bytes(mb_lm *lm, const mb_trainer_options *options, int64_t lanes, int ranks,
+                           int64_t tokens, int64_t rows)
+{
+    const int64_t rounds = (options->gradient_accumulation_steps + lanes - 1) / lanes,
+                  mine = rounds * ((lanes + ranks - 1) / ranks);
+    const int64_t router =
+        mb_lm_routers(lm) > 0 ? 8 + mb_lm_routers(lm) * 4 * mb_arch_gates(mb_lm_arch(lm)) : 0;
+    return mine * tokens * 4 + rows * (32 + router);
+}
+
+mb_status mb_trainer_forecast(const mb_comm *comm, mb_lm *lm, const mb_objective *objective, mb_shard *shard,
+                              const mb_trainer_options *options, mb_lm_memory memory[MB_TRAINER_MEMORY_KINDS])
+{
+    mb_status status = MB_OK;
+    mb_batches *batches = NULL;
+    mb_lm_plan plan;
+    int64_t tokens;
+    const int ranks = mb_comm_size(comm);
+    const int64_t n = mb_params_trained_count(mb_lm_params(lm)), most = options->gradient_accumulation_steps,
+                  lanes = options->lanes < most ? options->lanes : most;
+    MB_TRY(mb_batches_create(shard, options, &batches));
+    MB_TRY(mb_batches_most_tokens(batches, &tokens));
+    const int64_t rows = tokens * (objective->row_copies > 0 ? objective->row_copies : 1);
+    const mb_lm_plan_options shape = {.tokens = rows,
+                                      .gradient = true,
+                                      .recompute = mb_str_equal(options->recompute, "blocks") ||
+                                                   mb_str_equal(options->recompute, "true"),
+                                      .has_head = true,
+                                      .ranks = ranks,
+                                      .node_ranks = mb_comm_local_size(comm)};
+    MB_TRY(mb_lm_plan_open(lm, &shape, &plan));
+    const size_t gradients = options->zero > 1 ? mb_scatter_plan(n, lanes, ranks, filled_elements(lm))
+                                               : mb_lanes_plan(n, lanes, ranks);
+    const int64_t forecast[MB_TRAINER_MEMORY_KINDS] = {
+        [WEIGHTS] = (int64_t)plan.weights,
+        [BLOCKS] = (int64_t)plan.slots,
+        [TRAINED] = (int64_t)plan.trained,
+        [OPTIMISER] = 8 * owned_elements(n, ranks),
+        [GRADIENTS] = (int64_t)gradients,
+        [ACTIVATIONS] =
+            (int64_t)(plan.activations + plan.scratch) + batch_bytes(lm, options, lanes, ranks, tokens, rows),
+        [OTHER] = 2 * (int64_t)plan.packed + OTHER_BYTES};
+    for (int k = 0; k < MB_TRAINER_MEMORY_KINDS; k++)
+        memory[k] = (mb_lm_memory){.kind = kinds[k], .forecast = forecast[k], .used = memory[k].used};
+done:
+    mb_batches_destroy(&batches);
+    return status;
+}
+
+/* ---- 2. used ---- */
+
+static int64_t arena_bytes(const mb_trainer *trainer)
+{
+    size_t bytes = mb_arena_peak_bytes(trainer->passes.arena) + mb_arena_peak_bytes(trainer->step_arena);
+    for (int64_t i = 0; i < MB_OBJECTIVE_MAX_PASSES; i++)
+        if (trainer->passes.pass[i] != NULL)
+            bytes += mb_arena_peak_bytes(mb_lm_pass_arena(trainer->passes.pass[i]));
+    return (int64_t)bytes;
+}
+
+mb_status mb_trainer_memory_measure(mb_trainer *trainer)
+{
+    mb_status status = MB_OK;
+    const mb_params_bytes_used weights = mb_params_used(trainer->params);
+    int64_t first, owned, used[MB_TRAINER_MEMORY_KINDS];
+    const bool in_windows = mb_params_is_sharded(trainer->params);
+    mb_lanes_owned(trainer->lanes, &first, &owned);
+    used[WEIGHTS] = (int64_t)weights.frozen + mb_lm_rope_bytes(trainer->lm);
+    used[BLOCKS] = (int64_t)weights.slots;
+    used[TRAINED] = (int64_t)weights.trained;
+    used[OPTIMISER] = 8 * owned;
+    used[GRADIENTS] = (int64_t)(trainer->scatter != NULL ? mb_scatter_peak_bytes(trainer->scatter)
+                                                         : mb_lanes_bytes(trainer->lanes));
+    used[ACTIVATIONS] = arena_bytes(trainer);
+    /* Windows are MPI's memory, not counted by ours. */
+    used[OTHER] = mb_memory_peak_bytes() - used[BLOCKS] - used[OPTIMISER] - used[GRADIENTS] -
+                  used[ACTIVATIONS] - mb_lm_rope_bytes(trainer->lm);
+    if (!in_windows) used[OTHER] -= (int64_t)weights.trained;
+    if (!in_windows && !mb_params_is_shared(trainer->params)) used[OTHER] -= (int64_t)weights.frozen;
+    if (used[OTHER] < 0) used[OTHER] = 0;
+    status = mb_trainer_forecast(trainer->comm, trainer->lm, trainer->objective, trainer->shard,
+                                 trainer->options, trainer->memory);
+    MB_TRY(mb_comm_agree(trainer->comm, status));
+    MB_TRY(mb_comm_allreduce_i64(trainer->comm, used, MB_TRAINER_MEMORY_KINDS, MB_COMM_MAX));
+    for (int k = 0; k < MB_TRAINER_MEMORY_KINDS; k++) trainer->memory[k].used = used[k];
+done:
+    return status;
+}
