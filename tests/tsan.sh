@@ -1,6 +1,6 @@
 #!/bin/sh
 # ThreadSanitizer over what runs in several threads or ranks: comm, lanes, scatter, windows, the log, and the
-# reading of tiles beside scoring. One line per test; ends with 1 when anything was reported.
+# reading of tiles beside scoring and perplexity. One line per test; ends with 1 when anything was reported.
 #
 #     tests/tsan.sh [BUILD]        (build/tsan; the same as `make TSAN=1` builds)
 #
@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.." || exit 1
 build=${1:-build/tsan}
 export OMP_NUM_THREADS=1
 export TSAN_OPTIONS="ignore_noninstrumented_modules=1 suppressions=$PWD/tests/tsan.supp exitcode=66"
-units="comm/test_comm comm/test_lanes comm/test_scatter base/test_log measure/test_scorer"
+units="comm/test_comm comm/test_lanes comm/test_scatter base/test_log measure/test_tile measure/test_scorer measure/test_perplexity"
 programs=
 bad=0
 for t in $units; do programs="$programs $build/tests/$t"; done
@@ -35,6 +35,7 @@ check() { # check NAME COMMAND...
     grep -A8 'WARNING: ThreadSanitizer' "$build/tsan.out" | head -20
 }
 for t in $units; do check "$t" "$build/tests/$t"; done
+for n in 2 3 4 5 6 7 8 9; do check "measure/test_tile, run $n" "$build/tests/measure/test_tile"; done # who waits for whom differs
 if command -v mpirun >/dev/null; then
     root=$([ "$(id -u)" = 0 ] && echo --allow-run-as-root)
     for t in comm lanes scatter; do

@@ -183,12 +183,13 @@ static void set_costs(mb_scorer_plan *plan, const mb_lm *router, const mb_lm *so
 
 /* ---- 4. parts ---- */
 
-/* Tokens of a part, at least. */
-static int64_t part_tokens(int64_t tokens)
+/* Tokens of a part, at least: a whole tile, so that small corpora are not computed in small pieces. */
+static int64_t part_tokens(int64_t tokens, int64_t tile_tokens)
 {
     int64_t least = tokens / FEW_PARTS;
     if (least > PART_TOKENS) least = PART_TOKENS;
-    return least < tokens / MOST_PARTS ? tokens / MOST_PARTS : least;
+    if (least < tokens / MOST_PARTS) least = tokens / MOST_PARTS;
+    return least < tile_tokens ? tile_tokens : least;
 }
 
 /* ---- 5. the plan ---- */
@@ -206,7 +207,8 @@ mb_status mb_scorer_plan_create(const mb_scorer_options *options, const mb_shard
                          opt_source_lm));
     plan.limit = mb_tile_limit(options->max_length, opt_router_lm, opt_source_lm);
     MB_TRY(mb_tile_plan_create(shard, plan.limit, options->tile_tokens,
-                               part_tokens(mb_tile_tokens(shard, plan.limit)), &plan.tiles));
+                               part_tokens(mb_tile_tokens(shard, plan.limit), options->tile_tokens),
+                               &plan.tiles));
     set_costs(&plan, opt_router_lm, opt_source_lm);
     *out_plan = plan;
     plan = (mb_scorer_plan){0};

@@ -106,7 +106,7 @@ static mb_status write_delta(mb_lm *lm, const char *folder, mb_dtype dtype)
     json = json_pack("{s:s, s:s}", "base", base, "base_hash", hash);
     if (json == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", path);
     MB_TRY(write_config(lm, folder, lm->arch.stored_dtype));
-    MB_TRY(mb_params_write(lm->params, folder, "delta", dtype, 0, true));
+    MB_TRY(mb_params_write(lm->params, folder, "delta", dtype, 0, true, NULL));
     MB_TRY(mb_json_write(path, json, 2, false));
 done:
     json_decref(json);
@@ -129,7 +129,7 @@ mb_status mb_lm_write(mb_lm *lm, const char *folder, const char *kind, mb_dtype 
         MB_TRY(write_delta(lm, folder, dtype));
     } else {
         MB_TRY(write_config(lm, folder, dtype));
-        MB_TRY(mb_params_write(lm->params, folder, "model", dtype, LM_SHARD_BYTES, false));
+        MB_TRY(mb_params_write(lm->params, folder, "model", dtype, LM_SHARD_BYTES, false, lm->base));
         if (lm->base != NULL) MB_TRY(mb_lm_copy_companions(lm->base, folder));
     }
 done:

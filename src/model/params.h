@@ -128,10 +128,12 @@ mb_status mb_params_read_delta(mb_params *params, const char *folder);
 /* N(0, std) for matrices and embedding, ones for norms, zeros for biases; by tensor name, so independent of
  * order. */
 mb_status mb_params_randomise(mb_params *params, uint64_t seed, double std);
-/* (MB_EUNSUPPORTED when the model is kept quantised.) Write HF weights (LoRA tensors left out) into folder:
- * model.safetensors or shards. only_trained: just the trained tensors (and those that came from a delta), as
- * `stem` delta. */
+/* Write HF weights (LoRA tensors left out) into folder: model.safetensors or shards. only_trained: just the
+ * trained tensors (and those that came from a delta), as `stem` delta. opt_source: the folder the frozen ones
+ * were read from, which are kept rounded (bf16, quantised) in memory and written as they are there; without
+ * it
+ * a quantised tensor is MB_EUNSUPPORTED. */
 mb_status mb_params_write(mb_params *params, const char *folder, const char *stem, mb_dtype dtype,
-                          int64_t shard_bytes, bool only_trained);
+                          int64_t shard_bytes, bool only_trained, const char *opt_source);
 
 #endif

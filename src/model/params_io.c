@@ -82,34 +82,62 @@ static bool params_is_written(const mb_param *param, bool only_trained)
     return !only_trained || param->trained || param->from_delta;
 }
 
+/* Values to write: from memory, or from the folder they came from when memory holds them rounded. */
+static mb_status params_value(const mb_param *param, const mb_safetensors *opt_file, const char *source,
+                              const char *folder, float *out)
+{
+    mb_status status = MB_OK;
+    mb_params_source from;
+    if (opt_file != NULL && param->value.dtype != MB_F32 && !param->from_delta) {
+        MB_TRY(mb_params_source_find(opt_file, source, param, &from));
+        MB_TRY(mb_params_source_read(&from, source, out));
+        goto done;
+    }
+    if (param->weight.bits != 0)
+        MB_RAISE(MB_EUNSUPPORTED, "%s: tensor %s is kept quantised; write the model's adapter or a delta",
+                 folder, param->name);
+    MB_TRY(mb_params_get_f32(param, out));
+done:
+    return status;
+}
+
+static mb_status params_declare(mb_params *params, mb_safetensors_writer *writer, mb_dtype dtype,
+                                bool only_trained)
+{
+    mb_status status = MB_OK;
+    for (int64_t i = 0; i < mb_params_count(params); i++) {
+        const mb_param *param = mb_params_at(params, i);
+        if (!params_is_written(param, only_trained)) continue;
+        MB_TRY(
+            mb_safetensors_writer_declare(writer, param->name, dtype, param->value.dims, param->value.shape));
+    }
+done:
+    return status;
+}
+
 mb_status mb_params_write(mb_params *params, const char *folder, const char *stem, mb_dtype dtype,
-                          int64_t shard_bytes, bool only_trained)
+                          int64_t shard_bytes, bool only_trained, const char *opt_source)
 {
     mb_status status = MB_OK;
     mb_safetensors_writer *writer = NULL;
-    float *copy = NULL;
-    const int64_t count = mb_params_count(params);
+    mb_safetensors *file = NULL;
+    float *value = NULL;
+    if (opt_source != NULL) MB_TRY(mb_safetensors_open(opt_source, &file));
     MB_TRY(mb_safetensors_writer_create(folder, stem, shard_bytes, &writer));
-    for (int pass = 0; pass < 2; pass++)
-        for (int64_t i = 0; i < count; i++) {
-            const mb_param *param = mb_params_at(params, i);
-            const mb_tensor *value = &param->value;
-            if (!params_is_written(param, only_trained)) continue;
-            if (param->weight.bits != 0)
-                MB_RAISE(MB_EUNSUPPORTED, "%s: the model is kept quantised; write its adapter or a delta",
-                         folder);
-            if (pass == 0)
-                MB_TRY(mb_safetensors_writer_declare(writer, param->name, dtype, value->dims, value->shape));
-            else {
-                MB_FREE(copy);
-                MB_NEW_ARRAY(copy, mb_tensor_count(value));
-                MB_TRY(mb_params_get_f32(param, copy));
-                MB_TRY(mb_safetensors_writer_write_f32(writer, param->name, copy, mb_tensor_count(value)));
-            }
-        }
+    MB_TRY(params_declare(params, writer, dtype, only_trained));
+    for (int64_t i = 0; i < mb_params_count(params); i++) {
+        const mb_param *param = mb_params_at(params, i);
+        const int64_t n = mb_tensor_count(&param->value);
+        if (!params_is_written(param, only_trained)) continue;
+        MB_FREE(value);
+        MB_NEW_ARRAY(value, n);
+        MB_TRY(params_value(param, file, opt_source, folder, value));
+        MB_TRY(mb_safetensors_writer_write_f32(writer, param->name, value, n));
+    }
     MB_TRY(mb_safetensors_writer_close(&writer));
 done:
-    mb_free(copy);
+    mb_free(value);
+    mb_safetensors_close(&file);
     mb_safetensors_writer_destroy(&writer);
     return status;
 }

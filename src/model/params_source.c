@@ -213,6 +213,11 @@ done:
     return status;
 }
 
+mb_status mb_params_source_read(const mb_params_source *source, const char *folder, float *out)
+{
+    return source_convert(source, folder, out);
+}
+
 mb_status mb_params_source_load(const mb_params_source *source, const char *folder, mb_param *param)
 {
     mb_status status = MB_OK;

@@ -28,5 +28,7 @@ bool mb_params_source_is_known(mb_params *params, const char *name);
 /* Into the parameter: copied where the file's dtype is the one it is kept in, else converted once. MB_EDATA
  * when a value is NaN or Inf (names folder, tensor, element). */
 mb_status mb_params_source_load(const mb_params_source *source, const char *folder, mb_param *param);
+/* Its values as f32 [count]; errors as above. */
+mb_status mb_params_source_read(const mb_params_source *source, const char *folder, float *out);
 
 #endif

@@ -133,7 +133,10 @@ static mb_status record_text(mb_infer_prompts *p, const json_t *record, const ch
 {
     mb_status status = MB_OK;
     const mb_field_map map = {.form = p->options->form, .fields = p->options->fields};
-    MB_TRY(mb_dialog_read_prompt(record, &map, &p->dialog));
+    status = mb_dialog_read_prompt(record, &map, &p->dialog);
+    if (status != MB_OK)
+        mb_status_prefix("a prompt is a string, or has prompt, text, messages, instruction or question: ");
+    MB_TRY(status);
     if (!p->lays_out_all && is_plain(record, &p->dialog)) {
         *out_text = p->dialog.turns[0].text;
         *out_length = p->dialog.turns[0].length;

@@ -84,6 +84,11 @@ static mb_status run(mb_program *program)
     const bool is_init = mb_str_equal(program->mode, "init");
     if (!is_init && own->model.path == NULL)
         MB_RAISE(MB_EUSAGE, "model.path is missing: the folder to convert");
+    if (own->model.adapter != NULL &&
+        (mb_str_equal(program->mode, "trash") || mb_str_equal(program->mode, "plain") ||
+         mb_str_equal(program->mode, "full")))
+        MB_RAISE(MB_EUSAGE, "%s takes no model.adapter; merge it into the model first (moe-convert merge)",
+                 program->mode);
     if (program->is_dry_run) goto done;
     MB_TRY(mb_program_open_ops(program));
     if (mb_str_equal(program->mode, "verify")) {

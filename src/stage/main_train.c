@@ -29,6 +29,19 @@ done:
     return status;
 }
 
+/* Quantising needs frozen matrices. */
+static mb_status check_quantised(const mb_train_program *own, const char *train)
+{
+    mb_status status = MB_OK;
+    mb_lm_options lm = {0};
+    MB_TRY(mb_model_options_storage(&own->model, &lm));
+    if (lm.frozen_bits != 0 && own->model.adapter == NULL && mb_str_equal(train, "all"))
+        MB_RAISE(MB_EUSAGE, "model.quantize is for frozen matrices, and here all train; "
+                            "give training.peft_mode=lora, or model.quantize=none");
+done:
+    return status;
+}
+
 static mb_status open_model(mb_program *program, mb_lm **out_lm)
 {
     mb_train_program *own = program->own;
@@ -45,6 +58,9 @@ static mb_status open_model(mb_program *program, mb_lm **out_lm)
                         : is_warmup || mb_str_equal(own->peft_mode, "full_rank") ? "router"
                                                                                  : "all";
     if (is_lora) train = "lora";
+    MB_TRY(check_quantised(own, train));
+    if (own->model.adapter != NULL)
+        mb_info("%s: the adapter trains on, the model under it stays as it is", own->model.adapter);
     own->model.opt_comm = program->comm;
     own->model.shard = own->model.shard || own->trainer.zero == 3;
     MB_TRY(mb_model_options_open(&own->model, program->ops, train,

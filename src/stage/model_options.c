@@ -56,12 +56,16 @@ const mb_option *mb_model_option_table(int64_t *out_count)
 
 /* ---- opening ---- */
 
+static int bits_of_word(const char *quantize)
+{
+    if (quantize == NULL || mb_str_equal(quantize, "none")) return 0;
+    return strchr(quantize, '8') != NULL ? 8 : 4;
+}
+
 static int bits_of(const mb_model_options *opts)
 {
     if (opts->load_in_4bit) return 4;
-    if (opts->load_in_8bit) return 8;
-    if (opts->quantize == NULL || mb_str_equal(opts->quantize, "none")) return 0;
-    return strchr(opts->quantize, '8') != NULL ? 8 : 4;
+    return opts->load_in_8bit ? 8 : bits_of_word(opts->quantize);
 }
 
 mb_status mb_model_options_storage(const mb_model_options *opts, mb_lm_options *lm)
@@ -70,6 +74,10 @@ mb_status mb_model_options_storage(const mb_model_options *opts, mb_lm_options *
     lm->dtype = MB_F32;
     if (opts->load_in_4bit && opts->load_in_8bit)
         MB_RAISE(MB_EUSAGE, "model.load_in_4bit and model.load_in_8bit exclude each other");
+    const int bits = bits_of(opts), word = bits_of_word(opts->quantize);
+    if (word != 0 && word != bits)
+        MB_RAISE(MB_EUSAGE, "model.quantize = %s and model.load_in_%dbit contradict each other; say one",
+                 opts->quantize, bits);
     if (opts->dtype != NULL) MB_TRY(mb_dtype_parse(opts->dtype, &lm->dtype));
     if (opts->bf16) lm->dtype = MB_BF16;
     lm->frozen_bits = bits_of(opts);

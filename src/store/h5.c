@@ -38,7 +38,6 @@ static mb_status new_file(const char *path, mb_h5 **out_file)
 {
     mb_status status = MB_OK;
     mb_h5 *file = NULL;
-    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
     MB_NEW(file);
     file->file = H5I_INVALID_HID;
     for (int i = 0; i < MB_H5_OPEN_DATASETS; i++) file->datasets[i].id = H5I_INVALID_HID;

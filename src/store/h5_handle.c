@@ -20,6 +20,7 @@ static pthread_mutex_t h5_lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 int mb_h5_handle_enter(void)
 {
     pthread_mutex_lock(&h5_lock);
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL); /* a thread's own; mb_h5_handle_fail says errors */
     return 0;
 }
 

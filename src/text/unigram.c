@@ -14,8 +14,9 @@
 #include "text/piece_trie.h"
 #include "text/word_cache.h"
 
-#define NONE    UINT32_MAX
-#define PENALTY 10.0 /* an unknown character's score is so far below the lowest */
+#define NONE        UINT32_MAX
+#define EXACT_POWER 22   /* the highest power of ten that a double holds exactly */
+#define PENALTY     10.0 /* an unknown character's score is so far below the lowest */
 
 struct mb_unigram {
     mb_bpe_vocab vocab;
@@ -68,17 +69,37 @@ static void shortest_digits(double value, uint64_t *out_digits, int *out_exponen
     *out_exponent = (*p == 'e' ? atoi(p + 1) : 0) - behind;
 }
 
+/* A value that is an integer below 2^53 by a power of ten up to 10^22 comes out of serde_json's one division
+ * as itself, whichever of its shortest forms is in the file: both sides of the division are exact. */
+static bool is_short(double value)
+{
+    double power = 1;
+    for (int k = 0; k <= EXACT_POWER && value * power < 9e15; k++, power *= 10)
+        if (rint(value * power) / power == value) return true;
+    return false;
+}
+
+static double power_of_ten(int n) /* n from 0 to 308 */
+{
+    char text[16];
+    double power = 1;
+    if (n > EXACT_POWER) {
+        snprintf(text, sizeof text, "1e%d", n);
+        return strtod(text, NULL);
+    }
+    for (int k = 0; k < n; k++) power *= 10;
+    return power;
+}
+
 double mb_unigram_score(double value)
 {
     uint64_t digits = 0;
     int exponent = 0;
-    if (value == 0 || !isfinite(value)) return value;
+    if (value == 0 || !isfinite(value) || is_short(fabs(value))) return value;
     shortest_digits(fabs(value), &digits, &exponent);
     double score = (double)digits;
-    char power[16];
     for (; exponent < -308; exponent += 308) score /= 1e308;
-    snprintf(power, sizeof power, "1e%d", abs(exponent));
-    score = exponent < 0 ? score / strtod(power, NULL) : score * strtod(power, NULL);
+    score = exponent < 0 ? score / power_of_ten(-exponent) : score * power_of_ten(exponent);
     return value < 0 ? -score : score;
 }
 

@@ -131,6 +131,9 @@ train() { "$bin/moe-train" dataset.path="$work/shard/shard.h5" training.max_step
     "$bin/moe-convert" init convert.config="$work/dense.json" tokenizer.path="$work/tok" output.dir="$work/dense"
     refused 2 "upcycle" "$bin/moe-convert" trash model.path="$work/dense/model" output.dir="$work/out"
     refused 2 "model.adapter" "$bin/moe-convert" merge model.path="$work/dense/model" output.dir="$work/out"
+    refused 2 "merge it" "$bin/moe-convert" full model.path="$work/dense/model" model.adapter="$work/none" output.dir="$work/out"
+    refused 2 "peft_mode=lora" "$bin/moe-train" model.path="$work/dense/model" model.quantize=int4 dataset.path="$work/shard/shard.h5" output.dir="$work/out"
+    refused 2 "contradict" "$bin/moe-train" model.path="$work/dense/model" model.quantize=int8 model.load_in_4bit=true dataset.path="$work/shard/shard.h5" output.dir="$work/out"
 }
 
 @test "tasks: one name twice and few-shot where there is none are refused before scoring; named tasks are kept apart" {

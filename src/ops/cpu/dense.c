@@ -93,6 +93,10 @@ bool mb_dense_has_bf16(const mb_dense *dense)
 {
     return dense->has_bf16;
 }
+bool mb_dense_has_panels(const mb_dense *dense)
+{
+    return dense->has_panels;
+}
 bool mb_dense_can_pack(const mb_dense *dense)
 {
     return dense->library->pack != NULL;
@@ -110,6 +114,7 @@ static mb_panels_product panels_product(const mb_product *p)
                                .lda = p->lda,
                                .ldc = p->ldc,
                                .accumulate = p->accumulate,
+                               .is_a_panels = p->is_a_panels,
                                .is_c_bf16 = p->is_c_bf16};
 }
 

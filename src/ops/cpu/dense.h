@@ -21,6 +21,7 @@ typedef struct mb_dense mb_dense;
 typedef struct mb_product {
     int64_t m, n, k;
     bool is_a_transposed, is_b_transposed, accumulate, is_bf16, is_c_bf16;
+    bool is_a_panels; /* bf16 by our own loops (mb_dense_has_panels): see mb_panels_product */
     const void *a, *b;
     const float *opt_bias;
     const void *opt_packed;
@@ -37,6 +38,7 @@ void mb_dense_destroy(mb_dense **dense);
  * bf16 as f32" (no products of bf16). */
 const char *mb_dense_describe(const mb_dense *dense);
 bool mb_dense_has_bf16(const mb_dense *dense);
+bool mb_dense_has_panels(const mb_dense *dense); /* they are our own loops' */
 /* Do the bits of a row of c not depend on m, n, threads and packing? If not, callers use tiles of one size.
  */
 bool mb_dense_is_row_stable(const mb_dense *dense);

@@ -1,11 +1,9 @@
 /* linear_dw (cpu): gradients of weights, dw[n,k] += dy^T x, as jobs of (group, rows of dw, columns of dw); a
- * job
- * takes its group's tokens in order, in pieces, so bits do not depend on threads.
+ * job takes its group's tokens in order, in pieces, so bits do not depend on threads.
  *
- * bf16: x is packed into panels once, by all threads; a job transposes its columns of dy, piece by piece,
- * into
- * memory of its own. Pieces have 512 tokens, the last one is filled with zeros to a multiple of 32: few
- * shapes.
+ * bf16: x is packed into panels once, by all threads, and so is dy where our own loops take both operands as
+ * panels; for a library a job transposes its columns of dy, piece by piece, into memory of its own. Pieces
+ * have 512 tokens, the last one is filled with zeros to a multiple of 32: few shapes.
  * f32: tokens go in pieces of 512, 256, 128, 64 and the rest, again to have few shapes.
  *
  * 1. jobs
@@ -29,8 +27,9 @@ typedef struct dw_work {
     const int32_t *offsets;
     const mb_tensor *dw; /* [groups] */
     int64_t groups, n, k;
-    uint16_t *panels; /* bf16: x by pieces */
-    int64_t *pieces;  /* [groups] where a group's begin, in tokens */
+    uint16_t *panels;    /* bf16: x by pieces */
+    uint16_t *dy_panels; /* and dy, NULL where jobs transpose it */
+    int64_t *pieces;     /* [groups] where a group's begin, in tokens */
 } dw_work;
 
 typedef struct dw_job {
@@ -108,11 +107,48 @@ static int64_t piece_of(int64_t first, int64_t count)
     return count - first < PIECE ? count - first : PIECE;
 }
 
-static mb_status run_bf16(mb_dense *dense, int thread, const dw_work *work, const dw_job *j)
+/* One piece of a job: tokens first.. of its group. */
+static mb_product piece_product(const dw_work *work, const dw_job *j, int64_t first, int64_t padded)
+{
+    const int64_t width = round_up(work->k, MB_PANEL_COLUMNS), piece = work->pieces[j->group] + first;
+    return (mb_product){.m = j->rows,
+                        .n = j->columns,
+                        .k = padded,
+                        .accumulate = true,
+                        .is_bf16 = true,
+                        .b = work->panels + piece * width + j->column * padded,
+                        .c = mb_tensor_f32(&work->dw[j->group]) + j->row * work->k + j->column,
+                        .lda = padded,
+                        .ldc = work->k};
+}
+
+/* Both operands are panels: 64 rows at a time. */
+static mb_status run_panels(mb_dense *dense, int thread, const dw_work *work, const dw_job *j)
+{
+    mb_status status = MB_OK;
+    const int64_t count = work->offsets[j->group + 1] - work->offsets[j->group];
+    const int64_t width = round_up(work->n, MB_PANEL_COLUMNS);
+    for (int64_t first = 0; first < count; first += PIECE) {
+        const int64_t padded = mb_panels_rows(piece_of(first, count));
+        const uint16_t *dy = work->dy_panels + (work->pieces[j->group] + first) * width;
+        for (int64_t row = 0; row < j->rows; row += MB_PANEL_COLUMNS) {
+            const int64_t left = j->rows - row;
+            const dw_job part = {j->group, j->row + row, left < MB_PANEL_COLUMNS ? left : MB_PANEL_COLUMNS,
+                                 j->column, j->columns};
+            mb_product product = piece_product(work, &part, first, padded);
+            product.a = dy + part.row * padded;
+            product.is_a_panels = true;
+            MB_TRY(mb_dense_run(dense, thread, 1, &product));
+        }
+    }
+done:
+    return status;
+}
+
+static mb_status run_transposed(mb_dense *dense, int thread, const dw_work *work, const dw_job *j)
 {
     mb_status status = MB_OK;
     const int64_t begin = work->offsets[j->group], count = work->offsets[j->group + 1] - begin;
-    const int64_t width = round_up(work->k, MB_PANEL_COLUMNS);
     uint16_t *turned =
         mb_dense_thread_block(dense, thread, MB_DENSE_WEIGHT, (size_t)(j->rows * PIECE) * sizeof *turned);
     if (turned == NULL) return MB_ENOMEM;
@@ -120,49 +156,63 @@ static mb_status run_bf16(mb_dense *dense, int thread, const dw_work *work, cons
         const int64_t tokens = piece_of(first, count), padded = mb_panels_rows(tokens);
         const uint16_t *dy = (const uint16_t *)work->dy.data + (begin + first) * work->dy.ld + j->row;
         mb_panels_transpose(dy, tokens, j->rows, work->dy.ld, padded, turned);
-        mb_product product = {.m = j->rows,
-                              .n = j->columns,
-                              .k = padded,
-                              .accumulate = true,
-                              .is_bf16 = true,
-                              .a = turned,
-                              .b = work->panels + (work->pieces[j->group] + first) * width +
-                                   j->column * padded,
-                              .c = mb_tensor_f32(&work->dw[j->group]) + j->row * work->k + j->column,
-                              .lda = padded,
-                              .ldc = work->k};
+        mb_product product = piece_product(work, j, first, padded);
+        product.a = turned;
         MB_TRY(mb_dense_run(dense, thread, 1, &product));
     }
 done:
     return status;
 }
 
-/* x as panels, a piece of tokens after the other. */
-static mb_status pack_x(mb_ops *ops, dw_work *work)
+/* The pieces of all groups, and where each group's begin. */
+static mb_status list_pieces(mb_ops *ops, dw_work *work, dw_list *pieces, int64_t *out_tokens)
 {
     mb_status status = MB_OK;
-    const int64_t width = round_up(work->k, MB_PANEL_COLUMNS);
-    int64_t tokens = 0, count = 0;
-    dw_job *pieces = NULL;
+    *out_tokens = 0;
     MB_ARENA_ARRAY(ops->scratch, work->pieces, work->groups);
-    MB_ARENA_ARRAY(ops->scratch, pieces, work->groups + work->offsets[work->groups] / PIECE + 1);
+    MB_ARENA_ARRAY(ops->scratch, pieces->jobs, work->groups + work->offsets[work->groups] / PIECE + 1);
     for (int64_t e = 0; e < work->groups; e++) {
         if (!is_wanted(work, e)) continue;
         const int64_t rows = work->offsets[e + 1] - work->offsets[e];
-        work->pieces[e] = tokens;
-        for (int64_t first = 0; first < rows; first += PIECE) {
-            pieces[count++] = (dw_job){.group = e, .row = first, .rows = piece_of(first, rows)};
-        }
-        tokens += mb_panels_rows(rows);
+        work->pieces[e] = *out_tokens;
+        for (int64_t first = 0; first < rows; first += PIECE)
+            pieces->jobs[pieces->count++] = (dw_job){.group = e, .row = first, .rows = piece_of(first, rows)};
+        *out_tokens += mb_panels_rows(rows);
     }
-    MB_ARENA_ARRAY(ops->scratch, work->panels, tokens * width);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(mb_cpu_threads_for(ops, tokens *width))
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t e = pieces[i].group, row = work->offsets[e] + pieces[i].row;
-        const mb_panels_source x = {(const uint16_t *)work->x.data + row * work->x.ld, true, work->x.ld};
-        mb_panels_pack(&x, pieces[i].rows, work->k, mb_panels_stride(pieces[i].rows),
-                       work->panels + (work->pieces[e] + pieces[i].row) * width);
+done:
+    return status;
+}
+
+/* Rows [tokens, width] as panels, a piece after the other. */
+static mb_status pack_pieces(mb_ops *ops, const dw_work *work, const dw_list *pieces, int64_t tokens,
+                             mb_rows in, int64_t width, uint16_t **out_panels)
+{
+    mb_status status = MB_OK;
+    const int64_t wide = round_up(width, MB_PANEL_COLUMNS);
+    uint16_t *panels;
+    MB_ARENA_ARRAY(ops->scratch, panels, tokens * wide);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(mb_cpu_threads_for(ops, tokens *wide))
+    for (int64_t i = 0; i < pieces->count; i++) {
+        const dw_job *piece = &pieces->jobs[i];
+        const int64_t row = work->offsets[piece->group] + piece->row;
+        const mb_panels_source source = {(const uint16_t *)in.data + row * in.ld, true, in.ld};
+        mb_panels_pack(&source, piece->rows, width, mb_panels_stride(piece->rows),
+                       panels + (work->pieces[piece->group] + piece->row) * wide);
     }
+    *out_panels = panels;
+done:
+    return status;
+}
+
+static mb_status pack(mb_ops *ops, dw_work *work)
+{
+    mb_status status = MB_OK;
+    dw_list pieces = {0};
+    int64_t tokens;
+    MB_TRY(list_pieces(ops, work, &pieces, &tokens));
+    MB_TRY(pack_pieces(ops, work, &pieces, tokens, work->x, work->k, &work->panels));
+    if (mb_dense_has_panels(mb_cpu_get(ops)->dense))
+        MB_TRY(pack_pieces(ops, work, &pieces, tokens, work->dy, work->n, &work->dy_panels));
 done:
     return status;
 }
@@ -199,8 +249,10 @@ static mb_status run_list(mb_ops *ops, const dw_work *work, const dw_list *list)
 #pragma omp parallel for schedule(dynamic, 1) num_threads(ops->threads) if (list->count > 1)
     for (int64_t i = 0; i < list->count; i++) {
         const int thread = omp_get_thread_num();
-        mb_status one = work->panels != NULL ? run_bf16(dense, thread, work, &list->jobs[i])
-                                             : run_f32(dense, thread, work, &list->jobs[i]);
+        const dw_job *job = &list->jobs[i];
+        mb_status one = work->dy_panels != NULL ? run_panels(dense, thread, work, job)
+                        : work->panels != NULL  ? run_transposed(dense, thread, work, job)
+                                                : run_f32(dense, thread, work, job);
         if (one != MB_OK) {
 #pragma omp atomic write
             failed = one;
@@ -222,7 +274,7 @@ static mb_status run(mb_ops *ops, dw_work *work)
         while (columns > MB_PANEL_COLUMNS &&
                work->groups * (work->n / tile + 1) * (work->k / columns + 1) < JOBS)
             columns /= 2;
-        MB_TRY(pack_x(ops, work));
+        MB_TRY(pack(ops, work));
     } else if (work->x.is_bf16) {
         MB_TRY(mb_linear_widen(ops, work->x, rows, work->k, &work->x));
         MB_TRY(mb_linear_widen(ops, work->dy, rows, work->n, &work->dy));

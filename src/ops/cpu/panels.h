@@ -64,6 +64,8 @@ typedef struct mb_panels_product {
     void *c;
     int64_t lda, ldc;
     bool accumulate, is_c_bf16;
+    bool is_a_panels; /* a[m,k] as the panels of its transpose [k,m], m <= 64: what mb_panels_pack makes of k
+                         rows of m numbers; k is a multiple of 32 then and lda is not read */
 } mb_panels_product;
 /* sums: scratch of MB_PANEL_TILE * columns floats; that many columns (a multiple of 64) are taken at a time.
  * */

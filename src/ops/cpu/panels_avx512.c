@@ -219,85 +219,6 @@ static inline int32_t word_at(const uint16_t *a, int64_t i, int64_t k)
     return word;
 }
 
-/* Sums of `rows` rows (known where this is inlined) and one panel over k from first to last, both even or the
- * end,
- * added to what is in sums. */
-static inline __attribute__((always_inline, target("avx512bf16"))) void
-sum_rows(int rows, int groups, const mb_panels_product *p, const uint16_t *a, const uint16_t *panel,
-         int64_t first, int64_t last, float *sums, int64_t ld)
-{
-    __m512 acc[ROWS][GROUPS];
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 16
-        for (int g = 0; g < groups; g++)
-            acc[r][g] = first == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + r * ld + g * LANES);
-    }
-    for (int64_t i = first; i < last; i += 2) {
-        __m512bh b[GROUPS];
-        const bool is_pair = i + 1 < p->k;
-#pragma GCC unroll 16
-        for (int g = 0; g < groups; g++)
-            b[g] = (__m512bh)_mm512_load_si512(panel + i * MB_PANEL_COLUMNS + g * LANES * 2);
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            int32_t word;
-            if (is_pair) memcpy(&word, a + r * p->lda + i, sizeof word);
-            if (!is_pair) word = word_at(a + r * p->lda, i, p->k);
-            const __m512bh x = (__m512bh)_mm512_set1_epi32(word);
-#pragma GCC unroll 16
-            for (int g = 0; g < groups; g++) acc[r][g] = _mm512_dpbf16_ps(acc[r][g], x, b[g]);
-        }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 16
-        for (int g = 0; g < groups; g++) _mm512_storeu_ps(sums + r * ld + g * LANES, acc[r][g]);
-    }
-}
-
-/* Rows of a tile; the panel's first `groups` vectors of columns. */
-static inline __attribute__((always_inline, target("avx512bf16"))) void
-sum_tile(int groups, const mb_panels_product *p, const uint16_t *a, int64_t m, const uint16_t *panel,
-         int64_t first, int64_t last, float *sums, int64_t ld)
-{
-    int64_t r = 0;
-    for (; r + ROWS <= m; r += ROWS)
-        sum_rows(ROWS, groups, p, a + r * p->lda, panel, first, last, sums + r * ld, ld);
-    a += r * p->lda, sums += r * ld;
-    switch (m - r) {
-    case 5:
-        sum_rows(5, groups, p, a, panel, first, last, sums, ld);
-        break;
-    case 4:
-        sum_rows(4, groups, p, a, panel, first, last, sums, ld);
-        break;
-    case 3:
-        sum_rows(3, groups, p, a, panel, first, last, sums, ld);
-        break;
-    case 2:
-        sum_rows(2, groups, p, a, panel, first, last, sums, ld);
-        break;
-    case 1:
-        sum_rows(1, groups, p, a, panel, first, last, sums, ld);
-        break;
-    default:
-        break;
-    }
-}
-
-static __attribute__((target("avx512bf16"))) void sum_panel(const mb_panels_product *p, int64_t n,
-                                                            const uint16_t *a, int64_t m,
-                                                            const uint16_t *panel, int64_t first,
-                                                            int64_t last, float *sums, int64_t ld)
-{
-    if (n <= LANES) {
-        sum_tile(1, p, a, m, panel, first, last, sums, ld);
-    } else {
-        sum_tile(GROUPS, p, a, m, panel, first, last, sums, ld);
-    }
-}
-
 /* 16 columns of a row of c from `column`. */
 static inline void finish(const mb_panels_product *p, int64_t row, int64_t column, __m512 sum)
 {
@@ -320,6 +241,107 @@ static inline void finish(const mb_panels_product *p, int64_t row, int64_t colum
     _mm256_mask_storeu_epi16(narrow, mask, _mm512_cvtepi32_epi16(bits));
 }
 
+/* A panel's columns of a row of c into the cache, to be written. */
+static inline void fetch(const mb_panels_product *p, int64_t row, int64_t column)
+{
+    const int64_t size = p->is_c_bf16 ? 2 : 4;
+    const char *c = (const char *)p->c + (row * p->ldc + column) * size;
+    for (int64_t at = 0; at < MB_PANEL_COLUMNS * size; at += 64) __builtin_prefetch(c + at, 1);
+}
+
+/* A tile's rows of a, one panel, k from first to last (both even, or the end): sums are kept between the
+ * parts
+ * of k; behind the last part they go to c, from `column` on. */
+typedef struct panel_part {
+    const mb_panels_product *p; /* c and bias of the tile */
+    const uint16_t *a, *panel;
+    int64_t m, first, last, column, ld;
+    int64_t row_step, pair_step; /* of a: numbers from a row to the next, from a pair of k to the next */
+    float *sums;
+} panel_part;
+
+/* Rows row.. of the part, their number and that of vectors known where this is inlined. */
+static inline __attribute__((always_inline, target("avx512bf16"))) void
+sum_rows(int rows, int groups, const panel_part *t, int64_t row)
+{
+    const mb_panels_product *p = t->p;
+    const uint16_t *a = t->a + row * t->row_step;
+    const int64_t step = t->row_step;
+    const bool is_end = t->last >= p->k;
+    float *sums = t->sums + row * t->ld;
+    __m512 acc[ROWS][GROUPS];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (int g = 0; g < groups; g++)
+            acc[r][g] = t->first == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + r * t->ld + g * LANES);
+    }
+    for (int r = 0; is_end && r < rows; r++) fetch(p, row + r, t->column);
+    for (int64_t i = t->first; i < t->last; i += 2) {
+        __m512bh b[GROUPS];
+        const bool is_pair = i + 1 < p->k;
+        const uint16_t *x_at = a + i / 2 * t->pair_step;
+#pragma GCC unroll 16
+        for (int g = 0; g < groups; g++)
+            b[g] = (__m512bh)_mm512_load_si512(t->panel + i * MB_PANEL_COLUMNS + g * LANES * 2);
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            int32_t word;
+            if (is_pair) memcpy(&word, x_at + r * step, sizeof word);
+            if (!is_pair) word = word_at(a + r * step, i, p->k);
+            const __m512bh x = (__m512bh)_mm512_set1_epi32(word);
+#pragma GCC unroll 16
+            for (int g = 0; g < groups; g++) acc[r][g] = _mm512_dpbf16_ps(acc[r][g], x, b[g]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (int g = 0; g < groups; g++) {
+            if (is_end)
+                finish(p, row + r, t->column + g * LANES, acc[r][g]);
+            else
+                _mm512_storeu_ps(sums + r * t->ld + g * LANES, acc[r][g]);
+        }
+    }
+}
+
+/* All rows; the panel's first `groups` vectors of columns. */
+static inline __attribute__((always_inline, target("avx512bf16"))) void sum_tile(int groups,
+                                                                                 const panel_part *t)
+{
+    int64_t r = 0;
+    for (; r + ROWS <= t->m; r += ROWS) sum_rows(ROWS, groups, t, r);
+    switch (t->m - r) {
+    case 5:
+        sum_rows(5, groups, t, r);
+        break;
+    case 4:
+        sum_rows(4, groups, t, r);
+        break;
+    case 3:
+        sum_rows(3, groups, t, r);
+        break;
+    case 2:
+        sum_rows(2, groups, t, r);
+        break;
+    case 1:
+        sum_rows(1, groups, t, r);
+        break;
+    default:
+        break;
+    }
+}
+
+static __attribute__((target("avx512bf16"))) void sum_panel(const panel_part *t)
+{
+    if (t->p->n - t->column <= LANES) {
+        sum_tile(1, t);
+    } else {
+        sum_tile(GROUPS, t);
+    }
+}
+
 void mb_panels_finish(const mb_panels_product *p, const float *sums, int64_t ld)
 {
     for (int64_t row = 0; row < p->m; row++) {
@@ -335,19 +357,26 @@ static void multiply_tile(const mb_panels_product *p, int64_t first, int64_t m, 
                           int64_t columns, float *sums)
 {
     const int64_t stride = mb_panels_stride(p->k), n = p->n - column < columns ? p->n - column : columns;
-    const uint16_t *a = p->a + first * p->lda;
+    mb_panels_product tile = *p;
+    tile.m = m, tile.n = n;
+    tile.opt_bias = p->opt_bias != NULL ? p->opt_bias + column : NULL;
+    tile.c = (char *)p->c + (first * p->ldc + column) * (p->is_c_bf16 ? 2 : 4);
     for (int64_t k = 0; k < p->k; k += DEPTH) {
-        const int64_t last = p->k - k < DEPTH ? p->k : k + DEPTH;
+        panel_part part = {.p = &tile,
+                           .a = p->is_a_panels ? p->a : p->a + first * p->lda,
+                           .m = m,
+                           .first = k,
+                           .last = p->k - k < DEPTH ? p->k : k + DEPTH,
+                           .row_step = p->is_a_panels ? 2 : p->lda,
+                           .pair_step = p->is_a_panels ? 2 * MB_PANEL_COLUMNS : 2,
+                           .ld = columns};
         for (int64_t j = 0; j < n; j += MB_PANEL_COLUMNS) {
-            const uint16_t *panel = p->panels + (column + j) / MB_PANEL_COLUMNS * stride;
-            sum_panel(p, n - j, a, m, panel, k, last, sums + j, columns);
+            part.panel = p->panels + (column + j) / MB_PANEL_COLUMNS * stride;
+            part.column = j;
+            part.sums = sums + j;
+            sum_panel(&part);
         }
     }
-    mb_panels_product part = *p;
-    part.m = m, part.n = n;
-    part.opt_bias = p->opt_bias != NULL ? p->opt_bias + column : NULL;
-    part.c = (char *)p->c + (first * p->ldc + column) * (p->is_c_bf16 ? 2 : 4);
-    mb_panels_finish(&part, sums, columns);
 }
 
 void mb_panels_multiply(const mb_panels_product *p, float *sums, int64_t columns)

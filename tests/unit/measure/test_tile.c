@@ -2,6 +2,8 @@
  * thread, in any order, with failures brought over. */
 #include "measure_fixture.h"
 
+#include <fcntl.h>
+
 #include "measure/tile_stream.h"
 
 enum { RECORDS = 60, LONGEST = 90, LIMIT = 50, TILE = 120, WINDOW = 400 };
@@ -111,13 +113,14 @@ static void damage(const char *path, int64_t record)
     mb_str_destroy(&data);
 }
 
-/* A damaged chunk is found by the reader and said by take, with the file's name. */
+/* A damaged chunk is found by the reader and said by take, with the file's name; HDF5 itself, which has a
+ * switch per thread, says nothing on stderr. */
 static void test_stream_failure(void **state)
 {
     (void)state;
     fixture f = fixture_open("ref");
     mb_shard *shard = fixture_shard(&f, "a.h5", 3000, LONGEST, false);
-    char *path = mb_test_path(f.folder, "a.h5");
+    char *path = mb_test_path(f.folder, "a.h5"), *said = mb_test_path(f.folder, "said");
     mb_tile_plan plan;
     mb_tile_stream *stream = NULL;
     const mb_tile *tile;
@@ -127,15 +130,22 @@ static void test_stream_failure(void **state)
     mb_test_ok(mb_shard_open(path, 0, &shard));
     mb_test_ok(mb_tile_plan_create(shard, LIMIT, TILE, WINDOW, &plan));
     mb_test_ok(mb_tile_stream_create(shard, &plan, LIMIT, MB_TILE_NO_TARGETS, &stream));
+    const int kept = dup(STDERR_FILENO), file = open(said, O_CREAT | O_WRONLY, 0600);
+    assert_true(kept >= 0 && file >= 0 && dup2(file, STDERR_FILENO) >= 0);
     for (int64_t t = 0; t < plan.count && status == MB_OK; t++) {
         mb_tile_stream_start(stream, t);
         status = mb_tile_stream_take(stream, &tile);
     }
+    assert_int_equal(dup2(kept, STDERR_FILENO), STDERR_FILENO);
     mb_test_fails(status, MB_EFORMAT, "a.h5");
+    assert_int_equal(lseek(file, 0, SEEK_END), 0);
+    close(kept);
+    close(file);
     mb_tile_stream_destroy(&stream);
     mb_tile_plan_reset(&plan);
     mb_shard_close(&shard);
     mb_free(path);
+    mb_free(said);
     fixture_close(&f);
 }
 

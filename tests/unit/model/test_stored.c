@@ -121,6 +121,47 @@ static void test_quantised_values_are_within_half_a_step(void **state)
     mb_ops_destroy(&ops);
 }
 
+/* Written in full, what is frozen is what the folder held, however it was kept; what trained is new. */
+static void written_check(mb_dtype dtype, int bits)
+{
+    mb_ops *ops = cases_ops("ref");
+    char *folder = cases_temporary();
+    mb_lm *lm = NULL, *again = NULL, *plain = NULL;
+    const mb_lm_options options = {.path = CASES_FOLDER "/mixtral",
+                                   .train = "router",
+                                   .dtype = dtype,
+                                   .frozen_bits = bits,
+                                   .frozen_group = 8};
+    assert_status_ok(mb_lm_open(ops, &options, &lm));
+    mb_params_trained(mb_lm_params(lm))[0] += 1;
+    mb_params_changed(mb_lm_params(lm));
+    assert_status_ok(mb_lm_write(lm, folder, "full", MB_F32));
+    again = cases_open(ops, folder, "none");
+    plain = cases_open(ops, CASES_FOLDER "/mixtral", "none");
+    int64_t changed = 0;
+    for (int64_t i = 0; i < mb_params_count(mb_lm_params(plain)); i++) {
+        const mb_param *a = mb_params_at(mb_lm_params(plain), i);
+        const mb_param *b = mb_params_find(mb_lm_params(again), a->name);
+        const bool is_same = memcmp(a->value.data, b->value.data, mb_tensor_bytes(&a->value)) == 0;
+        if (!is_same) assert_non_null(strstr(a->name, ".gate.weight"));
+        changed += !is_same;
+    }
+    assert_int_equal(changed, 1);
+    mb_lm_destroy(&lm);
+    mb_lm_destroy(&again);
+    mb_lm_destroy(&plain);
+    cases_remove(folder);
+    mb_ops_destroy(&ops);
+}
+
+static void test_a_full_write_has_the_originals(void **state)
+{
+    (void)state;
+    written_check(MB_BF16, 0);
+    written_check(MB_F32, 8);
+    written_check(MB_BF16, 4);
+}
+
 /* ---- adapters over them ---- */
 
 static mb_lm *stored_adapted(mb_ops *ops, const char *path, mb_dtype dtype, int bits)
@@ -211,6 +252,7 @@ int main(void)
         cmocka_unit_test(test_quantised_weights_compute_what_they_mean),
         cmocka_unit_test(test_bf16_weights_compute_what_they_mean),
         cmocka_unit_test(test_quantised_values_are_within_half_a_step),
+        cmocka_unit_test(test_a_full_write_has_the_originals),
         cmocka_unit_test(test_adapters_train_over_quantised_weights),
     };
     return cmocka_run_group_tests(tests, NULL, cases_no_leaks);

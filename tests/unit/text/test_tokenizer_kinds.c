@@ -219,6 +219,13 @@ static void scores(void **state)
     assert_true(mb_unigram_score(0) == 0 && mb_unigram_score(-9) == -9);
     assert_true(mb_unigram_score(-12.5) == -12.5 && mb_unigram_score(1e300) == 1e300);
     assert_true(mb_unigram_score(-9.123456954956055) == -(9123456954956055.0 / 1e15));
+    uint64_t digits = 1;
+    for (int i = 0; i < 2000; i++) { /* few digits: one exact division, which gives the nearest number */
+        char text[40];
+        digits = digits * 7919 % 999999999989;
+        snprintf(text, sizeof text, "-%llue-%d", (unsigned long long)digits, i % 23);
+        if (mb_unigram_score(strtod(text, NULL)) != strtod(text, NULL)) fail_msg("%s", text);
+    }
     int other = 0;
     for (int i = 1; i < 2000; i++) {
         double value = (double)((float)i * -0.0123f), score = mb_unigram_score(value);
