@@ -75,7 +75,7 @@ def measure(s):
         "tokens": [(t, s.seconds(tokens=t)) for t in (16384, 32768, 65536, 131072)],
         "experts": [(e, s.seconds(experts=e)) for e in (4, 8, 16, 32, 64)],
         "length": [(n, s.seconds(length=n)) for n in (128, 512, 1024, 2048, 4096, 8192)],
-        "ranks": [(r, s.seconds(ranks=r)) for r in (1, 2)],
+        "ranks": [(r, s.seconds(tokens=262144, ranks=r)) for r in (1, 2)],
     }
     lengths, times = np.array([p[0] for p in result["length"]]), np.array([p[1] for p in result["length"]])
     slope, constant = np.polyfit(lengths, times, 1)
