@@ -4,8 +4,7 @@
  * exactly at the end of the system's block, so that a sanitizer sees every overrun; large ones come from
  * calloc, which gets untouched zero pages (no page is written before its first use, which then decides the
  * page's NUMA node). Huge ones ask for huge pages: with 4 KiB pages a gigabyte of weights costs 262,144
- * faults
- * and its products miss the address cache.
+ * faults and its products miss the address cache.
  *
  * 1. counters   2. blocks   3. arena
  */

@@ -53,8 +53,8 @@ typedef struct mb_trainer_options {
 const mb_option *mb_trainer_option_table(int64_t *out_count);
 
 /* Bytes by kind on the rank that needs most: what was forecast and what was used. activations: of the passes
- * and their batches; other: packed weights (forecast as if all were packed), the data's index, and the rest.
- * */
+ * and their batches; other: packed weights (forecast as if all were packed), the data's index, and the
+ * rest. */
 enum { MB_TRAINER_MEMORY_KINDS = 7 };
 
 typedef struct mb_trainer_report {

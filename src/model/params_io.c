@@ -82,13 +82,28 @@ static bool params_is_written(const mb_param *param, bool only_trained)
     return !only_trained || param->trained || param->from_delta;
 }
 
+/* Does memory hold a tensor rounded whose folder has it as it was? */
+static bool params_is_rounded(const mb_param *param)
+{
+    return param->value.dtype != MB_F32 && !param->from_delta;
+}
+
+static bool params_has_rounded(mb_params *params, bool only_trained)
+{
+    for (int64_t i = 0; i < mb_params_count(params); i++) {
+        const mb_param *param = mb_params_at(params, i);
+        if (params_is_written(param, only_trained) && params_is_rounded(param)) return true;
+    }
+    return false;
+}
+
 /* Values to write: from memory, or from the folder they came from when memory holds them rounded. */
 static mb_status params_value(const mb_param *param, const mb_safetensors *opt_file, const char *source,
                               const char *folder, float *out)
 {
     mb_status status = MB_OK;
     mb_params_source from;
-    if (opt_file != NULL && param->value.dtype != MB_F32 && !param->from_delta) {
+    if (opt_file != NULL && params_is_rounded(param)) {
         MB_TRY(mb_params_source_find(opt_file, source, param, &from));
         MB_TRY(mb_params_source_read(&from, source, out));
         goto done;
@@ -122,7 +137,8 @@ mb_status mb_params_write(mb_params *params, const char *folder, const char *ste
     mb_safetensors_writer *writer = NULL;
     mb_safetensors *file = NULL;
     float *value = NULL;
-    if (opt_source != NULL) MB_TRY(mb_safetensors_open(opt_source, &file));
+    if (opt_source != NULL && params_has_rounded(params, only_trained))
+        MB_TRY(mb_safetensors_open(opt_source, &file));
     MB_TRY(mb_safetensors_writer_create(folder, stem, shard_bytes, &writer));
     MB_TRY(params_declare(params, writer, dtype, only_trained));
     for (int64_t i = 0; i < mb_params_count(params); i++) {

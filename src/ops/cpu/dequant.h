@@ -2,8 +2,7 @@
  *
  * Layer: ops (cpu backend, internal).
  * dequant_body.h is the one source of the loops; dequant_avx512.c, dequant_avx2.c and dequant_portable.c
- * compile
- * it.
+ * compile it.
  */
 #ifndef MB_CPU_DEQUANT_H
 #define MB_CPU_DEQUANT_H

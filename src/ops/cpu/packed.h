@@ -1,15 +1,12 @@
 /* packed: what a weight looks like to a product: packed forms that are kept with it, and blocks of columns
- * that are
- * made for one call.
+ * that are made for one call.
  *
  * Layer: ops (cpu backend, internal).
  *
  * f32 rows meet an f32 weight plain; it is packed by the library when that pays. bf16 rows meet panels
  * (panels.h), of which a thread makes what it needs in memory of its own; panels of a weight that is used
- * again
- * are kept. Weights of other dtypes, quantised ones among them, are expanded by blocks and never kept, but
- * for the
- * panels of bf16 weights.
+ * again are kept. Weights of other dtypes, quantised ones among them, are expanded by blocks and never kept,
+ * but for the panels of bf16 weights.
  */
 #ifndef MB_CPU_PACKED_H
 #define MB_CPU_PACKED_H

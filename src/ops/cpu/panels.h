@@ -1,6 +1,5 @@
 /* panels: the layout in which bf16 products take their right operand, made by our own vector loops; and
- * products
- * with it.
+ * products with it.
  *
  * Layer: ops (cpu backend, internal).  Uses: AVX-512 (mb_panels_is_usable).
  *
@@ -67,8 +66,8 @@ typedef struct mb_panels_product {
     bool is_a_panels; /* a[m,k] as the panels of its transpose [k,m], m <= 64: what mb_panels_pack makes of k
                          rows of m numbers; k is a multiple of 32 then and lda is not read */
 } mb_panels_product;
-/* sums: scratch of MB_PANEL_TILE * columns floats; that many columns (a multiple of 64) are taken at a time.
- * */
+/* sums: scratch of MB_PANEL_TILE * columns floats; that many columns (a multiple of 64) are taken at
+ * a time. */
 void mb_panels_multiply(const mb_panels_product *product, float *sums, int64_t columns);
 /* The last step alone: c from the sums of a b, rows ld apart. */
 void mb_panels_finish(const mb_panels_product *product, const float *sums, int64_t ld);

@@ -250,8 +250,7 @@ static inline void fetch(const mb_panels_product *p, int64_t row, int64_t column
 }
 
 /* A tile's rows of a, one panel, k from first to last (both even, or the end): sums are kept between the
- * parts
- * of k; behind the last part they go to c, from `column` on. */
+ * parts of k; behind the last part they go to c, from `column` on. */
 typedef struct panel_part {
     const mb_panels_product *p; /* c and bias of the tile */
     const uint16_t *a, *panel;
