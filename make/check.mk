@@ -1,10 +1,19 @@
 # The two commands and what checks the house.
-.PHONY: test demo lint study-check bench docs format
+.PHONY: test test-slurm doctor demo lint study-check bench docs format
 
 # Tests run against the libraries this machine has; `make deps` comes first so that a fresh machine needs one command.
 test: deps
 	@$(MAKE) --no-print-directory all unit mpi-tests
 	@MB_PYTHON=$$($(FIND_PYTHON)) tests/run.sh --build $(BUILD)
+
+# The real thing on a real Slurm: a cluster of network namespaces on this machine (slurm/testbed), started, used and stopped.
+test-slurm: deps
+	@$(MAKE) --no-print-directory all
+	@MB_PYTHON=$$($(FIND_PYTHON)) tests/run.sh --build $(BUILD) --suites slurm
+
+# Is this machine (or the job this runs in) fit for moebatch?
+doctor: programs
+	@jobs/doctor.sh $(DOCTOR)
 
 lint:
 	@$(MAKE) --no-print-directory all

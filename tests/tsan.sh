@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.." || exit 1
 build=${1:-build/tsan}
 export OMP_NUM_THREADS=1
 export TSAN_OPTIONS="ignore_noninstrumented_modules=1 suppressions=$PWD/tests/tsan.supp exitcode=66"
-units="comm/test_comm comm/test_lanes comm/test_scatter base/test_log measure/test_tile measure/test_scorer measure/test_perplexity"
+units="comm/test_comm comm/test_lanes comm/test_scatter base/test_log measure/test_tile measure/test_scorer measure/test_perplexity learn/test_trainer_save"
 programs=
 bad=0
 for t in $units; do programs="$programs $build/tests/$t"; done

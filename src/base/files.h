@@ -1,6 +1,6 @@
 /* files: paths, whole-file reads, writes that appear whole or not at all.
  *
- * Layer: base.  Uses: memory, str.
+ * Layer: base.  Uses: memory, str, log.
  */
 #ifndef MB_FILES_H
 #define MB_FILES_H
@@ -21,6 +21,17 @@ mb_status mb_files_read(const char *path, int64_t max_bytes, mb_str *s);
 /* Write beside (`path.tmp.<pid>`), fsync, rename. Nothing is left under `path` on failure. */
 mb_status mb_files_write(const char *path, const void *bytes, size_t n);
 mb_status mb_files_copy(const char *from, const char *to); /* the same, from a file */
+
+/* The node-local copy of an input: `path` itself, unless the environment's MB_STAGED names a folder with a
+ * copy of the folder that path is, or of the folder its file is in. The copy of /a/b is $MB_STAGED/a/b
+ * (physical absolute path), with a file .complete: /a/b on the first line, then per file "<bytes> <mtime
+ * seconds> <name>" of the original. It holds the plain files of /a/b (links followed) but not its folders,
+ * and not those that mb_files_is_unstaged names. A copy is used only where .complete still agrees with the
+ * originals and with the copies, in names, bytes and times (a stat of each; for the path of a file, of that
+ * one); else the path itself is given, never an error. *out_path: new block, mb_free. MB_ENOMEM. */
+mb_status mb_files_staged(const char *path, char **out_path);
+/* Names that are not staged: they begin with "." or "lease", end in ".log" or ".tsv", or hold ".tmp.". */
+bool mb_files_is_unstaged(const char *name);
 
 /* Append one line (adds the newline) with a single write. */
 mb_status mb_files_append_line(const char *path, const char *line);

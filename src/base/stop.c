@@ -4,8 +4,10 @@
  */
 #include "base/stop.h"
 
+#include <math.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdlib.h>
 
 static volatile sig_atomic_t stop_flag;
 static volatile sig_atomic_t interrupts;
@@ -44,4 +46,14 @@ void mb_stop_reset(void)
 {
     stop_flag = 0;
     interrupts = 0;
+}
+
+double mb_stop_deadline(void)
+{
+    const char *text = getenv("MB_END_TIME");
+    if (text == NULL || *text == 0) text = getenv("SLURM_JOB_END_TIME");
+    if (text == NULL || *text < '0' || *text > '9') return 0;
+    char *end = NULL;
+    double seconds = strtod(text, &end);
+    return *end == 0 && isfinite(seconds) ? seconds : 0;
 }

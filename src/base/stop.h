@@ -15,4 +15,8 @@ bool mb_stop_is_set(void);
 /* For tests: clear. */
 void mb_stop_reset(void);
 
+/* When this job ends, in seconds since 1970: MB_END_TIME, else SLURM_JOB_END_TIME; 0 when neither is there
+ * or the one that counts is not a time. */
+double mb_stop_deadline(void);
+
 #endif

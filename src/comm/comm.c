@@ -80,6 +80,11 @@ int mb_comm_local_size(const mb_comm *comm)
     return comm->local_size;
 }
 
+int mb_comm_largest_node(const mb_comm *comm)
+{
+    return comm->largest_node;
+}
+
 const char *mb_comm_name(const mb_comm *comm)
 {
     return comm->vtable->name;

@@ -30,6 +30,8 @@ int mb_comm_rank(const mb_comm *comm);
 int mb_comm_size(const mb_comm *comm);
 int mb_comm_local_rank(const mb_comm *comm); /* among the ranks of this node */
 int mb_comm_local_size(const mb_comm *comm);
+/* Ranks of the node that has most of them: what all ranks may decide by, where nodes are filled unevenly. */
+int mb_comm_largest_node(const mb_comm *comm);
 const char *mb_comm_name(const mb_comm *comm); /* "self" or "mpi" */
 
 /* Collective. Returns the worst status of all ranks on every rank: a rank whose own status was MB_OK gets

@@ -42,6 +42,7 @@ typedef struct mb_comm_vtable {
 struct mb_comm {
     const mb_comm_vtable *vtable;
     int rank, size, local_rank, local_size;
+    int largest_node;   /* ranks of the node that has most: the same on all ranks */
     size_t message_max; /* bytes of the longest single message; a multiple of 8; tests lower it */
     void *impl;
 };

@@ -31,6 +31,8 @@ mb_status mb_comm_mpi_open(mb_comm *comm, int *argc, char ***argv)
 
 #include <mpi.h>
 
+#include "base/log.h"
+
 /* ---- 1. Errors ---- */
 
 static mb_status mpi_fail(int code, const char *call, const char *function, const char *file, int line)
@@ -180,12 +182,15 @@ done:
     return status;
 }
 
-/* ---- 5. Queue: a counter at rank 0, fetched and advanced in a passive epoch that lasts as long as the queue
- * ---- */
+/* ---- 5. Queue ---- */
+
+/* A counter at rank 0, fetched and advanced in a passive epoch that lasts as long as the queue. Where this
+ * MPI has no one-sided access between nodes, ranks take turns instead. */
 
 typedef struct mpi_counter {
-    MPI_Win window;
+    MPI_Win window; /* MPI_WIN_NULL: turns */
     bool locked;
+    int64_t turn; /* next number of this rank */
 } mpi_counter;
 
 static void mpi_queue_destroy(mb_comm_queue *queue)
@@ -197,6 +202,25 @@ static void mpi_queue_destroy(mb_comm_queue *queue)
     MB_FREE(queue->impl);
 }
 
+/* A window of `bytes`, or none on any rank (*out_has false): which transports can do it is found out only by
+ * trying. Collective. */
+static mb_status mpi_try_window(mb_comm *comm, size_t bytes, void *out_base, MPI_Win *out_window,
+                                bool *out_has)
+{
+    mb_status status = MB_OK;
+    int has = MPI_Win_allocate((MPI_Aint)bytes, 1, MPI_INFO_NULL, world_of(comm), out_base, out_window) ==
+              MPI_SUCCESS;
+    if (!has) *out_window = MPI_WIN_NULL;
+    MB_TRY_MPI(MPI_Allreduce(MPI_IN_PLACE, &has, 1, MPI_INT, MPI_MIN, world_of(comm)));
+    if (has) {
+        MB_TRY_MPI(MPI_Win_set_errhandler(*out_window, MPI_ERRORS_RETURN));
+        MB_TRY_MPI(MPI_Win_lock_all(MPI_MODE_NOCHECK, *out_window));
+    }
+    *out_has = has;
+done:
+    return status;
+}
+
 static mb_status mpi_queue_create(mb_comm_queue *queue)
 {
     mb_status status = MB_OK;
@@ -205,13 +229,14 @@ static mb_status mpi_queue_create(mb_comm_queue *queue)
     mpi_counter *counter = NULL;
     MB_NEW(counter);
     counter->window = MPI_WIN_NULL;
+    counter->turn = comm->rank;
     queue->impl = counter;
-    const MPI_Aint bytes = comm->rank == 0 ? (MPI_Aint)sizeof *first : 0;
-    MB_TRY_MPI(
-        MPI_Win_allocate(bytes, sizeof *first, MPI_INFO_NULL, world_of(comm), &first, &counter->window));
-    MB_TRY_MPI(MPI_Win_set_errhandler(counter->window, MPI_ERRORS_RETURN));
-    MB_TRY_MPI(MPI_Win_lock_all(MPI_MODE_NOCHECK, counter->window));
-    counter->locked = true;
+    MB_TRY(mpi_try_window(comm, comm->rank == 0 ? sizeof *first : 0, &first, &counter->window,
+                          &counter->locked));
+    if (!counter->locked) {
+        mb_debug("no one-sided communication between these ranks: they take parts in turn");
+        goto done;
+    }
     if (comm->rank == 0) {
         *first = 0;
         MB_TRY_MPI(MPI_Win_sync(counter->window));
@@ -224,9 +249,14 @@ done:
 static mb_status mpi_queue_next(mb_comm_queue *queue, int64_t *out_taken)
 {
     mb_status status = MB_OK;
-    const mpi_counter *counter = queue->impl;
+    mpi_counter *counter = queue->impl;
     const int64_t one = 1;
     int64_t taken = 0;
+    if (!counter->locked) {
+        *out_taken = counter->turn;
+        counter->turn += queue->comm->size;
+        goto done;
+    }
     MB_TRY_MPI(MPI_Fetch_and_op(&one, &taken, MPI_INT64_T, 0, 0, MPI_SUM, counter->window));
     MB_TRY_MPI(MPI_Win_flush(0, counter->window));
     *out_taken = taken;
@@ -250,19 +280,14 @@ static void mpi_window_destroy(mb_window *window)
     MB_FREE(window->impl);
 }
 
-static mb_status mpi_window_open(mb_window *window, MPI_Comm group, size_t bytes, bool is_shared)
+static mb_status mpi_window_open_shared(mb_window *window, MPI_Comm node, size_t bytes)
 {
     mb_status status = MB_OK;
     mpi_window *w = NULL;
     MB_NEW(w);
     w->window = MPI_WIN_NULL;
     window->impl = w;
-    if (is_shared) {
-        MB_TRY_MPI(
-            MPI_Win_allocate_shared((MPI_Aint)bytes, 1, MPI_INFO_NULL, group, &window->base, &w->window));
-    } else {
-        MB_TRY_MPI(MPI_Win_allocate((MPI_Aint)bytes, 1, MPI_INFO_NULL, group, &window->base, &w->window));
-    }
+    MB_TRY_MPI(MPI_Win_allocate_shared((MPI_Aint)bytes, 1, MPI_INFO_NULL, node, &window->base, &w->window));
     MB_TRY_MPI(MPI_Win_set_errhandler(w->window, MPI_ERRORS_RETURN));
     MB_TRY_MPI(MPI_Win_lock_all(MPI_MODE_NOCHECK, w->window));
     w->locked = true;
@@ -272,7 +297,18 @@ done:
 
 static mb_status mpi_window_create(mb_window *window, size_t bytes)
 {
-    return mpi_window_open(window, world_of(window->comm), bytes, false);
+    mb_status status = MB_OK;
+    mpi_window *w = NULL;
+    MB_NEW(w);
+    w->window = MPI_WIN_NULL;
+    window->impl = w;
+    MB_TRY(mpi_try_window(window->comm, bytes, &window->base, &w->window, &w->locked));
+    if (!w->locked)
+        MB_RAISE(MB_ECOMM, "a model cut over the ranks is read one-sided, which this MPI does not offer "
+                           "between these nodes; with Open MPI set OMPI_MCA_osc=^ucx (or pt2pt), or keep "
+                           "model.shard=false and training.zero at most 2");
+done:
+    return status;
 }
 
 static mb_status mpi_window_create_shared(mb_window *window, size_t bytes)
@@ -283,7 +319,7 @@ static mb_status mpi_window_create_shared(mb_window *window, size_t bytes)
     MPI_Aint size;
     int unit;
     MB_TRY_MPI(MPI_Comm_split_type(world_of(comm), MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &node));
-    MB_TRY(mpi_window_open(window, node, comm->local_rank == 0 ? bytes : 0, true));
+    MB_TRY(mpi_window_open_shared(window, node, comm->local_rank == 0 ? bytes : 0));
     MB_TRY_MPI(MPI_Win_shared_query(((mpi_window *)window->impl)->window, 0, &size, &unit, &window->base));
 done:
     if (node != MPI_COMM_NULL) MPI_Comm_free(&node);
@@ -376,6 +412,7 @@ mb_status mb_comm_mpi_open(mb_comm *comm, int *argc, char ***argv)
     MB_TRY_MPI(MPI_Comm_split_type(state->world, MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &node));
     MB_TRY_MPI(MPI_Comm_rank(node, &comm->local_rank));
     MB_TRY_MPI(MPI_Comm_size(node, &comm->local_size));
+    MB_TRY_MPI(MPI_Allreduce(&comm->local_size, &comm->largest_node, 1, MPI_INT, MPI_MAX, state->world));
 done:
     if (node != MPI_COMM_NULL) MPI_Comm_free(&node);
     return status;

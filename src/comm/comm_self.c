@@ -161,6 +161,6 @@ mb_status mb_comm_self_open(mb_comm *comm)
 {
     comm->vtable = &self_vtable;
     comm->rank = comm->local_rank = 0;
-    comm->size = comm->local_size = 1;
+    comm->size = comm->local_size = comm->largest_node = 1;
     return MB_OK;
 }

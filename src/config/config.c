@@ -288,7 +288,10 @@ static mb_status walk_member(apply_state *a, const json_t *value, const char *ke
     const char *where = json_string_value(json_object_get(a->config->study.places, place));
     const mb_option *option = find_option(a, key, in_stage, &table, &alias);
     if (where == NULL) where = a->config->path;
-    if (option == NULL && json_is_object(value)) {
+    /* A name may be an option and the first part of others: "model" is model.path, or a group of model.* */
+    const bool is_group = json_is_object(value) &&
+                          (option == NULL || (option->kind != MB_OPTION_KIND_JSON && is_our_prefix(a, key)));
+    if (is_group) {
         MB_TRY(walk_group(a, value, key, place, in_stage));
     } else if (option == NULL) {
         MB_TRY(unknown_key(a, key, in_stage, where));

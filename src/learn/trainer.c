@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -15,6 +16,7 @@
 #include "base/stop.h"
 #include "learn/trainer_impl.h"
 #include "store/checkpoint.h"
+#include "store/lease.h"
 
 /* ---- 1. creation ---- */
 
@@ -68,6 +70,7 @@ done:
 
 static void destroy_parts(mb_trainer *trainer)
 {
+    mb_trainer_save_destroy(trainer);
     mb_trainer_step_destroy(trainer);
     mb_optimiser_destroy(&trainer->optimiser);
     mb_scatter_destroy(&trainer->scatter);
@@ -78,10 +81,47 @@ static void destroy_parts(mb_trainer *trainer)
     mb_free(trainer->environment);
 }
 
+/* What killed runs were writing beside: the folder is ours alone now. */
+static mb_status remove_leftovers(const char *folder)
+{
+    mb_status status = MB_OK;
+    char **names = NULL, *path = NULL, mine[32];
+    int64_t n = 0;
+    snprintf(mine, sizeof mine, ".tmp.%ld", (long)getpid());
+    if (!mb_files_is_folder(folder)) return MB_OK;
+    MB_TRY(mb_files_list(folder, &names, &n));
+    for (int64_t i = 0; i < n; i++) {
+        if (strstr(names[i], ".tmp.") == NULL || mb_str_is_suffix(names[i], mine)) continue;
+        MB_FREE(path);
+        path = mb_files_join(folder, names[i]);
+        if (path == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
+        MB_TRY(mb_files_remove_tree(path));
+    }
+done:
+    mb_files_free_names(&names, n);
+    mb_free(path);
+    return status;
+}
+
+static mb_status clean_folder(const mb_trainer *trainer)
+{
+    mb_status status = MB_OK;
+    char *states = mb_files_join(trainer->folder, "state");
+    if (states == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
+    MB_TRY(mb_lease_check(trainer->folder));
+    MB_TRY(remove_leftovers(trainer->folder));
+    MB_TRY(remove_leftovers(states));
+done:
+    mb_free(states);
+    return status;
+}
+
 static mb_status prepare(mb_trainer *trainer)
 {
     mb_status status = MB_OK;
     MB_TRY(mb_comm_agree(trainer->comm, create_parts(trainer)));
+    if (mb_comm_rank(trainer->comm) == 0) status = clean_folder(trainer);
+    MB_TRY(mb_comm_agree(trainer->comm, status));
     MB_TRY(mb_trainer_resume_read(trainer));
     trainer->first_tokens = trainer->tokens;
     if (mb_comm_rank(trainer->comm) == 0) {
@@ -129,9 +169,11 @@ static mb_status write_here(mb_trainer *trainer, int64_t number, bool is_last)
     char *temporary = NULL, *path = mb_str_format("%s/epoch_%lld", trainer->folder, (long long)number);
     if (path == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
     MB_TRY(stored_dtype(trainer, &dtype));
+    MB_TRY(mb_lease_check(trainer->folder));
     MB_TRY(mb_checkpoint_begin(path, &temporary));
     MB_TRY(mb_lm_write(trainer->lm, temporary,
                        mb_lm_lora(trainer->lm)->is_on ? "adapter" : trainer->options->save, dtype));
+    MB_TRY(mb_lease_check(trainer->folder));
     MB_TRY(mb_checkpoint_commit(temporary, path));
     MB_FREE(temporary);
     if (is_last) MB_TRY(link_final(trainer, number));
@@ -146,10 +188,15 @@ done:
 static mb_status write_epoch(mb_trainer *trainer, int64_t epoch, bool is_last)
 {
     mb_status status = MB_OK;
+    const double began = mb_clock_seconds();
     if (trainer->objective->begin_step != NULL)
         trainer->objective->begin_step(trainer->objective, trainer->lm, trainer->step);
     if (mb_comm_rank(trainer->comm) == 0) status = write_here(trainer, epoch + 1, is_last);
-    return mb_comm_agree(trainer->comm, status);
+    MB_TRY(mb_comm_agree(trainer->comm, status));
+    const double seconds = mb_clock_seconds() - began;
+    if (seconds > trainer->weights_seconds) trainer->weights_seconds = seconds;
+done:
+    return status;
 }
 
 /* ---- 3. metrics ---- */
@@ -163,6 +210,8 @@ static mb_status log_step(mb_trainer *trainer, const mb_batches_step *taken, mb_
     const mb_objective *objective = trainer->objective;
     double seconds = mb_clock_seconds() - trainer->started;
     int64_t n = 0, before = trainer->step - 1;
+    mb_status status = mb_lease_check(trainer->folder); /* another run's curve is not ours to add to */
+    if (status != MB_OK) return mb_status_trace(status, __func__, __FILE__, __LINE__);
     for (; n < objective->term_count; n++) room[n] = (mb_metric){objective->term[n], trainer->terms[n]};
     room[n++] = (mb_metric){"learning_rate",
                             trainer->options->learning_rate * mb_schedule_factor(&trainer->schedule, before)};
@@ -189,29 +238,42 @@ static void show_progress(mb_trainer *trainer, mb_progress *progress, bool is_en
 
 /* ---- 4. the loop ---- */
 
+#define SLOW_DISK_RATE   2e8  /* bytes a second */
+#define DEADLINE_SECONDS 10.0 /* kept free before the job's end, for the end of the program itself */
+
+/* Since 1970, as a job's end is given. */
+static double now_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* What a stop may take from here on: the step under way and two more, two checkpoints, the weights of an
+ * epoch. What was not yet measured is taken to go to a slow disk. */
+static double stop_margin(const mb_trainer *trainer)
+{
+    const double elements = (double)mb_params_trained_count(trainer->params),
+                 save = trainer->save_seconds > 0 ? trainer->save_seconds : 12 * elements / SLOW_DISK_RATE,
+                 weights =
+                     trainer->weights_seconds > 0 ? trainer->weights_seconds : 4 * elements / SLOW_DISK_RATE;
+    return 3 * trainer->step_seconds + 2 * save + weights;
+}
+
 /* Never before the first step of this run, so that every run gets on. */
 static bool is_time_over(const mb_trainer *trainer)
 {
-    double limit = 60.0 * trainer->options->time_limit_minutes, used = mb_clock_seconds() - trainer->started;
-    return limit > 0 && trainer->step_seconds > 0 &&
-           used + 3 * trainer->step_seconds + 2 * trainer->save_seconds + 0.02 * limit > limit;
+    const double limit = 60.0 * trainer->options->time_limit_minutes, deadline = mb_stop_deadline(),
+                 used = mb_clock_seconds() - trainer->started, margin = stop_margin(trainer);
+    if (trainer->step_seconds == 0) return false;
+    if (deadline > 0 && now_seconds() + margin + DEADLINE_SECONDS > deadline) return true;
+    return limit > 0 && used + margin + 0.02 * limit > limit;
 }
 
 static bool is_save_due(const mb_trainer *trainer)
 {
     double every = 60.0 * trainer->options->save_minutes;
     return every > 0 && mb_comm_rank(trainer->comm) == 0 && mb_clock_seconds() - trainer->saved > every;
-}
-
-static mb_status save_state(mb_trainer *trainer)
-{
-    mb_status status = MB_OK;
-    double began = mb_clock_seconds();
-    MB_TRY(mb_trainer_resume_write(trainer));
-    trainer->saved = mb_clock_seconds();
-    if (trainer->saved - began > trainer->save_seconds) trainer->save_seconds = trainer->saved - began;
-done:
-    return status;
 }
 
 /* After a step: log, weights and state where they are due. */
@@ -224,10 +286,11 @@ static mb_status finish_step(mb_trainer *trainer, const mb_batches_step *taken, 
     if (mb_comm_rank(trainer->comm) == 0 && (trainer->step % trainer->options->log_steps == 0 || is_last)) {
         status = log_step(trainer, taken, room);
     }
+    if (status == MB_OK) status = mb_trainer_save_check(trainer);
     MB_TRY(mb_comm_agree(trainer->comm, status));
     if (taken->is_epoch_end) MB_TRY(write_epoch(trainer, taken->epoch, is_last));
     if (taken->is_epoch_end || save_due || (every > 0 && trainer->step % every == 0))
-        MB_TRY(save_state(trainer));
+        MB_TRY(mb_trainer_save_run(trainer, is_last));
 done:
     return status;
 }
@@ -241,7 +304,7 @@ static mb_status train_step(mb_trainer *trainer, mb_metric *room)
     MB_TRY(mb_trainer_step_read(trainer, &taken, &counts));
     status = counts.stops > 0 ? MB_ESTOPPED : mb_trainer_step_run(trainer, &taken, counts.targets);
     if (status == MB_ESTOPPED) {
-        MB_TRY(save_state(trainer));
+        MB_TRY(mb_trainer_save_run(trainer, true));
         return mb_fail(MB_ESTOPPED, "stopped after step %lld; run again to go on", (long long)trainer->step);
     }
     MB_TRY(status);
@@ -271,6 +334,7 @@ static mb_status train(mb_trainer *trainer)
         show_progress(trainer, &progress, false);
     }
     show_progress(trainer, &progress, true);
+    MB_TRY(mb_trainer_save_wait(trainer));
     if (mb_comm_rank(trainer->comm) == 0) status = mb_metrics_publish(trainer->metrics);
     MB_TRY(mb_comm_agree(trainer->comm, status));
 done:

@@ -4,15 +4,18 @@
  *
  * A step takes batch_size x gradient_accumulation_steps records whatever the number of ranks:
  * gradient_accumulation_steps micro-batches of batch_size records, shared over lanes. Order: a permutation
- * per epoch keyed by (seed, epoch). The last step of an epoch may be short. Equal bits on any number of ranks
- * up to `lanes`, after any kill and resume.
+ * per epoch keyed by (seed, epoch). The last step of an epoch may be short. Equal bits on any number of
+ * ranks up to `lanes`, after any kill and resume.
  *
  * A step that a stop (base/stop.h) interrupts is given up between two micro-batches and done again by the
- * next run. time_limit_minutes counts from mb_trainer_run; every run does at least one step. max_steps and
- * max_tokens replace epochs, whichever comes first. A line of metrics is of its step alone; what depends on
- * the machine (tokens per second) stands under provenance/, which content hashes leave out. State checkpoints
- * come at epoch ends (the last too), every save_steps and save_minutes; the weights epoch_<n> (n from 1, the
- * last part of an epoch counts) before them; final is a relative link to the last.
+ * next run. A run also stops by itself before time_limit_minutes from mb_trainer_run are over, and before
+ * its job ends (mb_stop_deadline), with room for three steps, two checkpoints and the weights; every run
+ * does at least one step. A run whose folder was taken over (mb_lease_check) fails with MB_EEXIST and
+ * changes nothing there. max_steps and max_tokens replace epochs, whichever comes first. A line of metrics
+ * is of its step alone; what depends on the machine (tokens per second) stands under provenance/, which
+ * content hashes leave out. State checkpoints come at epoch ends (the last too), every save_steps and
+ * save_minutes; the weights epoch_<n> (n from 1, the last part of an epoch counts) before them; final is a
+ * relative link to the last.
  */
 #ifndef MB_TRAINER_H
 #define MB_TRAINER_H
@@ -45,6 +48,7 @@ typedef struct mb_trainer_options {
     int64_t save_steps;        /* training.save_steps 0: only at epoch ends; state checkpoints for resume */
     double save_minutes;       /* training.save_minutes 30: state checkpoint at least this often; 0 never */
     int64_t save_total_limit;  /* training.save_total_limit 2: state checkpoints kept */
+    bool async_save;           /* training.async_save: they are written beside the next steps */
     int64_t log_steps;         /* training.logging_steps 10 */
     char *stored_dtype;        /* training.save_dtype f32|bf16|f16|source */
     bool strict;               /* training.strict refuse a resume under another environment */
@@ -55,7 +59,7 @@ const mb_option *mb_trainer_option_table(int64_t *out_count);
 /* Bytes by kind on the rank that needs most: what was forecast and what was used. activations: of the passes
  * and their batches; other: packed weights (forecast as if all were packed), the data's index, and the
  * rest. */
-enum { MB_TRAINER_MEMORY_KINDS = 7 };
+enum { MB_TRAINER_MEMORY_KINDS = 8 };
 
 typedef struct mb_trainer_report {
     int64_t steps, tokens, records;

@@ -13,6 +13,12 @@
 #include "learn/trainer.h"
 #include "store/metrics.h"
 
+/* In state/ of the run's folder; the trained values in trainer.h5. */
+#define MB_TRAINER_STATE_PREFIX "step_"
+#define MB_TRAINER_STATE_VALUES "/trained"
+
+typedef struct mb_trainer_saver mb_trainer_saver;
+
 /* The passes of one micro-batch: models' passes and scratch, kept over the steps. */
 typedef struct mb_trainer_passes {
     mb_lm *lm;
@@ -46,7 +52,8 @@ typedef struct mb_trainer {
     mb_lanes *lanes;
     mb_optimiser *optimiser;
     mb_schedule schedule;
-    mb_metrics *metrics; /* rank 0 */
+    mb_metrics *metrics;     /* rank 0 */
+    mb_trainer_saver *saver; /* rank 0, from its first checkpoint on */
     mb_trainer_passes passes;
     /* My lanes: lane_first, lane_first + lane_stride, ...: contiguous under ZeRO-1, dealt under ZeRO-2 and
        3. */
@@ -66,9 +73,9 @@ typedef struct mb_trainer {
     double loss_sum;         /* of the epoch at hand */
     int64_t loss_steps;
     char *settings, *environment;
-    double started, saved;             /* clock */
-    double step_seconds, save_seconds; /* the longest so far */
-    int64_t first_tokens;              /* tokens before this run */
+    double started, saved;                              /* clock */
+    double step_seconds, save_seconds, weights_seconds; /* the longest so far */
+    int64_t first_tokens;                               /* tokens before this run */
     mb_lm_memory memory[MB_TRAINER_MEMORY_KINDS];
 } mb_trainer;
 
@@ -90,9 +97,22 @@ mb_status mb_trainer_step_run(mb_trainer *trainer, const mb_batches_step *taken,
 /* trainer_memory.c: forecast and what was used, the most of any rank. Collective. */
 mb_status mb_trainer_memory_measure(mb_trainer *trainer);
 
+/* trainer_save.c: a checkpoint to resume from, as the trainer stands. Not awaited, with
+ * training.async_save, it returns once a copy is taken, and a failure of the write is that of a later
+ * check, wait or run. Collective. */
+mb_status mb_trainer_save_run(mb_trainer *trainer, bool is_awaited);
+/* Did a write beside the steps fail since? Looks only, at no cost; rank 0 (MB_OK elsewhere). */
+mb_status mb_trainer_save_check(mb_trainer *trainer);
+/* Until nothing is being written any more. Collective. */
+mb_status mb_trainer_save_wait(mb_trainer *trainer);
+void mb_trainer_save_destroy(mb_trainer *trainer); /* waits too */
+/* Bytes of the copy on rank 0; 0: checkpoints are written between the steps. */
+int64_t mb_trainer_save_copy_bytes(const mb_trainer_options *options, int64_t trained, int ranks);
+/* The same now, as far as it was needed. */
+int64_t mb_trainer_save_used_bytes(const mb_trainer *trainer);
+
 /* trainer_resume.c */
 mb_status mb_trainer_resume_describe(mb_trainer *trainer); /* settings, environment */
-mb_status mb_trainer_resume_write(mb_trainer *trainer);    /* collective */
 mb_status
 mb_trainer_resume_read(mb_trainer *trainer); /* collective; nothing to resume from: nothing changes */
 

@@ -6,12 +6,13 @@
 
 #include "learn/trainer_impl.h"
 
-enum { WEIGHTS, BLOCKS, TRAINED, OPTIMISER, GRADIENTS, ACTIVATIONS, OTHER };
+enum { WEIGHTS, BLOCKS, TRAINED, OPTIMISER, GRADIENTS, ACTIVATIONS, CHECKPOINT, OTHER };
 
 #define OTHER_BYTES ((int64_t)16 << 20) /* buffers of files and checkpoints */
 
 static const char *const kinds[MB_TRAINER_MEMORY_KINDS] = {
-    "weights", "blocks brought in", "trained", "optimiser", "gradients", "activations", "other"};
+    "weights",     "blocks brought in",     "trained", "optimiser", "gradients",
+    "activations", "copy for a checkpoint", "other"};
 
 /* ---- 1. forecast ---- */
 
@@ -77,6 +78,7 @@ mb_status mb_trainer_forecast(const mb_comm *comm, mb_lm *lm, const mb_objective
         [GRADIENTS] = (int64_t)gradients,
         [ACTIVATIONS] =
             (int64_t)(plan.activations + plan.scratch) + batch_bytes(lm, options, lanes, ranks, tokens, rows),
+        [CHECKPOINT] = mb_trainer_save_copy_bytes(options, n, ranks),
         [OTHER] = 2 * (int64_t)plan.packed + OTHER_BYTES};
     for (int k = 0; k < MB_TRAINER_MEMORY_KINDS; k++)
         memory[k] = (mb_lm_memory){.kind = kinds[k], .forecast = forecast[k], .used = memory[k].used};
@@ -110,9 +112,10 @@ mb_status mb_trainer_memory_measure(mb_trainer *trainer)
     used[GRADIENTS] = (int64_t)(trainer->scatter != NULL ? mb_scatter_peak_bytes(trainer->scatter)
                                                          : mb_lanes_bytes(trainer->lanes));
     used[ACTIVATIONS] = arena_bytes(trainer);
+    used[CHECKPOINT] = mb_trainer_save_used_bytes(trainer);
     /* Windows are MPI's memory, not counted by ours. */
     used[OTHER] = mb_memory_peak_bytes() - used[BLOCKS] - used[OPTIMISER] - used[GRADIENTS] -
-                  used[ACTIVATIONS] - mb_lm_rope_bytes(trainer->lm);
+                  used[ACTIVATIONS] - used[CHECKPOINT] - mb_lm_rope_bytes(trainer->lm);
     if (!in_windows) used[OTHER] -= (int64_t)weights.trained;
     if (!in_windows && !mb_params_is_shared(trainer->params)) used[OTHER] -= (int64_t)weights.frozen;
     if (used[OTHER] < 0) used[OTHER] = 0;

@@ -1,10 +1,10 @@
-/* trainer_resume.c: checkpoints a run resumes from.
+/* trainer_resume.c: going on from a checkpoint (trainer_save.c writes them).
  *
- * state/step_<n>/trainer.h5 holds the trained tensors, both moments and the counters, whatever the number of
- * ranks: rank 0 writes, the others send their owned moments in pieces. The settings that must not change are
- * kept as text, so that a refusal can say what differs.
+ * The settings that must not change are kept in it as text, so that a refusal can say what differs. The
+ * newest whole state counts, by its files' hashes: a damaged one is moved out of the way and the one before
+ * is taken.
  *
- * 1. settings and environment   2. writing   3. reading
+ * 1. settings and environment   2. reading
  */
 #include <stdio.h>
 #include <string.h>
@@ -14,10 +14,6 @@
 #include "base/log.h"
 #include "learn/trainer_impl.h"
 #include "store/checkpoint.h"
-
-#define PIECE_ELEMENTS ((int64_t)1 << 20)
-#define STATE_PREFIX   "step_"
-#define TRAINED        "/trained"
 
 /* ---- 1. settings and environment ---- */
 
@@ -29,7 +25,7 @@ static bool is_setting(const char *key)
                                          "training.logging_steps", "training.save_dtype",
                                          "training.strict",        "training.time_limit_minutes",
                                          "training.lanes",         "training.zero",
-                                         "training.recompute"};
+                                         "training.recompute",     "training.async_save"};
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
         if (mb_str_equal(key, others[i])) return false;
     }
@@ -100,162 +96,7 @@ done:
     return status;
 }
 
-/* ---- 2. writing ---- */
-
-/* Send or receive one piece of a rank's owned range; a rank-0 piece is copied by nobody. */
-static mb_status move_piece(mb_comm *comm, int owner, float *data, int64_t n)
-{
-    mb_status status = MB_OK;
-    mb_comm_exchange *exchange = NULL;
-    mb_comm_part part = {.data = data, .bytes = (size_t)n * sizeof *data, .peer = owner};
-    if (mb_comm_rank(comm) == 0) {
-        MB_TRY(mb_comm_exchange_start(comm, NULL, 0, &part, 1, &exchange));
-    } else {
-        part.peer = 0;
-        MB_TRY(mb_comm_exchange_start(comm, &part, 1, NULL, 0, &exchange));
-    }
-done:
-    if (exchange != NULL) {
-        mb_status waited = mb_comm_exchange_wait(&exchange);
-        if (status == MB_OK) status = waited;
-    }
-    return status;
-}
-
-/* moment 0: the trained values themselves. */
-static mb_status append(mb_h5 *file, int moment, const float *data, int64_t n)
-{
-    if (moment == 0) return mb_h5_append_rows(file, TRAINED, data, n);
-    return mb_trainer_state_append_moment(file, moment, data, n);
-}
-
-/* Append all ranks' parts of one moment; ranges[2 r] and [2 r + 1] are first and count. file is NULL on other
- * ranks. A failed write goes on receiving. */
-static mb_status write_moment(mb_trainer *trainer, mb_h5 *file, int moment, float *mine,
-                              const int64_t *ranges, float *piece)
-{
-    mb_status status = MB_OK, written = MB_OK;
-    int rank = mb_comm_rank(trainer->comm);
-    for (int owner = 0; owner < mb_comm_size(trainer->comm); owner++) {
-        for (int64_t at = 0; at < ranges[2 * owner + 1]; at += PIECE_ELEMENTS) {
-            int64_t n =
-                ranges[2 * owner + 1] - at < PIECE_ELEMENTS ? ranges[2 * owner + 1] - at : PIECE_ELEMENTS;
-            float *data = owner == rank ? mine + at : piece;
-            if (owner != 0 && (rank == 0 || rank == owner)) MB_TRY(move_piece(trainer->comm, owner, data, n));
-            if (rank == 0 && file != NULL && written == MB_OK) written = append(file, moment, data, n);
-        }
-    }
-    status = written;
-done:
-    return status;
-}
-
-static mb_status start_file(mb_trainer *trainer, const char *folder, mb_h5 **out_file)
-{
-    mb_status status = MB_OK;
-    mb_h5 *file = NULL;
-    mb_batches_step next = mb_batches_step_get(trainer->batches, trainer->step);
-    mb_trainer_state state = {.step = trainer->step,
-                              .epoch = next.epoch,
-                              .sample = next.first,
-                              .elements = mb_params_trained_count(trainer->params),
-                              .seed = (uint64_t)trainer->options->seed};
-    char *path = mb_files_join(folder, "trainer.h5");
-    if (path == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
-    mb_hash_bytes(trainer->settings, strlen(trainer->settings), state.key);
-    snprintf(state.environment, sizeof state.environment, "%s", trainer->environment);
-    MB_TRY(mb_h5_create(path, &file));
-    MB_TRY(mb_trainer_state_write(file, &state));
-    MB_TRY(mb_h5_set_int(file, "/", "tokens", trainer->tokens));
-    MB_TRY(mb_h5_set_int(file, "/", "records", trainer->records));
-    MB_TRY(mb_h5_set_int(file, "/", "loss_steps", trainer->loss_steps));
-    MB_TRY(mb_h5_set_real(file, "/", "loss_sum", trainer->loss_sum));
-    MB_TRY(mb_h5_set_text(file, "/", "settings", trainer->settings));
-    MB_TRY(mb_h5_create_rows(file, TRAINED, MB_F32, 0, NULL, (size_t)1 << 20));
-    MB_TRY(mb_trainer_state_create_moment(file, 1));
-    MB_TRY(mb_trainer_state_create_moment(file, 2));
-    *out_file = file;
-    file = NULL;
-done:
-    mb_h5_destroy(&file);
-    mb_free(path);
-    return status;
-}
-
-static mb_status gather_ranges(mb_trainer *trainer, int64_t **out_ranges)
-{
-    mb_status status = MB_OK;
-    int64_t mine[2], *ranges = NULL;
-    MB_NEW_ARRAY(ranges, 2 * mb_comm_size(trainer->comm));
-    mb_lanes_owned(trainer->lanes, &mine[0], &mine[1]);
-    MB_TRY(mb_comm_allgather(trainer->comm, mine, sizeof mine, ranges));
-    *out_ranges = ranges;
-    ranges = NULL;
-done:
-    mb_free(ranges);
-    return status;
-}
-
-/* Everything between begin and commit. On rank 0 temporary is the folder being filled; a rank that failed
- * still takes part in the exchanges. */
-static mb_status fill_state(mb_trainer *trainer, mb_status begun, const char *temporary)
-{
-    mb_status status = begun;
-    int64_t *ranges = NULL;
-    float *piece = NULL;
-    mb_h5 *file = NULL;
-    if (status == MB_OK && mb_comm_rank(trainer->comm) == 0) status = start_file(trainer, temporary, &file);
-    if (status == MB_OK) {
-        piece = mb_calloc((size_t)PIECE_ELEMENTS, sizeof *piece);
-        if (piece == NULL) status = mb_status_trace(MB_ENOMEM, __func__, __FILE__, __LINE__);
-    }
-    MB_TRY(mb_comm_agree(trainer->comm, status));
-    MB_TRY(gather_ranges(trainer, &ranges));
-    float *const mine[] = {mb_params_owned(trainer->params, ranges[2 * mb_comm_rank(trainer->comm)]),
-                           mb_optimiser_moment1(trainer->optimiser),
-                           mb_optimiser_moment2(trainer->optimiser)};
-    for (int moment = 0; moment < 3; moment++) {
-        status = write_moment(trainer, file, moment, mine[moment], ranges, piece);
-        if (moment == 2 && status == MB_OK && file != NULL) status = mb_h5_close(&file);
-        MB_TRY(mb_comm_agree(trainer->comm, status));
-    }
-done:
-    mb_h5_destroy(&file);
-    mb_free(ranges);
-    mb_free(piece);
-    return status;
-}
-
-mb_status mb_trainer_resume_write(mb_trainer *trainer)
-{
-    mb_status status = MB_OK;
-    bool is_first = mb_comm_rank(trainer->comm) == 0;
-    char *temporary = NULL;
-    char *states = mb_files_join(trainer->folder, "state");
-    char *path = mb_str_format("%s/state/" STATE_PREFIX "%lld", trainer->folder, (long long)trainer->step);
-    if (states == NULL || path == NULL) status = mb_fail(MB_ENOMEM, "no memory for a path");
-    if (status == MB_OK && is_first) status = mb_files_make_folders(states);
-    if (status == MB_OK && is_first)
-        status = mb_files_check_space(states, 12 * mb_params_trained_count(trainer->params),
-                                      "a checkpoint to resume from");
-    if (status == MB_OK && is_first) status = mb_checkpoint_begin(path, &temporary);
-    MB_TRY(fill_state(trainer, status, temporary));
-    if (is_first) {
-        status = mb_checkpoint_commit(temporary, path);
-        if (status == MB_OK)
-            status = mb_checkpoint_rotate(states, STATE_PREFIX, trainer->options->save_total_limit);
-        if (status == MB_OK && trainer->metrics != NULL) status = mb_metrics_publish(trainer->metrics);
-    }
-    MB_TRY(mb_comm_agree(trainer->comm, status));
-done:
-    if (status != MB_OK && temporary != NULL) mb_files_remove_tree(temporary);
-    mb_free(temporary);
-    mb_free(states);
-    mb_free(path);
-    return status;
-}
-
-/* ---- 3. reading ---- */
+/* ---- 2. reading ---- */
 
 /* Lines of `now` that `then` has not, and the other way round, at most six of each. */
 static mb_status add_missing_lines(const char *from, const char *in, const char *mark, mb_str *out)
@@ -325,10 +166,11 @@ static mb_status read_file(mb_trainer *trainer, const char *path)
     }
     mb_lanes_owned(trainer->lanes, &first, &count);
     if (!mb_params_is_sharded(trainer->params))
-        MB_TRY(mb_h5_read_rows(file, TRAINED, MB_F32, 0, elements, mb_params_trained(trainer->params)));
+        MB_TRY(mb_h5_read_rows(file, MB_TRAINER_STATE_VALUES, MB_F32, 0, elements,
+                               mb_params_trained(trainer->params)));
     if (count > 0) {
         if (mb_params_is_sharded(trainer->params))
-            MB_TRY(mb_h5_read_rows(file, TRAINED, MB_F32, first, count,
+            MB_TRY(mb_h5_read_rows(file, MB_TRAINER_STATE_VALUES, MB_F32, first, count,
                                    mb_params_owned(trainer->params, first)));
         MB_TRY(mb_trainer_state_read_moment(file, 1, first, count, mb_optimiser_moment1(trainer->optimiser)));
         MB_TRY(mb_trainer_state_read_moment(file, 2, first, count, mb_optimiser_moment2(trainer->optimiser)));
@@ -351,14 +193,14 @@ mb_status mb_trainer_resume_read(mb_trainer *trainer)
     char *states = mb_files_join(trainer->folder, "state"), *path = NULL;
     if (states == NULL) status = mb_fail(MB_ENOMEM, "no memory for a path");
     if (status == MB_OK && mb_comm_rank(trainer->comm) == 0 && mb_files_is_folder(states)) {
-        status = mb_checkpoint_latest(states, STATE_PREFIX, &path, &number);
+        status = mb_checkpoint_latest(states, MB_TRAINER_STATE_PREFIX, &path, &number);
         if (path == NULL) number = -1;
         MB_FREE(path);
     }
     MB_TRY(mb_comm_agree(trainer->comm, status));
     MB_TRY(mb_comm_bcast(trainer->comm, &number, sizeof number, 0));
     if (number >= 0) {
-        path = mb_str_format("%s/" STATE_PREFIX "%lld", states, (long long)number);
+        path = mb_str_format("%s/" MB_TRAINER_STATE_PREFIX "%lld", states, (long long)number);
         status = path == NULL ? mb_fail(MB_ENOMEM, "no memory for a path") : read_file(trainer, path);
         MB_TRY(mb_comm_agree(trainer->comm, status));
         MB_TRY(mb_params_sync(trainer->params));

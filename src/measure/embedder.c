@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/stop.h"
 #include "measure/tile.h"
+#include "store/lease.h"
 
 /* ---- 1. options ---- */
 
@@ -147,6 +148,8 @@ typedef struct embedder {
     bool has_specials;
     int64_t room, width; /* tokens of a record but for the special ones; of a vector */
     mb_tile_plan plan;
+    mb_share share;
+    mb_tile_part work; /* of our share */
     mb_tile tile;
     mb_ids ids;
     float *pooled; /* of a tile */
@@ -274,7 +277,7 @@ static mb_status embed_part(embedder *e, int64_t unit, int64_t first, int64_t ro
     for (int64_t t = e->plan.window[unit]; t < e->plan.window[unit + 1]; t++) {
         if (mb_stop_is_set()) MB_RAISE(MB_ESTOPPED, "stopped; the finished parts stay, run again to go on");
         MB_TRY(embed_tile(e, t, first, vectors));
-        mb_progress_step(&e->progress, t + 1, NULL);
+        mb_progress_step(&e->progress, (t + 1) * e->work.tiles / e->plan.count, NULL);
     }
     MB_TRY(mb_embeddings_part_write(e->path, e->key, first, rows, e->width, vectors));
 done:
@@ -286,10 +289,11 @@ static mb_status embed_parts(embedder *e, mb_comm_queue *queue, int64_t *out_ski
 {
     mb_status status = MB_OK;
     int64_t unit;
-    mb_progress_start(&e->progress, "embedding", "tiles", 0, e->plan.count);
+    mb_progress_start(&e->progress, "embedding", "tiles", 0, e->work.tiles);
     for (;;) {
         MB_TRY(mb_comm_queue_next(queue, &unit));
         if (unit < 0) break;
+        unit = mb_share_unit(e->share, unit);
         const int64_t first = e->plan.first[e->plan.window[unit]],
                       rows = e->plan.first[e->plan.window[unit + 1]] - first;
         if (mb_scores_part_is_done(e->path, e->key, first, rows))
@@ -297,7 +301,7 @@ static mb_status embed_parts(embedder *e, mb_comm_queue *queue, int64_t *out_ski
         else
             MB_TRY(embed_part(e, unit, first, rows));
     }
-    mb_progress_end(&e->progress, e->plan.count, NULL);
+    mb_progress_end(&e->progress, e->work.tiles, NULL);
 done:
     return status;
 }
@@ -326,7 +330,8 @@ static mb_status make_key(embedder *e)
     if (e->attributes == NULL)
         MB_RAISE(MB_ENOMEM, "not enough memory for the attributes of a file of embeddings");
     MB_TRY(mb_json_print(e->attributes, 0, true, &all));
-    MB_TRY(mb_str_add_format(&all, "%s %lld", shard_hash, (long long)e->width));
+    MB_TRY(mb_str_add_format(&all, "%s %lld %lld", shard_hash, (long long)e->width,
+                             (long long)e->options->tile_tokens));
     mb_hash_bytes(mb_str_text(&all), all.length, e->key);
 done:
     mb_str_destroy(&all);
@@ -334,16 +339,6 @@ done:
 }
 
 /* ---- 6. run ---- */
-
-enum { FEW_PARTS = 16, MOST_PARTS = 4096, PART_TOKENS = 1 << 18 };
-
-/* Tokens of a part, at least: enough parts for many ranks, not too many files. */
-static int64_t part_tokens(int64_t tokens)
-{
-    const int64_t few = tokens / FEW_PARTS, most = tokens / MOST_PARTS,
-                  least = few < PART_TOKENS ? few : PART_TOKENS;
-    return least > most ? least : most;
-}
 
 static mb_status prepare(embedder *e)
 {
@@ -361,7 +356,9 @@ static mb_status prepare(embedder *e)
     e->room = model->max_length - specials;
     const int64_t limit = e->has_specials ? model->max_length : e->room;
     MB_TRY(mb_tile_plan_create(e->shard, limit, e->options->tile_tokens,
-                               part_tokens(mb_tile_tokens(e->shard, limit)), &e->plan));
+                               mb_tile_part_tokens(mb_tile_tokens(e->shard, limit), e->options->tile_tokens),
+                               &e->plan));
+    e->work = mb_tile_plan_share(&e->plan, e->share, e->shard, limit);
     if (e->plan.cut > 0)
         mb_info("%lld of %lld records are longer than %lld tokens: embedded by their first tokens",
                 (long long)e->plan.cut, (long long)mb_shard_count(e->shard), (long long)limit);
@@ -371,41 +368,54 @@ done:
     return status;
 }
 
-static mb_status join(embedder *e)
+/* Rank 0 joins the whole, where the folder is still ours, or says what our share is. */
+static mb_status finish(const embedder *e, json_t **out_names)
 {
-    return mb_embeddings_join(e->path, e->key, e->shard, e->width, e->attributes);
+    mb_status status = MB_OK;
+    if (mb_comm_rank(e->comm) != 0) goto done;
+    if (!mb_share_is_whole(e->share)) {
+        MB_TRY(mb_tile_plan_files(&e->plan, e->share, e->path, out_names));
+        goto done;
+    }
+    MB_TRY(mb_lease_check_for(e->path));
+    MB_TRY(mb_embeddings_join(e->path, e->key, e->shard, e->width, e->attributes));
+done:
+    return status;
 }
 
 mb_status mb_embedder_run(mb_comm *comm, mb_embedder_model *model, mb_shard *shard, bool has_specials,
-                          const mb_embedder_options *options, const char *out_path,
+                          const mb_embedder_options *options, mb_share share, const char *out_path,
                           mb_embedder_report *out_report)
 {
     mb_status status = MB_OK;
     mb_comm_queue *queue = NULL;
     const double started = mb_clock_seconds();
     int64_t counts[2] = {0};
+    json_t *names = NULL;
     embedder e = {.comm = comm,
                   .model = model,
                   .ops = model->encoder != NULL ? NULL : mb_lm_ops(model->lm),
                   .shard = shard,
                   .options = options,
                   .has_specials = has_specials,
+                  .share = share,
                   .path = out_path};
     MB_TRY(mb_comm_agree(comm, prepare(&e)));
     MB_TRY(mb_comm_bcast(comm, e.key, sizeof e.key, 0));
-    MB_TRY(mb_comm_queue_create(comm, e.plan.windows, &queue));
+    MB_TRY(mb_comm_queue_create(comm, e.work.windows, &queue));
     MB_TRY(mb_comm_agree(comm, embed_parts(&e, queue, &counts[0])));
     counts[1] = e.empty;
     MB_TRY(mb_comm_allreduce_i64(comm, counts, 2, MB_COMM_SUM));
     if (counts[1] > 0)
         mb_warn("%lld records have no token at all: their vectors are zeros", (long long)counts[1]);
-    MB_TRY(mb_comm_agree(comm, mb_comm_rank(comm) == 0 ? join(&e) : MB_OK));
-    *out_report = (mb_embedder_report){.records = mb_shard_count(shard),
-                                       .tokens = e.plan.tokens,
+    MB_TRY(mb_comm_agree(comm, finish(&e, &names)));
+    *out_report = (mb_embedder_report){.records = e.work.records,
+                                       .tokens = e.work.tokens,
                                        .cut = e.plan.cut,
                                        .empty = counts[1],
-                                       .parts = e.plan.windows,
+                                       .parts = e.work.windows,
                                        .skipped_parts = counts[0],
+                                       .part_names = names,
                                        .width = e.width,
                                        .seconds = mb_clock_seconds() - started};
 done:

@@ -14,6 +14,7 @@
 #include "model/encoder.h"
 #include "model/lm.h"
 #include "store/embeddings.h"
+#include "store/share.h"
 #include "text/tokenizer.h"
 
 typedef struct mb_embedder_options {
@@ -50,15 +51,16 @@ mb_status mb_embedder_model_prefix(mb_embedder_model *model, const mb_embedder_o
 typedef struct mb_embedder_report {
     int64_t records, tokens, cut, empty, parts, skipped_parts, width;
     double seconds;
+    json_t *part_names; /* as in mb_scorer_report */
 } mb_embedder_report;
 
 /* has_specials: the shard's records have their special tokens already (where a record begins and ends with
  * them they are taken off before it is cut, and put back). Records longer than max_length lose what is behind
  * it. A record without any token gets a vector of zeros and is counted. Collective. MB_ESTOPPED when the stop
  * flag is set: finished parts stay. The result does not depend on the number of ranks (bitwise where the
- * backend is row-stable). */
+ * backend is row-stable). Shares of the work, and parts, as in mb_scorer_run (scorer.h). */
 mb_status mb_embedder_run(mb_comm *comm, mb_embedder_model *model, mb_shard *shard, bool has_specials,
-                          const mb_embedder_options *options, const char *out_path,
+                          const mb_embedder_options *options, mb_share share, const char *out_path,
                           mb_embedder_report *out_report);
 
 #endif

@@ -15,6 +15,7 @@
 #include "measure/scorer_plan.h"
 #include "measure/scorer_record.h"
 #include "measure/tile_stream.h"
+#include "store/lease.h"
 
 /* ---- 1. options ---- */
 
@@ -54,7 +55,9 @@ typedef struct scorer {
     mb_scorer_plan plan;
     mb_tile_stream *stream; /* NULL when no score needs a model */
     const mb_tile *tile;    /* being computed */
-    mb_comm_queue *queue;
+    mb_share share;
+    mb_tile_part work;    /* of our share */
+    mb_comm_queue *queue; /* of its parts */
     int64_t skipped;
     char key[MB_HASH_TEXT];
     json_t *attributes; /* rank 0 */
@@ -209,6 +212,7 @@ static mb_status next_part(scorer *s, int64_t *out_unit)
     for (;;) {
         MB_TRY(mb_comm_queue_next(s->queue, &unit));
         if (unit < 0) break;
+        unit = mb_share_unit(s->share, unit);
         const int64_t rows = part_rows(s, unit, &first);
         if (!mb_scores_part_is_done(s->path, s->key, first, rows)) break;
         s->skipped++;
@@ -232,8 +236,8 @@ static mb_status score_tiles(scorer *s, int64_t unit, mb_scores_part *part, int6
         else if (s->stream != NULL)
             mb_tile_stream_start(s->stream, t + 1);
         if (s->stream != NULL) MB_TRY(score_tile(s, part));
-        mb_progress_step(&s->progress, t + 1,
-                         NULL); /* parts are handed out in order: about where all ranks are */
+        /* Parts are handed out in order, a share's from all over the plan: about where all ranks are. */
+        mb_progress_step(&s->progress, (t + 1) * s->work.tiles / s->plan.tiles.count, NULL);
     }
 done:
     return status;
@@ -265,10 +269,10 @@ static mb_status score_parts(scorer *s)
     mb_status status = MB_OK;
     int64_t unit, next = -1;
     const double began = mb_clock_seconds();
-    mb_progress_start(&s->progress, "scoring", "tiles", 0, s->plan.tiles.count);
+    mb_progress_start(&s->progress, "scoring", "tiles", 0, s->work.tiles);
     MB_TRY(next_part(s, &unit));
     for (; unit >= 0; unit = next) MB_TRY(score_part(s, unit, &next));
-    mb_progress_end(&s->progress, s->plan.tiles.count, NULL);
+    mb_progress_end(&s->progress, s->work.tiles, NULL);
     if (s->stream == NULL) goto done;
     const double seconds = mb_clock_seconds() - began, waited = mb_tile_stream_waited(s->stream);
     mb_info("reading: waited %.3f of %.1f s (%.2f %%)", waited, seconds, 100 * waited / (seconds + 1e-9));
@@ -300,10 +304,20 @@ done:
     return status;
 }
 
-static mb_status join(scorer *s)
+/* Rank 0 joins the whole, where the folder is still ours, or says what our share is. */
+static mb_status finish(const scorer *s, json_t **out_names)
 {
-    return mb_scores_join(s->path, s->key, s->shard, s->plan.columns, s->plan.column_count, s->plan.layers,
-                          s->plan.layer_count, s->attributes);
+    mb_status status = MB_OK;
+    if (mb_comm_rank(s->comm) != 0) goto done;
+    if (!mb_share_is_whole(s->share)) {
+        MB_TRY(mb_tile_plan_files(&s->plan.tiles, s->share, s->path, out_names));
+        goto done;
+    }
+    MB_TRY(mb_lease_check_for(s->path));
+    MB_TRY(mb_scores_join(s->path, s->key, s->shard, s->plan.columns, s->plan.column_count, s->plan.layers,
+                          s->plan.layer_count, s->attributes));
+done:
+    return status;
 }
 
 /* ---- 6. run ---- */
@@ -312,6 +326,7 @@ static mb_status prepare(scorer *s)
 {
     mb_status status = MB_OK;
     MB_TRY(mb_scorer_plan_create(s->options, s->shard, s->router_lm, s->source_lm, &s->plan));
+    s->work = mb_tile_plan_share(&s->plan.tiles, s->share, s->shard, s->plan.limit);
     if (s->plan.tiles.cut > 0) {
         mb_info("%lld of %lld records are longer than %lld tokens: scored on their first tokens",
                 (long long)s->plan.tiles.cut, (long long)mb_shard_count(s->shard), (long long)s->plan.limit);
@@ -333,30 +348,34 @@ static int64_t pass_bytes(mb_lm_pass *opt_pass)
 }
 
 mb_status mb_scorer_run(mb_comm *comm, mb_lm *opt_router_lm, mb_lm *opt_source_lm, mb_shard *shard,
-                        const mb_scorer_options *options, const char *out_path, mb_scorer_report *out_report)
+                        const mb_scorer_options *options, mb_share share, const char *out_path,
+                        mb_scorer_report *out_report)
 {
     mb_status status = MB_OK;
     const double started = mb_clock_seconds();
+    json_t *names = NULL;
     scorer s = {.comm = comm,
                 .router_lm = opt_router_lm,
                 .source_lm = opt_source_lm,
                 .shard = shard,
                 .records = mb_shard_columns_get(shard),
                 .options = options,
+                .share = share,
                 .path = out_path};
     MB_TRY(mb_comm_agree(comm, prepare(&s)));
     MB_TRY(mb_comm_bcast(comm, s.key, sizeof s.key, 0));
-    MB_TRY(mb_comm_queue_create(comm, s.plan.tiles.windows, &s.queue));
+    MB_TRY(mb_comm_queue_create(comm, s.work.windows, &s.queue));
     MB_TRY(mb_comm_agree(comm, score_parts(&s)));
     MB_TRY(mb_comm_allreduce_i64(comm, &s.skipped, 1, MB_COMM_SUM));
-    MB_TRY(mb_comm_agree(comm, mb_comm_rank(comm) == 0 ? join(&s) : MB_OK));
     int64_t activations = pass_bytes(s.router_pass) + pass_bytes(s.source_pass);
     MB_TRY(mb_comm_allreduce_i64(comm, &activations, 1, MB_COMM_MAX));
+    MB_TRY(mb_comm_agree(comm, finish(&s, &names)));
     *out_report = (mb_scorer_report){.activation_bytes = activations,
-                                     .records = mb_shard_count(shard),
-                                     .tokens = s.plan.tiles.tokens,
-                                     .parts = s.plan.tiles.windows,
+                                     .records = s.work.records,
+                                     .tokens = s.work.tokens,
+                                     .parts = s.work.windows,
                                      .skipped_parts = s.skipped,
+                                     .part_names = names,
                                      .seconds = mb_clock_seconds() - started};
 done:
     scorer_reset(&s);

@@ -30,6 +30,7 @@
 #include "comm/comm.h"
 #include "model/lm.h"
 #include "store/scores.h"
+#include "store/share.h"
 
 typedef struct mb_scorer_options {
     char *scores;        /* score.scores: list of the names above, all by default */
@@ -45,14 +46,19 @@ typedef struct mb_scorer_report {
     int64_t records, tokens, parts, skipped_parts;
     double seconds;
     int64_t activation_bytes; /* the most the passes of a rank held */
+    json_t *part_names; /* of a share: its part files, relative to the folder of the result (json_decref);
+                                 else, and on ranks but 0, NULL */
 } mb_scorer_report;
 
 /* router_lm gives good_mass, good_logits (NULL when none is asked for); source_lm, the unconverted model,
  * gives perplexity and entropy of its routers (NULL likewise). Collective. A record's score does not depend
  * on its tile-mates (bitwise where the backend is row-stable). Restart does only missing parts. MB_ESTOPPED
  * when the stop flag is set: finished parts stay. MB_EUSAGE: an unknown score or layer, or a model that does
- * not give what is asked. report: records and tokens of all ranks' work, those of skipped parts included. */
+ * not give what is asked. A share of the work (not the whole) makes its parts and does not join them. report:
+ * records and tokens of all ranks' work, those of skipped parts included. The parts stay
+ * (mb_scores_parts_remove). */
 mb_status mb_scorer_run(mb_comm *comm, mb_lm *opt_router_lm, mb_lm *opt_source_lm, mb_shard *shard,
-                        const mb_scorer_options *options, const char *out_path, mb_scorer_report *out_report);
+                        const mb_scorer_options *options, mb_share share, const char *out_path,
+                        mb_scorer_report *out_report);
 
 #endif

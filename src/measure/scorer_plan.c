@@ -1,18 +1,13 @@
 /* scorer_plan.c: columns, layers, costs, parts.
  *
- * Parts are the windows of the tile plan: a file each, what ranks share out, and the most that a restart
- * repeats per
- * rank. About FEW_PARTS of them in a small corpus, of PART_TOKENS tokens in a larger one, never many more
- * than MOST_PARTS.
+ * Parts are the windows of the tile plan (mb_tile_part_tokens).
  *
- * 1. columns   2. layers   3. costs   4. parts   5. the plan
+ * 1. columns   2. layers   3. costs   4. the plan
  */
 #include "measure/scorer_plan.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-enum { PART_TOKENS = 65536, FEW_PARTS = 64, MOST_PARTS = 1024 };
 
 /* ---- 1. columns ---- */
 
@@ -181,18 +176,7 @@ static void set_costs(mb_scorer_plan *plan, const mb_lm *router, const mb_lm *so
     }
 }
 
-/* ---- 4. parts ---- */
-
-/* Tokens of a part, at least: a whole tile, so that small corpora are not computed in small pieces. */
-static int64_t part_tokens(int64_t tokens, int64_t tile_tokens)
-{
-    int64_t least = tokens / FEW_PARTS;
-    if (least > PART_TOKENS) least = PART_TOKENS;
-    if (least < tokens / MOST_PARTS) least = tokens / MOST_PARTS;
-    return least < tile_tokens ? tile_tokens : least;
-}
-
-/* ---- 5. the plan ---- */
+/* ---- 4. the plan ---- */
 
 mb_status mb_scorer_plan_create(const mb_scorer_options *options, const mb_shard *shard,
                                 const mb_lm *opt_router_lm, const mb_lm *opt_source_lm,
@@ -207,7 +191,7 @@ mb_status mb_scorer_plan_create(const mb_scorer_options *options, const mb_shard
                          opt_source_lm));
     plan.limit = mb_tile_limit(options->max_length, opt_router_lm, opt_source_lm);
     MB_TRY(mb_tile_plan_create(shard, plan.limit, options->tile_tokens,
-                               part_tokens(mb_tile_tokens(shard, plan.limit), options->tile_tokens),
+                               mb_tile_part_tokens(mb_tile_tokens(shard, plan.limit), options->tile_tokens),
                                &plan.tiles));
     set_costs(&plan, opt_router_lm, opt_source_lm);
     *out_plan = plan;

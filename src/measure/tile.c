@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/log.h"
 
@@ -112,6 +113,51 @@ done:
     mb_free(scratch);
     mb_tile_plan_reset(&plan);
     return status;
+}
+
+mb_tile_part mb_tile_plan_share(const mb_tile_plan *plan, mb_share share, const mb_shard *shard,
+                                int64_t limit)
+{
+    mb_tile_part part = {.windows = mb_share_count(share, plan->windows)};
+    for (int64_t i = 0; i < part.windows; i++) {
+        const int64_t *window = plan->window + mb_share_unit(share, i);
+        part.tiles += window[1] - window[0];
+        part.records += plan->first[window[1]] - plan->first[window[0]];
+        for (int64_t r = plan->first[window[0]]; r < plan->first[window[1]]; r++)
+            part.tokens += mb_tile_length(shard, r, limit);
+    }
+    return part;
+}
+
+mb_status mb_tile_plan_files(const mb_tile_plan *plan, mb_share share, const char *path, json_t **out_names)
+{
+    mb_status status = MB_OK;
+    const char *slash = strrchr(path, '/');
+    char *name = NULL;
+    json_t *names = json_array();
+    for (int64_t i = 0; i < mb_share_count(share, plan->windows); i++) {
+        const int64_t *window = plan->window + mb_share_unit(share, i);
+        const int64_t first = plan->first[window[0]];
+        mb_free(name);
+        name = mb_scores_part_path(slash != NULL ? slash + 1 : path, first, plan->first[window[1]] - first);
+        if (name == NULL || json_array_append_new(names, json_string(name)) != 0)
+            MB_RAISE(MB_ENOMEM, "%s: not enough memory", path);
+    }
+    *out_names = names;
+    names = NULL;
+done:
+    json_decref(names);
+    mb_free(name);
+    return status;
+}
+
+int64_t mb_tile_part_tokens(int64_t tokens, int64_t tile_tokens)
+{
+    enum { PART_TOKENS = 65536, FEW_PARTS = 64, MOST_PARTS = 1024 };
+    int64_t least = tokens / FEW_PARTS;
+    if (least > PART_TOKENS) least = PART_TOKENS;
+    if (least < tokens / MOST_PARTS) least = tokens / MOST_PARTS;
+    return least < tile_tokens ? tile_tokens : least;
 }
 
 void mb_tile_plan_reset(mb_tile_plan *plan)

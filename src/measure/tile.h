@@ -6,7 +6,9 @@
 #define MB_TILE_H
 
 #include "model/lm.h"
+#include "store/scores.h"
 #include "store/shard.h"
+#include "store/share.h"
 
 /* Tokens of a record that a pass of these limits sees: at most limit (> 0). */
 int64_t mb_tile_length(const mb_shard *shard, int64_t record, int64_t limit);
@@ -31,8 +33,22 @@ typedef struct mb_tile_plan {
 } mb_tile_plan;
 mb_status mb_tile_plan_create(const mb_shard *shard, int64_t limit, int64_t tile_tokens,
                               int64_t window_tokens, mb_tile_plan *out_plan);
+/* What a share has of the plan, its windows being the units: tiles, records, tokens as cut. */
+typedef struct mb_tile_part {
+    int64_t windows, tiles, records, tokens;
+} mb_tile_part;
+mb_tile_part mb_tile_plan_share(const mb_tile_plan *plan, mb_share share, const mb_shard *shard,
+                                int64_t limit);
+/* The files of a share's windows as parts of the result `path` (scores.h), relative to its folder: a new JSON
+ * array. */
+mb_status mb_tile_plan_files(const mb_tile_plan *plan, mb_share share, const char *path, json_t **out_names);
 /* Tokens of all records, as cut. */
 int64_t mb_tile_tokens(const mb_shard *shard, int64_t limit);
+/* window_tokens where windows are the parts of a result, a file each, what ranks and shares take, and the
+ * most that a restart repeats per rank: about 64 of them in a small corpus, of 64 Ki tokens in a larger
+ * one, never many more than 1024; a whole tile at least, so that small corpora are not computed in small
+ * pieces. */
+int64_t mb_tile_part_tokens(int64_t tokens, int64_t tile_tokens);
 void mb_tile_plan_reset(mb_tile_plan *plan);
 
 /* A packed batch with its memory, reused from tile to tile. Start zeroed. */

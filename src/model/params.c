@@ -394,7 +394,7 @@ void mb_params_spread(mb_params *params, mb_comm *comm, bool shard, bool share)
     assert(!params->is_sealed);
     params->comm = comm;
     params->shard = shard && params_has_ranks(params);
-    params->share = share && !params->shard && comm != NULL && mb_comm_local_size(comm) > 1;
+    params->share = share && !params->shard && comm != NULL && mb_comm_largest_node(comm) > 1;
 }
 
 /* Own memory of this process for what is not spread. */

@@ -90,6 +90,7 @@ static mb_status run(mb_program *program)
         MB_RAISE(MB_EUSAGE, "%s takes no model.adapter; merge it into the model first (moe-convert merge)",
                  program->mode);
     if (program->is_dry_run) goto done;
+    if (program->asks_done && mb_str_equal(program->mode, "verify")) goto done; /* it leaves nothing */
     MB_TRY(mb_program_open_ops(program));
     if (mb_str_equal(program->mode, "verify")) {
         if (own->against == NULL)

@@ -1,8 +1,6 @@
 /* moe-embed: every record through an encoder, or a decoder, into one vector: HDF5, and numpy on request. */
-#include <unistd.h>
-
-#include "base/files.h"
 #include "base/log.h"
+#include "stage/embed_tokens.h"
 #include "stage/program.h"
 #include "stage/program_options.h"
 
@@ -82,61 +80,53 @@ done:
     return status;
 }
 
-/* The shard given, or one of the inputs made in the run folder (and found there by a run that goes on). */
-static mb_status open_shard(mb_program *program, mb_embedder_model *model, const char *made_path,
-                            mb_shard **shard)
+static mb_status finish(mb_program *program, const mb_embedder_report *report, const char *path)
 {
-    mb_embed_program *own = program->own;
+    const mb_embed_program *own = program->own;
     mb_status status = MB_OK;
-    mb_shard_build_report report;
-    mb_shard_build_options build = own->build;
-    int64_t is_made = mb_files_is_file(made_path);
-    if (own->shard_path != NULL) {
-        MB_TRY(mb_shard_open(own->shard_path, 0, shard));
-        if (mb_str_equal(mb_shard_tokenizer_hash(*shard), model->tokenizer_hash)) goto done;
-        MB_RAISE(MB_EDATA, "%s was made with another tokenizer than the model's", own->shard_path);
+    size_t i;
+    json_t *name;
+    const bool is_whole = mb_share_is_whole(program->share);
+    MB_TRY(mb_program_result_int(program, "records", report->records));
+    MB_TRY(mb_program_result_int(program, "tokens", report->tokens));
+    MB_TRY(mb_program_result_int(program, "parts", report->parts));
+    MB_TRY(mb_program_result_int(program, "cut", report->cut));
+    if (own->build.inputs != NULL)
+        MB_TRY(mb_program_result_int(program, "bad", mb_embed_tokens_bad(program)));
+    MB_TRY(mb_program_result_real(program, "embed_seconds", report->seconds));
+    json_array_foreach(report->part_names, i, name)
+        MB_TRY(mb_program_output(program, json_string_value(name)));
+    MB_TRY(mb_program_finish_run(program, is_whole ? "embeddings.h5" : NULL,
+                                 is_whole && own->npy ? "embeddings.npy" : NULL, NULL));
+    if (mb_program_is_root(program) && (is_whole || mb_program_is_whole_done(program))) {
+        mb_scores_parts_remove(path); /* also of shares that came late */
+        mb_embed_tokens_remove(program);
     }
-    build.tokenizer_path = own->tokenizer != NULL ? own->tokenizer : own->model.path;
-    build.max_length = 1 << 24;
-    build.on_long = "cut";
-    build.loss_on = "all";
-    build.is_bare = true;
-    MB_TRY(mb_embedder_model_prefix(model, &own->embed, &build.opt_prefix));
-    MB_TRY(mb_comm_bcast(program->comm, &is_made, sizeof is_made, 0));
-    if (!is_made) {
-        MB_TRY(mb_shard_build_run(program->comm, &build, made_path, &report));
-        mb_info("%lld records, %lld tokens in %.1f s; left out: %lld bad", (long long)report.records,
-                (long long)report.tokens, report.seconds, (long long)report.bad);
-        MB_TRY(mb_program_result_int(program, "bad", report.bad));
-    }
-    MB_TRY(mb_shard_open(made_path, 0, shard));
 done:
     return status;
 }
 
-static mb_status embed(mb_program *program, mb_embedder_model *model, const char *made_path)
+static mb_status embed(mb_program *program, mb_embedder_model *model)
 {
     mb_embed_program *own = program->own;
     mb_status status = MB_OK;
     mb_shard *shard = NULL;
-    mb_embedder_report report;
+    mb_embedder_report report = {0};
     char *path = mb_program_path(program, "embeddings.h5"), *npy = mb_program_path(program, "embeddings.npy");
-    MB_TRY(mb_comm_agree(program->comm, open_shard(program, model, made_path, &shard)));
-    MB_TRY(mb_embedder_run(program->comm, model, shard, own->shard_path != NULL, &own->embed, path, &report));
+    MB_TRY(mb_comm_agree(program->comm, mb_embed_tokens_open(program, model, &shard)));
+    MB_TRY(mb_embedder_run(program->comm, model, shard, own->shard_path != NULL, &own->embed, program->share,
+                           path, &report));
     mb_info("%lld records, %lld tokens in %.1f s (%.0f tokens/s), %lld numbers each%s",
             (long long)report.records, (long long)report.tokens, report.seconds,
             (double)report.tokens / report.seconds, (long long)report.width,
             report.skipped_parts > 0 ? "; parts of an earlier run were used" : "");
     mb_shard_close(&shard);
-    if (own->npy && mb_program_is_root(program)) status = mb_embeddings_export(path, npy);
-    if (status == MB_OK && mb_program_is_root(program)) unlink(made_path);
+    if (own->npy && mb_program_is_root(program) && mb_share_is_whole(program->share))
+        status = mb_embeddings_export(path, npy);
     MB_TRY(mb_comm_agree(program->comm, status));
-    MB_TRY(mb_program_result_int(program, "records", report.records));
-    MB_TRY(mb_program_result_int(program, "tokens", report.tokens));
-    MB_TRY(mb_program_result_int(program, "cut", report.cut));
-    MB_TRY(mb_program_result_real(program, "embed_seconds", report.seconds));
-    MB_TRY(mb_program_finish_run(program, "embeddings.h5", own->npy ? "embeddings.npy" : NULL, NULL));
+    MB_TRY(finish(program, &report, path));
 done:
+    json_decref(report.part_names);
     mb_shard_close(&shard);
     mb_free(path);
     mb_free(npy);
@@ -152,7 +142,6 @@ static mb_status run(mb_program *program)
     mb_lm *lm = NULL;
     mb_tokenizer *tokenizer = NULL;
     mb_embedder_model model = {0};
-    char *made_path = NULL;
     if (own->model.path == NULL) MB_RAISE(MB_EUSAGE, "model.path is missing: the model's folder");
     if ((own->build.inputs == NULL) == (own->shard_path == NULL))
         MB_RAISE(MB_EUSAGE, "give either dataset.inputs or dataset.path");
@@ -169,14 +158,12 @@ static mb_status run(mb_program *program)
                                         &model);
     MB_TRY(mb_comm_agree(program->comm, status));
     if (program->is_dry_run) goto done;
-    made_path = mb_program_path(program, "tokens.h5");
-    MB_TRY(embed(program, &model, made_path));
+    MB_TRY(embed(program, &model));
 done:
     mb_embedder_model_reset(&model);
     mb_tokenizer_close(&tokenizer);
     mb_encoder_destroy(&encoder);
     mb_lm_destroy(&lm);
-    mb_free(made_path);
     return status;
 }
 
@@ -189,6 +176,7 @@ int main(int argc, char **argv)
             "decoder",
         .example = "  mpirun -np 4 moe-embed model.path=models/gte-multilingual-base "
                    "dataset.inputs=mmlu=unified.jsonl output.dir=checkpoints/moe2/embed",
+        .has_shares = true,
         .declare = declare,
         .run = run};
     return mb_program_main(argc, argv, &spec);

@@ -132,7 +132,7 @@ static mb_status run(mb_program *program)
         MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter",
                                     own->model.adapter, "dataset", own->input, "tokenizer", own->tokenizer,
                                     NULL));
-    if (is_done) goto done;
+    if (is_done || program->asks_done) goto done; /* one prompt leaves nothing */
     MB_TRY(mb_program_open_ops(program));
     status = mb_model_options_open(&own->model, program->ops, "none", NULL, 0, &lm);
     if (status == MB_OK) status = mb_infer_prompts_open(own, mb_lm_base(lm), &prompts);

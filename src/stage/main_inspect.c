@@ -1,29 +1,40 @@
-/* moe-inspect: prove the engine from outside: forward passes, gradients, token ids, and what a file is. */
+/* moe-inspect: prove the engine from outside: forward passes, gradients, token ids, what a file is, and
+ * whether this machine does what runs need. */
 #include <stdio.h>
 #include <string.h>
 
 #include "base/files.h"
 #include "base/log.h"
 #include "stage/inspect_file.h"
+#include "stage/inspect_machine.h"
 #include "stage/inspect_model.h"
 #include "stage/program.h"
 #include "stage/program_options.h"
 #include "text/tokenizer.h"
 
+/* All modes' options; the first member is what most of them use. */
+typedef struct inspect_options {
+    mb_inspect_program inspect;
+    mb_inspect_machine_options machine;
+} inspect_options;
+
 static mb_status declare(mb_program *program)
 {
     mb_status status = MB_OK;
     int64_t n;
-    mb_inspect_program *own;
+    inspect_options *all;
     const mb_option *table;
-    MB_NEW(own);
-    program->own = own;
+    MB_NEW(all);
+    program->own = all;
+    mb_inspect_program *own = &all->inspect;
     table = mb_program_options_inspect(&n);
     MB_TRY(mb_program_add_table(program, "what to inspect", table, n, own));
     table = mb_model_option_table(&n);
     MB_TRY(mb_program_add_table(program, "model (forward, gradients)", table, n, &own->model));
     table = mb_objective_option_table(&n);
     MB_TRY(mb_program_add_table(program, "objective (gradients)", table, n, &own->objective));
+    table = mb_inspect_machine_option_table(&n);
+    MB_TRY(mb_program_add_table(program, "machine", table, n, &all->machine));
 done:
     return status;
 }
@@ -144,6 +155,8 @@ static mb_status run(mb_program *program)
         return run_model(program);
     if (mb_str_equal(program->mode, "encode") || mb_str_equal(program->mode, "decode"))
         return run_tokens(program);
+    if (mb_str_equal(program->mode, "machine"))
+        return mb_inspect_machine_run(program, &((inspect_options *)program->own)->machine, own->out);
     if (program->operand == NULL) return mb_fail(MB_EUSAGE, "file needs a path: moe-inspect file PATH");
     return mb_inspect_file_run(program->operand, own->hash);
 }
@@ -152,9 +165,9 @@ int main(int argc, char **argv)
 {
     static const mb_program_spec spec = {
         .name = "moe-inspect",
-        .purpose = "prove the engine from outside: forward passes, gradients, token ids, and what a file is "
-                   "and whether it is whole",
-        .modes = "forward|gradients|encode|decode|file",
+        .purpose = "prove the engine from outside: forward passes, gradients, token ids, what a file is and "
+                   "whether it is whole, and whether this machine does what runs need",
+        .modes = "forward|gradients|encode|decode|file|machine",
         .has_operand = true,
         .example =
             "  moe-inspect forward model=DIR tokens=ids.json out=o.h5 [adapter=DIR]\n"
@@ -162,7 +175,8 @@ int main(int argc, char **argv)
             "[training.constraint_loss=barrier ...]\n"
             "  moe-inspect encode tokenizer=DIR input=strings.jsonl out=ids.jsonl add_special_tokens=false\n"
             "  moe-inspect decode tokenizer=DIR input=ids.jsonl out=strings.jsonl skip_special_tokens=true\n"
-            "  moe-inspect file PATH [--hash]",
+            "  moe-inspect file PATH [--hash]\n"
+            "  mpirun -np 4 moe-inspect machine dir=checkpoints [measure=true out=machine.json]",
         .declare = declare,
         .run = run};
     return mb_program_main(argc, argv, &spec);

@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "measure/scorer.h"
+#include "stage/config_forecast.h"
 #include "stage/memory_report.h"
 #include "stage/model_options.h"
 #include "stage/program.h"
@@ -120,6 +121,27 @@ done:
     return status;
 }
 
+/* Done by us: the table, or the parts of our share. Where the table is on record the parts are not needed any
+ * more, neither those of shares that came late. */
+static mb_status finish(mb_program *program, const mb_scorer_report *report, const char *path)
+{
+    mb_status status = MB_OK;
+    size_t i;
+    json_t *name;
+    const bool is_whole = mb_share_is_whole(program->share);
+    MB_TRY(mb_program_result_int(program, "records", report->records));
+    MB_TRY(mb_program_result_int(program, "tokens", report->tokens));
+    MB_TRY(mb_program_result_int(program, "parts", report->parts));
+    MB_TRY(mb_program_result_real(program, "score_seconds", report->seconds));
+    json_array_foreach(report->part_names, i, name)
+        MB_TRY(mb_program_output(program, json_string_value(name)));
+    MB_TRY(mb_program_finish_run(program, is_whole ? "scores.h5" : NULL, NULL));
+    if (mb_program_is_root(program) && (is_whole || mb_program_is_whole_done(program)))
+        mb_scores_parts_remove(path);
+done:
+    return status;
+}
+
 static mb_status run(mb_program *program)
 {
     mb_score_program *own = program->own;
@@ -128,12 +150,15 @@ static mb_status run(mb_program *program)
     mb_lm *router = NULL, *source = NULL;
     mb_shard *shard = NULL;
     char *out_path = NULL;
-    mb_scorer_report report;
+    mb_scorer_report report = {0};
     if (own->shard_path == NULL) MB_RAISE(MB_EUSAGE, "dataset.path is missing: the token shard to score");
     if (!program->is_dry_run)
         MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter",
                                     own->model.adapter, "source_model", own->source_model, "dataset",
                                     own->shard_path, NULL));
+    if (program->options.output_dir != NULL) out_path = mb_program_path(program, "scores.h5");
+    if (is_done && program->is_run && mb_program_is_root(program) && mb_share_is_whole(program->share))
+        mb_scores_parts_remove(out_path); /* left by a process that was cut off, and went on later */
     if (is_done) goto done;
     MB_TRY(mb_program_open_ops(program));
     MB_TRY(mb_comm_agree(program->comm, mb_shard_open(own->shard_path, 0, &shard)));
@@ -141,17 +166,17 @@ static mb_status run(mb_program *program)
     const bool has_head = is_asked(program, "perplexity");
     MB_TRY(report_memory(program, router, source, has_head, -1));
     if (program->is_dry_run) goto done;
-    out_path = mb_program_path(program, "scores.h5");
-    MB_TRY(mb_scorer_run(program->comm, router, source, shard, &own->scorer, out_path, &report));
+    MB_TRY(
+        mb_scorer_run(program->comm, router, source, shard, &own->scorer, program->share, out_path, &report));
     mb_info("%lld records, %lld tokens in %.1f s (%.0f tokens/s)%s", (long long)report.records,
             (long long)report.tokens, report.seconds, (double)report.tokens / report.seconds,
             report.skipped_parts > 0 ? "; parts of an earlier run were used" : "");
     MB_TRY(report_memory(program, router, source, has_head, report.activation_bytes));
-    MB_TRY(mb_program_result_int(program, "records", report.records));
-    MB_TRY(mb_program_result_int(program, "tokens", report.tokens));
-    MB_TRY(mb_program_result_real(program, "score_seconds", report.seconds));
-    MB_TRY(mb_program_finish_run(program, "scores.h5", NULL));
+    if (router != NULL || source != NULL)
+        MB_TRY(mb_config_forecast_result(program, mb_lm_arch(router != NULL ? router : source)));
+    MB_TRY(finish(program, &report, out_path));
 done:
+    json_decref(report.part_names);
     mb_free(out_path);
     mb_lm_destroy(&router);
     mb_lm_destroy(&source);
@@ -167,6 +192,7 @@ int main(int argc, char **argv)
                    "is compared with",
         .example = "  mpirun -np 4 moe-score model.path=warmup/final score.source_model=models/olmoe "
                    "dataset.path=shard.h5 output.dir=checkpoints/x/score",
+        .has_shares = true,
         .declare = declare,
         .run = run};
     return mb_program_main(argc, argv, &spec);

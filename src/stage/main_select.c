@@ -173,7 +173,7 @@ done:
 static mb_status run(mb_program *program)
 {
     mb_select_program *own = program->own;
-    if (mb_str_equal(program->mode, "compare")) return run_compare(program);
+    if (mb_str_equal(program->mode, "compare")) return program->asks_done ? MB_OK : run_compare(program);
     if (own->scores_path == NULL)
         return mb_fail(MB_EUSAGE, "scores.path is missing: the scores.h5 of moe-score");
     if (program->is_dry_run) return MB_OK;

@@ -5,6 +5,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "learn/trainer.h"
+#include "stage/config_forecast.h"
 #include "stage/memory_report.h"
 #include "stage/model_options.h"
 #include "stage/program.h"
@@ -110,6 +111,7 @@ static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
     MB_TRY(mb_program_result_int(program, "steps", report.steps));
     MB_TRY(mb_program_result_int(program, "tokens", report.tokens));
     MB_TRY(mb_program_result_real(program, "train_seconds", report.seconds));
+    MB_TRY(mb_config_forecast_result(program, mb_lm_arch(lm)));
     MB_TRY(mb_program_finish_run(program, "final", "metrics.h5", NULL));
     if (mb_program_is_root(program)) MB_TRY(remove_state(program));
 done:

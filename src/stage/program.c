@@ -1,10 +1,10 @@
 /* program: the shared frame of all executables.
  *
- * Contents: 1. options of every program  2. command line  3. start and end  4. run folder
+ * Contents: 1. options of every program  2. command line  3. failures  4. start and end
+ * (the run folder: program_run.c)
  */
 #include "stage/program.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +15,10 @@
 #include "base/stop.h"
 #include "base/version_info.h"
 #include "config/config.h"
+#include "stage/failure.h"
 #include "stage/program_options.h"
+#include "stage/program_run.h"
+#include "store/lease.h"
 
 /* First parts of keys over all programs: a top-level group of that name in a study file holds defaults; other
  * groups are stages. */
@@ -36,6 +39,35 @@ static const mb_option common_options[] = {
                   "threads of this rank; 0: OMP_NUM_THREADS, else its cores", NULL),
     MB_OPTION_BOOL(mb_program_options, force, "run.force", "false",
                    "run even when the stage's record says it is done", NULL),
+    MB_OPTION_TEXT(
+        mb_program_options, share, "run.share", NULL, NULL,
+        "k/n, k from 0: do share k of n of the work and do not join it, as an element of a job array "
+        "(moe-score, moe-embed); the same command without it does what is missing, and joins",
+        NULL),
+};
+
+/* What a stage's job asks for. The scripts in jobs/ read them from the study file; programs only check their
+ * names. */
+static const mb_option job_options[] = {
+    MB_OPTION_INT(mb_program_job, nodes, "slurm.nodes", "0", 0, 1e6, "nodes",
+                  "nodes of the stage's job; 0: as its template in slurm/ says", NULL),
+    MB_OPTION_INT(mb_program_job, ntasks, "slurm.ntasks", "0", 0, 1e7, "ranks",
+                  "MPI ranks of the job; 0: as the template says", NULL),
+    MB_OPTION_INT(mb_program_job, cpus_per_task, "slurm.cpus_per_task", "0", 0, 1e5, "cores",
+                  "cores of a rank; 0: as the template says", NULL),
+    MB_OPTION_TEXT(mb_program_job, time, "slurm.time", NULL, NULL,
+                   "time limit, as sbatch takes it: minutes, hours:minutes:seconds, days-hours", NULL),
+    MB_OPTION_TEXT(mb_program_job, partition, "slurm.partition", NULL, NULL, "partition of the job", NULL),
+    MB_OPTION_INT(mb_program_job, array, "slurm.array", "0", 0, 1e6, "elements",
+                  "cut scoring and embedding into so many elements of a job array; 0: one job", NULL),
+    MB_OPTION_INT(mb_program_job, throttle, "slurm.throttle", "0", 0, 1e6, "elements",
+                  "at most so many elements of an array run at once; 0: the site's, else all", NULL),
+    MB_OPTION_TEXT(mb_program_job, memory, "slurm.memory", NULL, NULL,
+                   "memory per node, as sbatch --mem takes it: 64G", NULL),
+    MB_OPTION_TEXT(mb_program_job, site, "slurm.site", NULL, NULL,
+                   "name of a file slurm/site/<name>.sh; MB_SITE wins, else generic", NULL),
+    MB_OPTION_TEXT(mb_program_job, extra, "slurm.extra", NULL, NULL,
+                   "more words for sbatch, as in \"--constraint=a100 --exclusive\"", NULL),
 };
 
 mb_status mb_program_add_table(mb_program *program, const char *title, const mb_option *options,
@@ -78,6 +110,8 @@ static mb_status read_word(mb_program *program, command_line *line, const char *
             line->markdown = true;
         else if (strcmp(word, "--dry-run") == 0)
             program->is_dry_run = true;
+        else if (strcmp(word, "--is-done") == 0)
+            program->asks_done = true;
         else if (strcmp(word, "--hash") == 0)
             line->assignments[line->assignment_count++] = "hash=true";
         else
@@ -131,13 +165,95 @@ static void print_help(const mb_program *program)
     if (spec->example != NULL) printf("\n%s\n", spec->example);
     if (mb_option_help(program->tables, program->table_count, &text) == MB_OK)
         printf("\n%s", mb_str_text(&text));
-    printf("\nAlso: --help  --version  --print-config  --dry-run\n"
+    printf("\nAlso: --help  --version  --print-config  --dry-run  --is-done (prints done, exit 0, or why "
+           "not, exit "
+           "1; changes nothing)\n"
            "Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 bad input data, 75 stopped at a "
            "checkpoint (run again)\n");
     mb_str_destroy(&text);
 }
 
-/* ---- 3. start and end ---- */
+/* ---- 3. failures ---- */
+
+/* Why a rank ended, and which rank speaks of it. */
+typedef struct ending {
+    mb_status status;
+    char *message; /* kept: later failures would write over the record */
+    int speaker;
+    bool is_mine; /* to speak of */
+} ending;
+
+/* The lowest rank with a failure of its own; 0 if there is none. Collective. */
+static int first_failure(mb_comm *comm, mb_status status)
+{
+    const int mine = status, size = mb_comm_size(comm);
+    int first = 0, *all = mb_calloc((size_t)size, sizeof *all);
+    if (all != NULL && mb_comm_allgather(comm, &mine, sizeof mine, all) == MB_OK)
+        while (first < size && (all[first] == MB_OK || all[first] == MB_ECOMM || all[first] == MB_ESTOPPED))
+            ++first;
+    mb_free(all);
+    return first < size ? first : 0;
+}
+
+static bool is_failure(mb_status status)
+{
+    return status != MB_OK && status != MB_ESTOPPED;
+}
+
+/* Collective where there are ranks. */
+static ending note_ending(const mb_program *program, mb_status status, bool has_ranks)
+{
+    ending end = {.status = status, .message = mb_strdup(mb_status_message())};
+    if (has_ranks) end.speaker = first_failure(program->comm, status);
+    end.is_mine = is_failure(status) && (!has_ranks || end.speaker == mb_comm_rank(program->comm));
+    return end;
+}
+
+/* One message for all ranks: that of the first failure. */
+static void report_failure(const ending *end)
+{
+    if (end->is_mine)
+        mb_error("%s: %s", mb_status_name(end->status), end->message != NULL ? end->message : "");
+    const char *level = getenv("MB_LOG");
+    if (end->status != MB_OK && ((level != NULL && strcmp(level, "debug") == 0) || end->status == MB_ENOMEM))
+        fprintf(stderr, "%s", mb_status_trace_text());
+}
+
+/* May we write into the folder? Not when another job holds it, or took it from us. */
+static bool is_folder_ours(const mb_program *program)
+{
+    bool is_ours = true;
+    char *name = mb_share_name(program->share, "lease", "");
+    if (program->run != NULL)
+        is_ours = mb_runfolder_is_mine(program->run) == MB_OK;
+    else if (!program->has_begun)
+        is_ours = !mb_lease_is_held(program->options.output_dir, name);
+    mb_free(name);
+    return is_ours;
+}
+
+/* failure.json of a run that was to have a folder; a wrong command line makes none. */
+static void keep_failure(const mb_program *program, const ending *end)
+{
+    const char *folder = program->options.output_dir;
+    if (!end->is_mine || folder == NULL || !program->is_run) return;
+    if (mb_status_exit_code(end->status) == 2 && !mb_files_is_folder(folder)) return;
+    if (!is_folder_ours(program)) return;
+    if (mb_failure_write(folder, program->share, end->status, end->message != NULL ? end->message : "",
+                         end->speaker) != MB_OK)
+        mb_warn("the cause is not kept in the folder: %s", mb_status_message());
+}
+
+/* What --is-done says when the run ended before it knew; the status to end with. */
+static mb_status settle_answer(const mb_program *program, const ending *end)
+{
+    const mb_status not_done = MB_EEXIST; /* exit code 1 */
+    if (!is_failure(end->status)) return program->answer == MB_PROGRAM_NOT_DONE ? not_done : end->status;
+    if (end->is_mine) printf("not done: %s\n", end->message != NULL ? end->message : "");
+    return not_done;
+}
+
+/* ---- 4. start and end ---- */
 
 static mb_status apply_config(mb_program *program, const command_line *line)
 {
@@ -148,8 +264,28 @@ static mb_status apply_config(mb_program *program, const command_line *line)
     mb_option_table others[MB_PROGRAM_OPTIONS_TABLES];
     const int64_t n = mb_program_options_all(others, MB_PROGRAM_OPTIONS_TABLES);
     MB_TRY(mb_config_apply(config, program->tables, program->table_count, known_prefixes, others, n));
+    MB_TRY(mb_share_parse(program->options.share, &program->share));
+    if (!mb_share_is_whole(program->share) && !program->spec->has_shares)
+        MB_RAISE(MB_EUSAGE, "%s: run.share is for programs that can cut their work: moe-score and moe-embed",
+                 program->spec->name);
 done:
     mb_config_close(&config);
+    return status;
+}
+
+/* A question about a run folder, or a run? */
+static mb_status check_purpose(mb_program *program, const command_line *line)
+{
+    mb_status status = MB_OK;
+    program->stage = line->stage != NULL ? line->stage : program->spec->name + strlen("moe-");
+    if (program->spec->modes != NULL && program->mode == NULL)
+        MB_RAISE(MB_EUSAGE, "%s: say what to do: %s {%s} ...", program->spec->name, program->spec->name,
+                 program->spec->modes);
+    if (program->asks_done && program->is_dry_run)
+        MB_RAISE(MB_EUSAGE, "%s: --is-done and --dry-run do not go together", program->spec->name);
+    if (program->asks_done && program->options.output_dir == NULL)
+        MB_RAISE(MB_EUSAGE, "%s: --is-done asks about a run folder: give output.dir", program->spec->name);
+done:
     return status;
 }
 
@@ -170,33 +306,18 @@ static bool answer_question(mb_program *program, const command_line *line)
     return is_answered;
 }
 
-static void move_back(mb_program *program);
-
-/* The lowest rank with a failure of its own; 0 if there is none. Collective. */
-static int first_failure(mb_comm *comm, mb_status status)
+mb_status mb_program_open_ops(mb_program *program)
 {
-    const int mine = status, size = mb_comm_size(comm);
-    int first = 0, *all = mb_calloc((size_t)size, sizeof *all);
-    if (all != NULL && mb_comm_allgather(comm, &mine, sizeof mine, all) == MB_OK)
-        while (first < size && (all[first] == MB_OK || all[first] == MB_ECOMM || all[first] == MB_ESTOPPED))
-            ++first;
-    mb_free(all);
-    return first < size ? first : 0;
-}
-
-/* One message for all ranks: that of the first failure. */
-static void report_failure(const mb_program *program, mb_status status, bool has_ranks)
-{
-    const bool has_failed = status != MB_OK && status != MB_ESTOPPED;
-    int speaker = 0;
-    char *message = mb_strdup(mb_status_message()); /* the exchange may fail and write over it */
-    if (has_ranks) speaker = first_failure(program->comm, status);
-    if (has_failed && (!has_ranks || speaker == mb_comm_rank(program->comm)))
-        mb_error("%s: %s", mb_status_name(status), message != NULL ? message : "");
-    mb_free(message);
-    const char *level = getenv("MB_LOG");
-    if (status != MB_OK && ((level != NULL && strcmp(level, "debug") == 0) || status == MB_ENOMEM))
-        fprintf(stderr, "%s", mb_status_trace_text());
+    mb_status status = MB_OK;
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    if (cores > 0 && program->options.threads > 8 * cores)
+        MB_RAISE(MB_EUSAGE, "threads = %lld on a machine of %ld cores; give at most one per core",
+                 (long long)program->options.threads, cores);
+    MB_TRY(mb_ops_create(program->options.backend, (int)program->options.threads, &program->ops));
+    mb_info("%s, %d rank%s", mb_ops_describe(program->ops), mb_comm_size(program->comm),
+            mb_comm_size(program->comm) == 1 ? "" : "s");
+done:
+    return status;
 }
 
 static mb_status start_and_run(mb_program *program, int argc, char **argv, command_line *line,
@@ -206,16 +327,16 @@ static mb_status start_and_run(mb_program *program, int argc, char **argv, comma
     MB_TRY(program->spec->declare(program));
     MB_TRY(mb_program_add_table(program, "every program", common_options,
                                 sizeof common_options / sizeof *common_options, &program->options));
+    MB_TRY(mb_program_add_table(program, "the Slurm job of a stage (for the scripts in jobs/)", job_options,
+                                sizeof job_options / sizeof *job_options, &program->job));
     MB_TRY(read_command_line(program, argc, argv, line));
     if (answer_question(program, line)) goto done;
+    program->is_run = !line->print_config && !program->is_dry_run && !program->asks_done;
     MB_TRY(apply_config(program, line));
-    program->stage = line->stage != NULL ? line->stage : program->spec->name + strlen("moe-");
-    if (program->spec->modes != NULL && program->mode == NULL)
-        MB_RAISE(MB_EUSAGE, "%s: say what to do: %s {%s} ...", program->spec->name, program->spec->name,
-                 program->spec->modes);
+    MB_TRY(check_purpose(program, line));
     if (line->print_config) {
         mb_str text = MB_STR_EMPTY;
-        status = mb_config_print(program->tables, program->table_count, &text);
+        status = mb_config_print(program->tables, program->table_count - 1, &text); /* all but the job's */
         printf("%s", mb_str_text(&text));
         mb_str_destroy(&text);
         goto done;
@@ -225,6 +346,9 @@ static mb_status start_and_run(mb_program *program, int argc, char **argv, comma
     mb_log_init(program->spec->name, mb_comm_rank(program->comm), mb_comm_size(program->comm), NULL);
     mb_stop_install();
     MB_TRY(program->spec->run(program));
+    if (program->asks_done && program->answer == MB_PROGRAM_NO_ANSWER)
+        MB_RAISE(MB_EUSAGE, "%s%s%s has no run folder that could be done", program->spec->name,
+                 program->mode != NULL ? " " : "", program->mode != NULL ? program->mode : "");
 done:
     return status;
 }
@@ -247,12 +371,20 @@ int mb_program_main(int argc, char **argv, const mb_program_spec *spec)
     bool has_ranks = false;
     mb_log_init(spec->name, 0, 1, NULL);
     mb_status status = start_and_run(&program, argc, argv, &line, &has_ranks);
-    report_failure(&program, status, has_ranks);
-    if (status != MB_OK && status != MB_ESTOPPED) move_back(&program);
+    ending end = note_ending(&program, status, has_ranks);
+    if (program.asks_done && mb_status_exit_code(status) != 2)
+        status = settle_answer(&program, &end);
+    else
+        report_failure(&end);
+    if (is_failure(status)) mb_program_move_back(&program);
+    /* All ranks agree on one code before any finalises: a rank alone in MPI_Finalize would wait for ever. The
+     * lease is kept until the one that speaks has written why. */
+    mb_status agreed = has_ranks ? mb_comm_agree(program.comm, status) : status;
+    keep_failure(&program, &end);
+    if (has_ranks && is_failure(agreed)) mb_comm_barrier(program.comm);
+    mb_free(end.message);
     free_program(&program, &line);
-    /* All ranks agree on one code before any finalises: a rank alone in MPI_Finalize would wait for ever. */
-    int code = mb_status_exit_code(status);
-    if (has_ranks) code = mb_comm_exit_code(program.comm, mb_comm_agree(program.comm, status));
+    int code = has_ranks ? mb_comm_exit_code(program.comm, agreed) : mb_status_exit_code(status);
     mb_comm_destroy(&program.comm);
     mb_log_close();
     if (getenv("MB_CHECK_LEAKS") != NULL && mb_memory_live_blocks() != 0) {
@@ -261,173 +393,4 @@ int mb_program_main(int argc, char **argv, const mb_program_spec *spec)
         return 1;
     }
     return code;
-}
-
-/* ---- 4. run folder ---- */
-
-mb_status mb_program_open_ops(mb_program *program)
-{
-    mb_status status = MB_OK;
-    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    if (cores > 0 && program->options.threads > 8 * cores)
-        MB_RAISE(MB_EUSAGE, "threads = %lld on a machine of %ld cores; give at most one per core",
-                 (long long)program->options.threads, cores);
-    MB_TRY(mb_ops_create(program->options.backend, (int)program->options.threads, &program->ops));
-    mb_info("%s, %d rank%s", mb_ops_describe(program->ops), mb_comm_size(program->comm),
-            mb_comm_size(program->comm) == 1 ? "" : "s");
-done:
-    return status;
-}
-
-/* Keys whose value does not change a result, or whose content is hashed as an input. */
-static bool is_passed_over(const char *key)
-{
-    return mb_str_is_prefix(key, "output.") || mb_str_is_prefix(key, "run.") ||
-           mb_str_is_suffix(key, ".path") || mb_str_equal(key, "threads") ||
-           mb_str_equal(key, "model.adapter") || mb_str_equal(key, "dataset.inputs") ||
-           mb_str_equal(key, "training.time_limit_minutes") || mb_str_is_prefix(key, "training.logging") ||
-           mb_str_is_prefix(key, "training.save_minutes");
-}
-
-/* Lease, configuration and inputs of output.dir. */
-static mb_status open_run(mb_program *program, const char *const *names, const char *const *paths, int64_t n)
-{
-    mb_status status = MB_OK;
-    json_t *config = NULL;
-    MB_TRY(
-        mb_runfolder_open(program->options.output_dir, program->spec->name, program->stage, &program->run));
-    MB_TRY(mb_config_resolved(program->tables, program->table_count, &config));
-    const char *key;
-    json_t *value;
-    void *next;
-    json_object_foreach_safe(config, next, key, value) if (is_passed_over(key)) json_object_del(config, key);
-    if (program->mode != NULL) MB_TRY(mb_json_set(config, "mode", json_string(program->mode)));
-    MB_TRY(mb_runfolder_config(program->run, config));
-    for (int64_t i = 0; i < n; ++i)
-        if (paths[i] != NULL) MB_TRY(mb_runfolder_input(program->run, names[i], paths[i]));
-done:
-    json_decref(config);
-    return status;
-}
-
-/* A finished stage that does not match is never overwritten: it is renamed to <folder>.1, .2, ... */
-static mb_status move_aside(mb_program *program)
-{
-    mb_status status = MB_OK;
-    char *done = mb_program_path(program, "done.json"), *aside = NULL;
-    if (done == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
-    if (!mb_files_is_file(done)) goto done;
-    for (int i = 1;; ++i) {
-        mb_free(aside);
-        aside = mb_str_format("%s.%d", program->options.output_dir, i);
-        if (aside == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
-        if (!mb_files_is_folder(aside)) break;
-    }
-    mb_info("%s was made otherwise (%s); it is kept as %s", program->options.output_dir,
-            mb_runfolder_reason(program->run), aside);
-    mb_runfolder_close(&program->run);
-    MB_TRY(mb_files_rename(program->options.output_dir, aside));
-    program->aside = aside;
-    aside = NULL;
-done:
-    mb_free(done);
-    mb_free(aside);
-    return status;
-}
-
-/* A run that failed before it made anything to go on from gives the result that it moved aside its place
- * back. */
-static void move_back(mb_program *program)
-{
-    char *state = program->aside != NULL ? mb_program_path(program, "state") : NULL;
-    if (state != NULL && !mb_files_is_folder(state)) {
-        mb_runfolder_close(&program->run);
-        mb_log_init(program->spec->name, mb_comm_rank(program->comm), mb_comm_size(program->comm), NULL);
-        if (mb_files_remove_tree(program->options.output_dir) == MB_OK &&
-            mb_files_rename(program->aside, program->options.output_dir) == MB_OK)
-            mb_warn("%s: the earlier result is back in its place", program->options.output_dir);
-    }
-    mb_free(state);
-}
-
-/* Rank 0's part: is there work? Then the folder is ours, and empty but for what an interrupted run of the
- * same work left. */
-static mb_status claim_run(mb_program *program, const char *const *names, const char *const *paths, int64_t n,
-                           int64_t *out_is_done)
-{
-    mb_status status = MB_OK;
-    MB_TRY(open_run(program, names, paths, n));
-    *out_is_done = !program->options.force && mb_runfolder_is_done(program->run);
-    if (*out_is_done) goto done;
-    mb_debug("%s: to do (%s)", program->options.output_dir, mb_runfolder_reason(program->run));
-    MB_TRY(move_aside(program));
-    if (program->run == NULL) MB_TRY(open_run(program, names, paths, n));
-    char *log_path = mb_program_path(program, "run.log");
-    if (log_path != NULL) mb_log_init(program->spec->name, 0, mb_comm_size(program->comm), log_path);
-    mb_free(log_path);
-done:
-    return status;
-}
-
-mb_status mb_program_begin_run_list(mb_program *program, const char *const *names, const char *const *paths,
-                                    int64_t n, bool *out_is_done)
-{
-    mb_status status = MB_OK;
-    int64_t is_done = 0;
-    if (program->options.output_dir == NULL)
-        MB_RAISE(MB_EUSAGE,
-                 "%s: output.dir is missing: say where the results go, e.g. output.dir=checkpoints/my-run/%s",
-                 program->spec->name, program->stage);
-    if (mb_program_is_root(program)) status = claim_run(program, names, paths, n, &is_done);
-    MB_TRY(mb_comm_agree(program->comm, status));
-    MB_TRY(mb_comm_bcast(program->comm, &is_done, sizeof is_done, 0));
-    *out_is_done = is_done != 0;
-    if (is_done) mb_info("%s: up to date, nothing to do", program->options.output_dir);
-done:
-    return status;
-}
-
-mb_status mb_program_begin_run(mb_program *program, bool *out_is_done, ...)
-{
-    const char *names[32], *paths[32];
-    int64_t n = 0;
-    va_list list;
-    va_start(list, out_is_done);
-    for (const char *name; n < 32 && (name = va_arg(list, const char *)) != NULL; ++n) {
-        names[n] = name;
-        paths[n] = va_arg(list, const char *);
-    }
-    va_end(list);
-    return mb_program_begin_run_list(program, names, paths, n, out_is_done);
-}
-
-mb_status mb_program_finish_run(mb_program *program, ...)
-{
-    mb_status status = MB_OK;
-    va_list list;
-    va_start(list, program);
-    if (mb_program_is_root(program)) {
-        for (const char *path; status == MB_OK && (path = va_arg(list, const char *)) != NULL;)
-            status = mb_runfolder_output(program->run, path);
-        if (status == MB_OK)
-            status = mb_runfolder_finish(program->run, mb_comm_size(program->comm),
-                                         program->ops != NULL ? mb_ops_describe(program->ops) : NULL);
-    }
-    va_end(list);
-    return mb_comm_agree(program->comm, status);
-}
-
-mb_status mb_program_result_real(mb_program *program, const char *name, double value)
-{
-    return program->run != NULL ? mb_runfolder_result(program->run, name, json_real(value)) : MB_OK;
-}
-
-mb_status mb_program_result_int(mb_program *program, const char *name, int64_t value)
-{
-    return program->run != NULL ? mb_runfolder_result(program->run, name, json_integer(value)) : MB_OK;
-}
-
-char *mb_program_path(const mb_program *program, const char *name)
-{
-    return mb_files_join(program->options.output_dir, name);
 }

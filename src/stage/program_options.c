@@ -4,6 +4,8 @@
  */
 #include "stage/program_options.h"
 
+#include "stage/inspect_machine.h"
+
 /* ---- 1. tables ---- */
 
 static const mb_option shard_options[] = {
@@ -249,7 +251,7 @@ int64_t mb_program_options_all(mb_option_table *tables, int64_t room)
         mb_program_options_inspect, mb_model_option_table,      mb_shard_build_option_table,
         mb_trainer_option_table,    mb_objective_option_table,  mb_scorer_option_table,
         mb_select_option_table,     mb_program_options_infer,   mb_generate_option_table,
-        mb_program_options_embed,   mb_embedder_option_table};
+        mb_program_options_embed,   mb_embedder_option_table,   mb_inspect_machine_option_table};
     int64_t n = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all && n < room; ++i) {
         tables[n] = (mb_option_table){0};

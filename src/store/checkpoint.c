@@ -306,6 +306,19 @@ static void free_numbered(numbered **list, int64_t n)
     MB_FREE(*list);
 }
 
+/* Out of the way under a name that is no checkpoint's; kept to be looked at until the next of its number. */
+static mb_status put_away(const char *path)
+{
+    mb_status status = MB_OK;
+    char *torn = mb_str_format("%s.torn", path);
+    if (torn == NULL) MB_RAISE(MB_ENOMEM, "%s: not enough memory", path);
+    MB_TRY(mb_files_remove_tree(torn));
+    MB_TRY(mb_files_rename(path, torn));
+done:
+    mb_free(torn);
+    return status;
+}
+
 mb_status mb_checkpoint_latest(const char *folder, const char *prefix, char **out_path, int64_t *out_number)
 {
     mb_status status = MB_OK;
@@ -314,11 +327,15 @@ mb_status mb_checkpoint_latest(const char *folder, const char *prefix, char **ou
     char *found = NULL;
     MB_TRY(list_numbered(folder, prefix, &list, &n));
     for (int64_t i = 0; i < n && found == NULL; i++) {
-        if (mb_checkpoint_check(list[i].path, false) != MB_OK) {
-            mb_warn("%s is not whole and is passed over: %s", list[i].path, mb_status_message());
+        status = mb_checkpoint_check(list[i].path, true);
+        if (status != MB_OK && status != MB_EIO && status != MB_ENOMEM) {
+            mb_warn("%s is not whole and is passed over (kept as %s.torn): %s", list[i].path, list[i].path,
+                    mb_status_message());
             mb_status_reset();
+            MB_TRY(put_away(list[i].path));
             continue;
         }
+        MB_TRY(status);
         found = list[i].path;
         list[i].path = NULL;
         *out_number = list[i].number;
@@ -340,7 +357,7 @@ mb_status mb_checkpoint_rotate(const char *folder, const char *prefix, int64_t k
         if (whole < keep) {
             if (mb_checkpoint_check(list[i].path, false) == MB_OK) whole++;
             mb_status_reset();
-            continue; /* torn ones among the newest do not count and stay to be looked at */
+            continue; /* a torn one among the newest does not count */
         }
         MB_TRY(mb_files_remove_tree(list[i].path));
     }

@@ -4,7 +4,7 @@
  *
  * A checkpoint folder is filled as `<name>.tmp.<pid>`, gets manifest.json {"files": {name: {bytes, hash}}}
  * (names relative to the folder, subfolders included), is synced and renamed. A torn one (no manifest, a file
- * of other size) is never used. trainer.h5 holds the state of trainer_state.h.
+ * of other size or content) is never used. trainer.h5 holds the state of trainer_state.h.
  */
 #ifndef MB_CHECKPOINT_H
 #define MB_CHECKPOINT_H
@@ -20,8 +20,10 @@ mb_status mb_checkpoint_commit(const char *folder, const char *path);
 /* Manifest there and sizes (deep: hashes) right? MB_EFORMAT names the file, MB_ENOTFOUND when there is no
  * checkpoint. */
 mb_status mb_checkpoint_check(const char *path, bool deep);
-/* The newest whole checkpoint `<folder>/<prefix><number>`; *out_path NULL when none. Torn ones are reported
- * by mb_warn and passed over. */
+/* The newest whole checkpoint `<folder>/<prefix><number>` (hashes compared: it is read once); *out_path
+ * NULL when none. Torn ones above it are reported by mb_warn and moved to `<name>.torn`, so that the next
+ * rotate does not keep them instead of whole ones. MB_EIO: one cannot be read now, and nothing is taken in
+ * its place. */
 mb_status mb_checkpoint_latest(const char *folder, const char *prefix, char **out_path, int64_t *out_number);
 /* Remove all but the newest `keep` of them (keep <= 0: keep all). */
 mb_status mb_checkpoint_rotate(const char *folder, const char *prefix, int64_t keep);

@@ -81,11 +81,24 @@ done:
 
 /* ---- 3. folders ---- */
 
+/* "<stem>.json", or "<stem>-<k>of<n>.json" of a part of a stage. */
+static bool is_record(const char *name, const char *stem)
+{
+    const size_t n = strlen(stem);
+    int part, parts, end = 0;
+    if (!mb_str_is_prefix(name, stem)) return false;
+    if (strcmp(name + n, ".json") == 0) return true;
+    return sscanf(name + n, "-%dof%d.json%n", &part, &parts, &end) == 2 && end > 0 &&
+           name[n + (size_t)end] == 0;
+}
+
 /* Records about a run rather than its results, and what is not finished. */
 static bool is_left_out(const char *name)
 {
-    return strcmp(name, "done.json") == 0 || strcmp(name, "manifest.json") == 0 ||
-           strcmp(name, "lease") == 0 || mb_str_is_prefix(name, "lease.") || mb_str_is_suffix(name, ".log") ||
+    return is_record(name, "done") || is_record(name, "progress") || is_record(name, "failure") ||
+           strcmp(name, "manifest.json") == 0 || strcmp(name, "attempts.tsv") == 0 ||
+           strcmp(name, "lease") == 0 || mb_str_is_prefix(name, "lease.") ||
+           mb_str_is_prefix(name, "lease-") || mb_str_is_suffix(name, ".log") ||
            strstr(name, ".tmp.") != NULL;
 }
 
@@ -118,13 +131,16 @@ done:
 mb_status mb_contenthash_path(const char *path, char out_text[MB_HASH_TEXT])
 {
     mb_status status = MB_OK;
+    char *place = NULL;
     if (mb_files_is_folder(path)) {
         MB_TRY(hash_folder(path, out_text));
     } else if (mb_files_is_file(path)) {
-        MB_TRY(hash_one(path, out_text));
+        MB_TRY(mb_files_staged(path, &place));
+        MB_TRY(hash_one(place, out_text));
     } else {
         MB_RAISE(MB_ENOTFOUND, "%s: there is no such file or folder", path);
     }
 done:
+    mb_free(place);
     return status;
 }

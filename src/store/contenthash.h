@@ -3,7 +3,9 @@
  * Layer: store.  Uses: base, h5.
  *
  * HDF5: by content (h5.h). Other files: by bytes. A folder: names and content hashes of its files in byte
- * order, without done.json, *.log, manifest.json, lease files and metrics.jsonl times.
+ * order, without what tells of the run (done.json, progress.json, failure.json and those of parts,
+ * attempts.tsv, *.log, manifest.json, lease files) and metrics.jsonl times. Where a node-local copy of a
+ * file stands (mb_files_staged), that is read.
  */
 #ifndef MB_CONTENTHASH_H
 #define MB_CONTENTHASH_H

@@ -54,29 +54,14 @@ mb_status mb_embeddings_join(const char *path, const char *key, mb_shard *shard,
                              const json_t *attributes)
 {
     mb_status status = MB_OK;
-    mb_scores_part_file *parts = NULL;
-    int64_t count = 0;
-    mb_h5 *out = NULL;
-    char hash[33], *folder = mb_scores_part_folder(path);
-    if (folder == NULL) MB_RAISE(MB_ENOMEM, "%s: not enough memory", path);
-    MB_TRY(mb_scores_part_list(path, key, &parts, &count));
-    MB_TRY(mb_scores_join_check(path, parts, count, mb_shard_count(shard)));
-    MB_TRY(mb_shard_hash(shard, hash));
-    MB_TRY(mb_h5_create(path, &out));
-    MB_TRY(mb_h5_set_text(out, "/", "format", "moebatch-embeddings"));
-    MB_TRY(mb_h5_set_int(out, "/", "version", 1));
-    MB_TRY(mb_h5_set_text(out, "/", "shard", hash));
-    MB_TRY(mb_h5_set_int(out, "/", "dimension", width));
-    MB_TRY(mb_scores_join_attributes(out, attributes));
-    MB_TRY(mb_h5_create_rows(out, "/embeddings", MB_F32, 1, &width, CHUNK_BYTES));
-    for (int64_t i = 0; i < count; i++) MB_TRY(append_part(out, &parts[i], width));
-    MB_TRY(mb_scores_join_records(out, shard));
-    MB_TRY(mb_h5_close(&out));
-    MB_TRY(mb_files_remove_tree(folder));
+    mb_scores_join_state join = {0};
+    MB_TRY(mb_scores_join_start(path, key, shard, "moebatch-embeddings", attributes, &join));
+    MB_TRY(mb_h5_set_int(join.out, "/", "dimension", width));
+    MB_TRY(mb_h5_create_rows(join.out, "/embeddings", MB_F32, 1, &width, CHUNK_BYTES));
+    for (int64_t i = 0; i < join.count; i++) MB_TRY(append_part(join.out, &join.parts[i], width));
+    MB_TRY(mb_scores_join_end(&join, shard));
 done:
-    mb_h5_destroy(&out);
-    mb_scores_part_free_list(&parts, count);
-    mb_free(folder);
+    mb_scores_join_reset(&join);
     return status;
 }
 

@@ -19,7 +19,7 @@
 /* A part: vectors [rows, width] of records first.., as scores.h has it. */
 mb_status mb_embeddings_part_write(const char *path, const char *key, int64_t first, int64_t rows,
                                    int64_t width, float *vectors);
-/* Join all parts of [0, N) into `path` (one process) and remove them. */
+/* Join all parts of [0, N) into `path` (one process); they stay until mb_scores_parts_remove. */
 mb_status mb_embeddings_join(const char *path, const char *key, mb_shard *shard, int64_t width,
                              const json_t *attributes);
 /* The vectors as a numpy file (version 1.0, little-endian f4, C order), written beside and renamed. */

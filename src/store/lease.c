@@ -4,7 +4,7 @@
  * half-written file. A stale one is judged and removed under a lock of the folder, so that of two jobs that
  * see it none removes the other's fresh one.
  *
- * 1. who we are   2. who holds it   3. taking and giving back
+ * 1. who we are   2. who holds it   3. taking and giving back   4. is it still ours
  */
 #include "store/lease.h"
 
@@ -23,7 +23,7 @@
 #include "base/memory.h"
 
 struct mb_lease {
-    char *path;
+    char *path;  /* <folder>/<name> */
     mb_str text; /* what we wrote */
 };
 
@@ -92,9 +92,10 @@ static mb_status describe_self(mb_str *text)
     gethostname(host, sizeof host - 1);
     process_start((long)getpid(), start);
     boot_id(boot);
-    json_t *json = json_pack("{s:s, s:I, s:s, s:s, s:s, s:s}", "host", host, "pid", (json_int_t)getpid(),
-                             "start", start, "boot", boot, "job", environment("SLURM_JOB_ID"), "restart",
-                             environment("SLURM_RESTART_COUNT"));
+    json_t *json = json_pack(
+        "{s:s, s:I, s:s, s:s, s:s, s:s, s:s, s:s}", "host", host, "pid", (json_int_t)getpid(), "start", start,
+        "boot", boot, "job", environment("SLURM_JOB_ID"), "restart", environment("SLURM_RESTART_COUNT"),
+        "array_job", environment("SLURM_ARRAY_JOB_ID"), "array_task", environment("SLURM_ARRAY_TASK_ID"));
     if (json == NULL) MB_RAISE(MB_ENOMEM, "not enough memory for a lease");
     MB_TRY(mb_json_print(json, 0, false, text));
 done:
@@ -133,15 +134,26 @@ static bool parse_holder(const mb_str *text, holder *out)
     return out->host[0] != 0 && out->pid > 0;
 }
 
+static bool is_of_this_host(const holder *h)
+{
+    char host[256] = "";
+    gethostname(host, sizeof host - 1);
+    return strcmp(h->host, host) == 0;
+}
+
+/* Restarts are counted from "" (none), so an earlier run of our job has a smaller number: a process of such a
+ * run that still lives must not take its successor for gone. */
+static bool is_earlier_run(const holder *h)
+{
+    return h->job[0] != 0 && strcmp(h->job, environment("SLURM_JOB_ID")) == 0 &&
+           strtol(h->restart, NULL, 10) < strtol(environment("SLURM_RESTART_COUNT"), NULL, 10);
+}
+
 static bool is_stale(const holder *h)
 {
-    char host[256] = "", boot[64], start[32];
-    const char *job = environment("SLURM_JOB_ID");
-    if (h->job[0] != 0 && strcmp(h->job, job) == 0 &&
-        strcmp(h->restart, environment("SLURM_RESTART_COUNT")) != 0)
-        return true;
-    gethostname(host, sizeof host - 1);
-    if (strcmp(h->host, host) != 0) return false;
+    char boot[64], start[32];
+    if (is_earlier_run(h)) return true;
+    if (!is_of_this_host(h)) return false;
     boot_id(boot);
     if (h->boot[0] != 0 && boot[0] != 0 && strcmp(h->boot, boot) != 0) return true;
     if ((kill((pid_t)h->pid, 0) != 0 && errno == ESRCH) || is_ended(h->pid)) return true;
@@ -152,8 +164,20 @@ static bool is_stale(const holder *h)
 /* A job that was just killed may take seconds to go: wait for it, at most ten. */
 static bool is_stale_soon(const holder *h)
 {
-    for (int i = 0; i < 200 && !is_stale(h) && is_ending(h->pid); i++) usleep(50000);
+    for (int i = 0; i < 200 && !is_stale(h) && is_of_this_host(h) && is_ending(h->pid); i++) usleep(50000);
     return is_stale(h);
+}
+
+/* The lease file's text; out_is_there says whether there is one. */
+static mb_status read_lease(const char *path, mb_str *text, bool *out_is_there)
+{
+    mb_status status = mb_files_read(path, 4096, text);
+    *out_is_there = status == MB_OK;
+    if (status == MB_ENOTFOUND) {
+        mb_status_reset();
+        status = MB_OK;
+    }
+    return status;
 }
 
 /* ---- 3. taking and giving back ---- */
@@ -180,13 +204,9 @@ static mb_status judge(const mb_lease *lease)
     mb_status status = MB_OK;
     mb_str text = MB_STR_EMPTY;
     holder h = {0};
-    status = mb_files_read(lease->path, 4096, &text);
-    if (status == MB_ENOTFOUND) { /* given back meanwhile */
-        mb_status_reset();
-        status = MB_OK;
-        goto done;
-    }
-    MB_TRY(status);
+    bool is_there = false;
+    MB_TRY(read_lease(lease->path, &text, &is_there));
+    if (!is_there) goto done; /* given back meanwhile */
     if (!parse_holder(&text, &h))
         MB_RAISE(MB_EEXIST, "%s: not a lease we can read; remove it if no job works here", lease->path);
     if (!is_stale_soon(&h))
@@ -215,13 +235,33 @@ done:
     return status;
 }
 
-mb_status mb_lease_open(const char *folder, mb_lease **out_lease)
+/* Say that we had it last, for those who had it before. */
+static mb_status write_last(const mb_lease *lease)
+{
+    mb_status status = MB_OK;
+    char *path = mb_str_format("%s.last", lease->path);
+    if (path == NULL) MB_RAISE(MB_ENOMEM, "%s: not enough memory", lease->path);
+    MB_TRY(mb_files_write(path, mb_str_text(&lease->text), lease->text.length));
+done:
+    mb_free(path);
+    return status;
+}
+
+static void free_lease(mb_lease **lease)
+{
+    if (*lease == NULL) return;
+    mb_free((*lease)->path);
+    mb_str_destroy(&(*lease)->text);
+    MB_FREE(*lease);
+}
+
+mb_status mb_lease_open(const char *folder, const char *opt_name, mb_lease **out_lease)
 {
     mb_status status = MB_OK;
     mb_lease *lease = NULL;
     bool taken = false;
     MB_NEW(lease);
-    lease->path = mb_files_join(folder, "lease");
+    lease->path = mb_files_join(folder, opt_name != NULL ? opt_name : "lease");
     if (lease->path == NULL) MB_RAISE(MB_ENOMEM, "%s: not enough memory", folder);
     MB_TRY(describe_self(&lease->text));
     for (int attempt = 0; attempt < 5 && !taken; attempt++) {
@@ -229,14 +269,14 @@ mb_status mb_lease_open(const char *folder, mb_lease **out_lease)
         if (!taken) MB_TRY(judge_locked(lease, folder));
     }
     if (!taken) MB_RAISE(MB_EEXIST, "%s: other jobs keep taking it; one of them works here", lease->path);
+    MB_TRY(write_last(lease));
     *out_lease = lease;
     lease = NULL;
 done:
-    if (lease != NULL) {
-        mb_free(lease->path);
-        mb_str_destroy(&lease->text);
-        mb_free(lease);
-    }
+    if (taken)
+        mb_lease_close(&lease);
+    else
+        free_lease(&lease);
     return status;
 }
 
@@ -248,7 +288,94 @@ void mb_lease_close(mb_lease **lease)
         mb_str_equal(mb_str_text(&text), mb_str_text(&(*lease)->text)))
         unlink((*lease)->path);
     mb_str_destroy(&text);
-    mb_free((*lease)->path);
-    mb_str_destroy(&(*lease)->text);
-    MB_FREE(*lease);
+    free_lease(lease);
+}
+
+mb_status mb_lease_move(mb_lease *lease, const char *folder)
+{
+    const char *slash = strrchr(lease->path, '/');
+    char *path = mb_files_join(folder, slash != NULL ? slash + 1 : lease->path);
+    if (path == NULL) return mb_fail(MB_ENOMEM, "%s: not enough memory", folder);
+    mb_free(lease->path);
+    lease->path = path;
+    return MB_OK;
+}
+
+/* ---- 4. is it still ours ---- */
+
+/* Who is described by a lease's text, for a message. */
+static void name_holder(const mb_str *text, char *out, size_t bytes)
+{
+    holder h = {0};
+    if (parse_holder(text, &h))
+        snprintf(out, bytes, "process %ld on %s%s%s", h.pid, h.host, h.job[0] ? ", Slurm job " : "", h.job);
+    else
+        snprintf(out, bytes, "another");
+}
+
+/* ours: what a lease of ours says. is_taken: we know that we took it. */
+static mb_status check_file(const char *path, const mb_str *ours, bool is_taken)
+{
+    mb_status status = MB_OK;
+    mb_str text = MB_STR_EMPTY;
+    char who[400], *last = mb_str_format("%s.last", path);
+    bool is_there = false, is_last = false;
+    if (last == NULL) MB_RAISE(MB_ENOMEM, "%s: not enough memory", path);
+    MB_TRY(read_lease(path, &text, &is_there));
+    if (is_there && mb_str_equal(mb_str_text(&text), mb_str_text(ours))) goto done;
+    if (!is_there) MB_TRY(read_lease(last, &text, &is_last));
+    if (!is_there && !is_last && !is_taken) goto done; /* nobody ever took it */
+    name_holder(&text, who, sizeof who);
+    if (is_there || (is_last && !mb_str_equal(mb_str_text(&text), mb_str_text(ours))))
+        MB_RAISE(MB_EEXIST, "%s: %s %s while this process was at work; nothing more is written here", path,
+                 who, is_there ? "took over" : "took over and has ended");
+    MB_RAISE(MB_EEXIST, "%s: was removed while this process was at work; nothing more is written here", path);
+done:
+    mb_str_destroy(&text);
+    mb_free(last);
+    return status;
+}
+
+mb_status mb_lease_is_mine(const mb_lease *lease)
+{
+    return check_file(lease->path, &lease->text, true);
+}
+
+mb_status mb_lease_check(const char *folder)
+{
+    mb_status status = MB_OK;
+    mb_str ours = MB_STR_EMPTY;
+    char *path = mb_files_join(folder, "lease");
+    if (path == NULL) MB_RAISE(MB_ENOMEM, "%s: not enough memory", folder);
+    MB_TRY(describe_self(&ours));
+    MB_TRY(check_file(path, &ours, false));
+done:
+    mb_str_destroy(&ours);
+    mb_free(path);
+    return status;
+}
+
+mb_status mb_lease_check_for(const char *path)
+{
+    mb_status status = MB_OK;
+    const char *slash = strrchr(path, '/');
+    char *folder = slash != NULL ? mb_strndup(path, (size_t)(slash - path) + 1) : mb_strdup(".");
+    if (folder == NULL) MB_RAISE(MB_ENOMEM, "%s: not enough memory", path);
+    MB_TRY(mb_lease_check(folder));
+done:
+    mb_free(folder);
+    return status;
+}
+
+bool mb_lease_is_held(const char *folder, const char *opt_name)
+{
+    mb_str text = MB_STR_EMPTY;
+    holder h = {0};
+    char *path = mb_files_join(folder, opt_name != NULL ? opt_name : "lease");
+    const bool is_there = path != NULL && mb_files_read(path, 4096, &text) == MB_OK;
+    if (!is_there) mb_status_reset();
+    const bool is_held = is_there && (!parse_holder(&text, &h) || !is_stale(&h));
+    mb_str_destroy(&text);
+    mb_free(path);
+    return is_held;
 }

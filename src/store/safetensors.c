@@ -49,17 +49,20 @@ struct mb_safetensors {
 
 /* ---- 1. one file ---- */
 
+/* The bytes are those of a node-local copy where there is one; messages name the original. */
 static mb_status map_file(const char *path, weight_map *map)
 {
     mb_status status = MB_OK;
     int64_t size = 0;
     int fd = -1;
-    MB_TRY(mb_files_size(path, &size));
+    char *place = NULL;
+    MB_TRY(mb_files_staged(path, &place));
+    MB_TRY(mb_files_size(place, &size));
     if (size < 8)
         MB_RAISE(MB_EFORMAT, "%s: %lld bytes are no safetensors file; it is cut off, copy it again", path,
                  (long long)size);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) MB_RAISE(MB_EIO, "%s: cannot be opened: %s", path, strerror(errno));
+    fd = open(place, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) MB_RAISE(MB_EIO, "%s: cannot be opened: %s", place, strerror(errno));
     void *bytes = mmap(NULL, (size_t)size, PROT_READ, MAP_SHARED, fd, 0);
     if (bytes == MAP_FAILED) MB_RAISE(MB_EIO, "%s: cannot be mapped: %s", path, strerror(errno));
     map->bytes = bytes;
@@ -68,6 +71,7 @@ static mb_status map_file(const char *path, weight_map *map)
     if (map->path == NULL) status = MB_ENOMEM;
 done:
     if (fd >= 0) close(fd);
+    mb_free(place);
     return status;
 }
 

@@ -1,12 +1,11 @@
 /* safetensors: HF weight files, one file or model.safetensors.index.json with shards, in and out.
  *
- * Layer: store.  Uses: base, tensor.
- * Source: huggingface/safetensors format: u64 little-endian header length, JSON header {name: {dtype, shape,
- * data_offsets}}, data.
+ * Layer: store.  Uses: base, tensor. Source: huggingface/safetensors format: u64 little-endian header
+ * length, JSON header {name: {dtype, shape, data_offsets}}, data.
  *
- * Reading maps the files; nothing in a header is believed before it is checked (length <= file, offsets in
- * range, no overlap, no holes, sizes match shape and dtype, no duplicate names).
- */
+ * Reading maps the files, or their node-local copies (mb_files_staged); nothing in a header is believed
+ * before it is checked (length <= file, offsets in range, no overlap, no holes, sizes match shape and dtype,
+ * no duplicate names). / */
 #ifndef MB_SAFETENSORS_H
 #define MB_SAFETENSORS_H
 

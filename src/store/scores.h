@@ -39,11 +39,16 @@ mb_status mb_scores_part_write(const char *path, const char *key, const mb_score
                                int64_t column_count, int64_t layer_count, const mb_scores_part *part);
 /* Is the part with this range there, whole and of this key? */
 bool mb_scores_part_is_done(const char *path, const char *key, int64_t first, int64_t rows);
+/* Its path: a new block, NULL on no memory. */
+char *mb_scores_part_path(const char *path, int64_t first, int64_t rows);
 /* Join all parts of [0, N) into `path` (one process), check that every row is there once (MB_EFORMAT names
- * the gap), remove the parts. */
+ * the gap). The parts stay, to be removed when the joined file is on record. */
 mb_status mb_scores_join(const char *path, const char *key, mb_shard *shard, const mb_scores_column *columns,
                          int64_t column_count, const int64_t *layers, int64_t layer_count,
                          const json_t *attributes);
+/* Remove the folder of the parts; none is fine. A part that a late share of the work writes meanwhile may
+ * stay (a warning). */
+void mb_scores_parts_remove(const char *path);
 
 typedef struct mb_scores mb_scores;
 mb_status mb_scores_open(const char *path, mb_scores **out_scores);

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/files.h"
+#include "base/hash.h"
 #include "store/scores_part.h"
 
 #define CHUNK_BYTES ((size_t)256 << 10)
@@ -13,7 +13,7 @@
 /* ---- 1. the parts ---- */
 
 /* Do the parts hold every row of [0, n) once? */
-mb_status mb_scores_join_check(const char *path, const mb_scores_part_file *parts, int64_t count, int64_t n)
+static mb_status check_parts(const char *path, const mb_scores_part_file *parts, int64_t count, int64_t n)
 {
     mb_status status = MB_OK;
     int64_t at = 0;
@@ -98,7 +98,7 @@ done:
     return status;
 }
 
-mb_status mb_scores_join_records(mb_h5 *out, const mb_shard *shard)
+static mb_status write_records(mb_h5 *out, const mb_shard *shard)
 {
     mb_status status = MB_OK;
     int64_t n = mb_shard_count(shard), *tokens = NULL;
@@ -129,7 +129,7 @@ done:
 /* ---- 3. attributes ---- */
 
 /* Members of an object as attributes; nested objects and lists as JSON text. */
-mb_status mb_scores_join_attributes(mb_h5 *out, const json_t *attributes)
+static mb_status write_attributes(mb_h5 *out, const json_t *attributes)
 {
     mb_status status = MB_OK;
     mb_str text = MB_STR_EMPTY;
@@ -182,32 +182,50 @@ done:
 
 /* ---- 4. join ---- */
 
+mb_status mb_scores_join_start(const char *path, const char *key, mb_shard *shard, const char *format,
+                               const json_t *opt_attributes, mb_scores_join_state *join)
+{
+    mb_status status = MB_OK;
+    char hash[MB_HASH_TEXT];
+    MB_TRY(mb_scores_part_list(path, key, &join->parts, &join->count));
+    MB_TRY(check_parts(path, join->parts, join->count, mb_shard_count(shard)));
+    MB_TRY(mb_shard_hash(shard, hash));
+    MB_TRY(mb_h5_create(path, &join->out));
+    MB_TRY(mb_h5_set_text(join->out, "/", "format", format));
+    MB_TRY(mb_h5_set_int(join->out, "/", "version", 1));
+    MB_TRY(mb_h5_set_text(join->out, "/", "shard", hash));
+    if (opt_attributes != NULL) MB_TRY(write_attributes(join->out, opt_attributes));
+done:
+    return status;
+}
+
+mb_status mb_scores_join_end(mb_scores_join_state *join, const mb_shard *shard)
+{
+    mb_status status = MB_OK;
+    MB_TRY(write_records(join->out, shard));
+    MB_TRY(mb_h5_close(&join->out));
+done:
+    return status;
+}
+
+void mb_scores_join_reset(mb_scores_join_state *join)
+{
+    mb_h5_destroy(&join->out);
+    mb_scores_part_free_list(&join->parts, join->count);
+    *join = (mb_scores_join_state){0};
+}
+
 mb_status mb_scores_join(const char *path, const char *key, mb_shard *shard, const mb_scores_column *columns,
                          int64_t column_count, const int64_t *layers, int64_t layer_count,
                          const json_t *attributes)
 {
     mb_status status = MB_OK;
-    mb_scores_part_file *parts = NULL;
-    int64_t part_count = 0;
-    mb_h5 *out = NULL;
-    char hash[33], *folder = mb_scores_part_folder(path);
-    if (folder == NULL) MB_RAISE(MB_ENOMEM, "%s: not enough memory", path);
-    MB_TRY(mb_scores_part_list(path, key, &parts, &part_count));
-    MB_TRY(mb_scores_join_check(path, parts, part_count, mb_shard_count(shard)));
-    MB_TRY(mb_shard_hash(shard, hash));
-    MB_TRY(mb_h5_create(path, &out));
-    MB_TRY(mb_h5_set_text(out, "/", "format", "moebatch-scores"));
-    MB_TRY(mb_h5_set_int(out, "/", "version", 1));
-    MB_TRY(mb_h5_set_text(out, "/", "shard", hash));
-    if (attributes != NULL) MB_TRY(mb_scores_join_attributes(out, attributes));
-    MB_TRY(describe_columns(out, columns, column_count, layers, layer_count));
-    MB_TRY(join_columns(out, parts, part_count, columns, column_count, layer_count));
-    MB_TRY(mb_scores_join_records(out, shard));
-    MB_TRY(mb_h5_close(&out));
-    MB_TRY(mb_files_remove_tree(folder));
+    mb_scores_join_state join = {0};
+    MB_TRY(mb_scores_join_start(path, key, shard, "moebatch-scores", attributes, &join));
+    MB_TRY(describe_columns(join.out, columns, column_count, layers, layer_count));
+    MB_TRY(join_columns(join.out, join.parts, join.count, columns, column_count, layer_count));
+    MB_TRY(mb_scores_join_end(&join, shard));
 done:
-    mb_h5_destroy(&out);
-    mb_scores_part_free_list(&parts, part_count);
-    mb_free(folder);
+    mb_scores_join_reset(&join);
     return status;
 }

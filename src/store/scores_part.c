@@ -18,7 +18,7 @@ char *mb_scores_part_folder(const char *path)
     return mb_str_format("%s.parts", path);
 }
 
-static char *part_path(const char *path, int64_t first, int64_t rows)
+char *mb_scores_part_path(const char *path, int64_t first, int64_t rows)
 {
     return mb_str_format("%s.parts/%" PRId64 "-%" PRId64 ".h5", path, first, first + rows);
 }
@@ -42,15 +42,11 @@ done:
     return status;
 }
 
-mb_status mb_scores_part_write(const char *path, const char *key, const mb_scores_column *columns,
-                               int64_t column_count, int64_t layer_count, const mb_scores_part *part)
+static mb_status write_part(const char *name, const char *key, const mb_scores_column *columns,
+                            int64_t column_count, int64_t layer_count, const mb_scores_part *part)
 {
     mb_status status = MB_OK;
     mb_h5 *file = NULL;
-    char *folder = mb_scores_part_folder(path), *name = part_path(path, part->first, part->rows);
-    if (folder == NULL || name == NULL) MB_RAISE(MB_ENOMEM, "%s: not enough memory", path);
-    assert(part->first >= 0 && part->rows > 0);
-    MB_TRY(mb_files_make_folders(folder));
     MB_TRY(mb_h5_create(name, &file));
     MB_TRY(mb_h5_set_text(file, "/", "format", "moebatch-scores-part"));
     MB_TRY(mb_h5_set_int(file, "/", "version", 1));
@@ -61,9 +57,37 @@ mb_status mb_scores_part_write(const char *path, const char *key, const mb_score
     MB_TRY(mb_h5_close(&file));
 done:
     mb_h5_destroy(&file);
+    return status;
+}
+
+mb_status mb_scores_part_write(const char *path, const char *key, const mb_scores_column *columns,
+                               int64_t column_count, int64_t layer_count, const mb_scores_part *part)
+{
+    mb_status status = MB_OK;
+    char *folder = mb_scores_part_folder(path), *name = mb_scores_part_path(path, part->first, part->rows);
+    if (folder == NULL || name == NULL) MB_RAISE(MB_ENOMEM, "%s: not enough memory", path);
+    assert(part->first >= 0 && part->rows > 0);
+    for (int attempt = 0;; attempt++) {
+        MB_TRY(mb_files_make_folders(folder));
+        status = write_part(name, key, columns, column_count, layer_count, part);
+        if (status == MB_OK || attempt == 3 || mb_files_is_folder(folder)) break;
+        mb_status_reset(); /* another run joined the parts and removed the folder: late, but no harm */
+    }
+    MB_TRY(status);
+done:
     mb_free(folder);
     mb_free(name);
     return status;
+}
+
+void mb_scores_parts_remove(const char *path)
+{
+    char *folder = mb_scores_part_folder(path);
+    if (folder != NULL && mb_files_is_folder(folder) && mb_files_remove_tree(folder) != MB_OK) {
+        mb_warn("%s: not removed (%s)", folder, mb_status_message());
+        mb_status_reset();
+    }
+    mb_free(folder);
 }
 
 /* Key, first row and rows of a part file. */
@@ -84,7 +108,7 @@ bool mb_scores_part_is_done(const char *path, const char *key, int64_t first, in
 {
     mb_str found = MB_STR_EMPTY;
     int64_t has_first = 0, has_rows = 0;
-    char *name = part_path(path, first, rows);
+    char *name = mb_scores_part_path(path, first, rows);
     bool done = name != NULL && mb_files_is_file(name) &&
                 read_head(name, &found, &has_first, &has_rows) == MB_OK && has_first == first &&
                 has_rows == rows && strcmp(mb_str_text(&found), key) == 0;

@@ -22,11 +22,19 @@ mb_status mb_scores_part_list(const char *path, const char *key, mb_scores_part_
                               int64_t *out_count);
 void mb_scores_part_free_list(mb_scores_part_file **parts, int64_t count);
 
-/* Of scores_join.c. Do the parts hold every row of [0, n) once? MB_EFORMAT names the gap. */
-mb_status mb_scores_join_check(const char *path, const mb_scores_part_file *parts, int64_t count, int64_t n);
-/* The records' own columns and the sources. */
-mb_status mb_scores_join_records(mb_h5 *out, const mb_shard *shard);
-/* Members of an object as attributes; nested objects and lists as JSON text. */
-mb_status mb_scores_join_attributes(mb_h5 *out, const json_t *attributes);
+/* Of scores_join.c: a file being joined. */
+typedef struct mb_scores_join_state {
+    mb_h5 *out;
+    mb_scores_part_file *parts;
+    int64_t count;
+} mb_scores_join_state;
+/* Find the parts, check that they hold every row once (MB_EFORMAT names the gap), begin the file with its
+ * format, version 1, the shard's hash and attributes (nested objects and lists as JSON text). Start
+ * zeroed; reset in any case. */
+mb_status mb_scores_join_start(const char *path, const char *key, mb_shard *shard, const char *format,
+                               const json_t *opt_attributes, mb_scores_join_state *join);
+/* The records' own columns and the sources; then the file appears. */
+mb_status mb_scores_join_end(mb_scores_join_state *join, const mb_shard *shard);
+void mb_scores_join_reset(mb_scores_join_state *join);
 
 #endif

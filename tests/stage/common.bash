@@ -49,8 +49,36 @@ make_models() {
     inputs="a=$work/a.jsonl,b=$work/b.jsonl"
     "$bin/moe-shard" tokenizer dataset.inputs="$inputs" tokenizer.vocab_size=384 output.dir="$work/tok"
     "$bin/moe-shard" build dataset.inputs="$inputs" dataset.max_length=96 tokenizer.path="$work/tok" output.dir="$work/shard"
-    sed -e 's/"hidden_size": 128/"hidden_size": 32/; s/"intermediate_size": 256/"intermediate_size": 48/; s/"num_hidden_layers": 4/"num_hidden_layers": 2/; s/"vocab_size": 2048/"vocab_size": 384/' \
-        conf/model/demo-selector.json > "$work/config.json"
+    make_selector_config
     "$bin/moe-convert" init convert.config="$work/config.json" tokenizer.path="$work/tok" output.dir="$work/init"
     "$bin/moe-convert" trash model.path="$work/init/model" output.dir="$work/convert"
+}
+
+# Shapes of a tiny selector and a tiny target.
+make_selector_config() {
+    sed -e 's/"hidden_size": 128/"hidden_size": 32/; s/"intermediate_size": 256/"intermediate_size": 48/; s/"num_hidden_layers": 4/"num_hidden_layers": 2/; s/"vocab_size": 2048/"vocab_size": 384/' \
+        conf/model/demo-selector.json > "$work/config.json"
+}
+make_target_config() {
+    sed -e 's/"hidden_size": 128/"hidden_size": 32/; s/"head_dim": 32/"head_dim": 8/; s/"intermediate_size": 344/"intermediate_size": 48/; s/"num_hidden_layers": 4/"num_hidden_layers": 2/; s/"vocab_size": 2048/"vocab_size": 384/' \
+        conf/model/demo-target.json > "$work/target.json"
+}
+
+# make_study NAME FILE: study A with tiny models over the records of make_records.
+make_study() {
+    make_selector_config
+    make_target_config
+    cat > "$2" <<CFG
+study: { name = "$1"; script = "select-moe"; selector = ""; target = ""; tokenizer = ""; selector_config = "$work/config.json"; target_config = "$work/target.json"; labels = "$work/labels.jsonl"; };
+dataset: { max_length = 96; };
+tokenizer: { dataset: { inputs = "a=$work/a.jsonl,b=$work/b.jsonl"; }; tokenizer: { vocab_size = 384; }; };
+shard-pretrain: { dataset: { inputs = "a=$work/a.jsonl"; }; };
+shard-corpus: { dataset: { inputs = "a=$work/a.jsonl,b=$work/b.jsonl"; }; };
+shard-heldout: { dataset: { inputs = "b=$work/b.jsonl"; }; };
+pretrain: { training: { objective = "lm"; max_steps = 6; batch_size = 4; gradient_accumulation_steps = 4; learning_rate = 3e-3; }; };
+warmup: { dataset: { subset_ratio = 0.5; }; training: { objective = "router_warmup"; max_steps = 4; batch_size = 4; gradient_accumulation_steps = 4; save = "delta"; }; };
+select: { select: { selection_percentage = 0.2; }; };
+pretrain-target: { training: { max_steps = 4; batch_size = 4; gradient_accumulation_steps = 4; }; };
+finetune: { training: { peft_mode = "lora"; max_steps = 4; batch_size = 4; gradient_accumulation_steps = 4; learning_rate = 1e-3; lora: { r = 4; lora_alpha = 8; target_modules = "all-linear"; }; }; };
+CFG
 }

@@ -5,21 +5,7 @@ setup_file() {
     mb_setup
     make_records > /dev/null
     make_models > /dev/null 2>&1
-    sed -e 's/"hidden_size": 128/"hidden_size": 32/; s/"head_dim": 32/"head_dim": 8/; s/"intermediate_size": 344/"intermediate_size": 48/; s/"num_hidden_layers": 4/"num_hidden_layers": 2/; s/"vocab_size": 2048/"vocab_size": 384/' \
-        conf/model/demo-target.json > "$work/target.json"
-    cat > "$work/tiny.cfg" <<CFG
-study: { name = "tiny-test"; selector = ""; target = ""; tokenizer = ""; selector_config = "$work/config.json"; target_config = "$work/target.json"; labels = "$work/labels.jsonl"; };
-dataset: { max_length = 96; };
-tokenizer: { dataset: { inputs = "a=$work/a.jsonl,b=$work/b.jsonl"; }; tokenizer: { vocab_size = 384; }; };
-shard-pretrain: { dataset: { inputs = "a=$work/a.jsonl"; }; };
-shard-corpus: { dataset: { inputs = "a=$work/a.jsonl,b=$work/b.jsonl"; }; };
-shard-heldout: { dataset: { inputs = "b=$work/b.jsonl"; }; };
-pretrain: { training: { objective = "lm"; max_steps = 6; batch_size = 4; gradient_accumulation_steps = 2; learning_rate = 3e-3; }; };
-warmup: { dataset: { subset_ratio = 0.5; }; training: { objective = "router_warmup"; max_steps = 4; batch_size = 4; gradient_accumulation_steps = 2; save = "delta"; }; };
-select: { select: { selection_percentage = 0.2; }; };
-pretrain-target: { training: { max_steps = 4; batch_size = 4; gradient_accumulation_steps = 2; }; };
-finetune: { training: { peft_mode = "lora"; max_steps = 4; batch_size = 4; gradient_accumulation_steps = 2; learning_rate = 1e-3; lora: { r = 4; lora_alpha = 8; target_modules = "all-linear"; }; }; };
-CFG
+    make_study tiny-test "$work/tiny.cfg"
     rm -rf checkpoints/tiny-test
     jobs/select-moe.sh --local "$work/tiny.cfg" > "$work/first.log" 2>&1 || { cat "$work/first.log"; return 1; }
 }
@@ -87,6 +73,52 @@ PYTHON
     run jobs/select-moe.sh --local --dry-run "$work/tiny.cfg" warmup.training.learning_rat=1
     [ "$status" -eq 2 ]
     [[ "$output" == *"learning_rate"* ]]
+    run jobs/select-moe.sh --local --dry-run "$work/tiny.cfg" warmupp.training.learning_rate=1
+    [ "$status" -eq 2 ]
+    [[ "$output" == *"no stage is called 'warmupp'"* ]]
+    run jobs/select-moe.sh --local --dry-run "$work/tiny.cfg" study.selector=models/none study.tokenizer="$work/tok"
+    [ "$status" -eq 2 ]
+    [[ "$output" == *"stage convert: model.path=models/none: no such file or folder"* ]]
+}
+
+@test "--slurm --dry-run prints every sbatch command, what it waits for, and an array with its joining job" {
+    run jobs/select-moe.sh --slurm --dry-run --run dry "$work/tiny.cfg" score.slurm.array=4 score.slurm.throttle=2 slurm.nodes=2 finetune.slurm.time=10:00
+    echo "$output"
+    [ "$status" -eq 0 ]
+    [ "$(grep -c '^sbatch --parsable' <<< "$output")" -eq 30 ] # 28 stages, two of them arrays with a joining job
+    grep -q 'job-name=tiny-test/dry:score .*--array=0-3%2 .*MB_SHARES=4' <<< "$output"
+    grep -q 'job-name=tiny-test/dry:score/join .*--dependency=afterok:\\<score\\>' <<< "$output"
+    grep -q 'job-name=tiny-test/dry:warmup .*--nodes=2 .*--dependency=afterok:\\<convert\\>:\\<shard-corpus\\>' <<< "$output"
+    grep -q 'job-name=tiny-test/dry:finetune-all .*--time=10:00' <<< "$output"
+    ! grep 'job-name=tiny-test/dry:convert ' <<< "$output" | grep -q -- '--nodes=2' || false
+    [ ! -e checkpoints/tiny-test/dry ]
+    mv "$work/b.jsonl" "$work/b.away"
+    run jobs/select-moe.sh --slurm --dry-run --run dry "$work/tiny.cfg"
+    mv "$work/b.away" "$work/b.jsonl"
+    [ "$status" -eq 2 ]
+    [[ "$output" == *"stage shard-corpus: "*"b.jsonl: no such file"* ]]
+    run jobs/select-moe.sh --slurm --dry-run --run dry "$work/tiny.cfg" slurm.ntasks=16
+    [ "$status" -eq 2 ]
+    [[ "$output" == *"stage warmup: "*"16 ranks, and a step has 4 lanes"* ]]
+}
+
+@test "another score chosen on the command line does not change what random means" {
+    run jobs/select-moe.sh --local --dry-run "$work/tiny.cfg" select.select.score=entropy
+    [ "$status" -eq 0 ]
+    grep -q 'select-entropy$' <<< "$output"
+    [[ "$(grep 'select-random$' <<< "$output" | grep -o 'select.score=[a-z]*' | tail -1)" = select.score=random ]]
+}
+
+@test "a sweep's parts: what a varied key does not touch is common" {
+    run jobs/select-moe.sh --local --dry-run --run sw --vary finetune.training.learning_rate --part common "$work/tiny.cfg"
+    [ "$status" -eq 0 ]
+    [[ "$output" == *"sw/common/warmup"* ]]
+    [[ "$output" != *"finetune"* ]]
+    run jobs/select-moe.sh --local --dry-run --run sw --vary finetune.training.learning_rate --part point --point 7 "$work/tiny.cfg" finetune.training.learning_rate=1e-4
+    echo "$output"
+    [ "$(grep -c '^moe-' <<< "$output")" -eq 6 ]
+    [[ "$output" == *"dataset.path=$PWD/checkpoints/tiny-test/sw/common/shard-all/shard.h5"* ]]
+    [[ "$output" == *"output.dir=$PWD/checkpoints/tiny-test/sw/point_007/eval-all"* ]]
 }
 
 @test "a merged adapter and a resolved delta are whole models" {

@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include "base/clock.h"
+#include "base/json.h"
 #include "base/log.h"
 #include "base/str.h"
 
@@ -153,6 +154,110 @@ static void test_progress(void **state)
                   "x: reading: 40000000 tokens, 10000 tokens/s, done in 1 h 06 min\n");
 }
 
+/* ---- the progress file ---- */
+
+/* The file as JSON; NULL when there is none. */
+static json_t *read_progress(const char *path)
+{
+    json_t *json = NULL;
+    if (mb_files_is_file(path)) mb_test_ok(mb_json_read(path, &json));
+    return json;
+}
+
+static void expect_done(const char *path, int64_t expected)
+{
+    json_t *json = read_progress(path);
+    assert_non_null(json);
+    assert_int_equal(json_integer_value(json_object_get(json, "done")), expected);
+    json_decref(json);
+}
+
+static void test_progress_file(void **state)
+{
+    (void)state;
+    char *path = mb_test_path(folder, "progress.json");
+    mb_progress progress;
+    setenv("MB_LOG", "error", 1); /* the file does not depend on what is shown */
+    mb_log_init("x", 0, 2, NULL);
+    unsetenv("MB_LOG");
+    mb_test_ok(mb_log_set_progress_file(path));
+    mb_progress_start(&progress, "scoring", "records", 20, 200);
+    json_t *json = read_progress(path);
+    assert_int_equal(json_integer_value(json_object_get(json, "done")), 20);
+    assert_int_equal(json_integer_value(json_object_get(json, "total")), 200);
+    assert_string_equal(json_string_value(json_object_get(json, "unit")), "records");
+    assert_true(json_real_value(json_object_get(json, "percent")) == 10);
+    assert_true(json_is_null(json_object_get(json, "seconds_left")));
+    assert_int_equal(strlen(json_string_value(json_object_get(json, "time"))), 20);
+    assert_int_equal(json_object_size(json), 8);
+    json_decref(json);
+    progress.started = mb_clock_seconds() - 100;
+    mb_progress_step(&progress, 119, NULL); /* less than 2 s later */
+    expect_done(path, 20);
+    mb_test_ok(mb_log_set_progress_file(path));
+    mb_progress_step(&progress, 120, "loss 3.2");
+    json = read_progress(path);
+    assert_int_equal(json_integer_value(json_object_get(json, "done")), 120);
+    mb_test_near(json_real_value(json_object_get(json, "seconds_left")), 80.0, 0.01);
+    mb_test_near(json_real_value(json_object_get(json, "seconds")), 100.0, 0.01);
+    assert_string_equal(json_string_value(json_object_get(json, "text")),
+                        "scoring: 120/200 (60 %) records, 1.0 records/s, 1 min 20 s left, loss 3.2");
+    json_decref(json);
+    mb_progress_end(&progress, 200, NULL); /* the end is always written */
+    json = read_progress(path);
+    assert_true(json_real_value(json_object_get(json, "percent")) == 100);
+    assert_true(json_real_value(json_object_get(json, "seconds_left")) == 0);
+    json_decref(json);
+    mb_log_close(); /* forgets the file */
+    mb_progress_end(&progress, 199, NULL);
+    expect_done(path, 200);
+    expect_screen("");
+    mb_free(path);
+}
+
+static void test_progress_file_unknown_total(void **state)
+{
+    (void)state;
+    char *path = mb_test_path(folder, "progress.json");
+    mb_progress progress;
+    mb_log_init("x", 0, 1, NULL);
+    mb_test_ok(mb_log_set_progress_file(path));
+    mb_progress_start(&progress, "reading", "tokens", 0, 0);
+    progress.started -= 10;
+    char extra[1024] = "";
+    for (int i = 0; i < 300; i++) memcpy(extra + 3 * i, "\xe2\x82\xac", 4); /* cut inside a character */
+    mb_progress_end(&progress, 7, extra);
+    json_t *json = read_progress(path);
+    assert_int_equal(json_integer_value(json_object_get(json, "total")), 0);
+    assert_true(json_is_null(json_object_get(json, "percent")));
+    assert_true(json_is_null(json_object_get(json, "seconds_left")));
+    assert_non_null(json_string_value(json_object_get(json, "text")));
+    json_decref(json);
+    mb_free(path);
+}
+
+/* Only rank 0 writes; a folder that is not there gives one warning and no failure. */
+static void test_progress_file_refused(void **state)
+{
+    (void)state;
+    char *path = mb_test_path(folder, "progress.json");
+    mb_progress progress;
+    mb_log_init("x", 1, 2, NULL);
+    mb_test_ok(mb_log_set_progress_file(path));
+    mb_progress_start(&progress, "scoring", "records", 0, 2);
+    mb_progress_end(&progress, 2, NULL);
+    assert_false(mb_files_is_file(path));
+    mb_free(path);
+    path = mb_test_path(folder, "none/progress.json");
+    mb_log_init("x", 0, 1, NULL);
+    mb_test_ok(mb_log_set_progress_file(path));
+    mb_progress_start(&progress, "scoring", "records", 0, 2);
+    mb_test_ok(mb_log_set_progress_file(NULL));
+    mb_progress_step(&progress, 1, NULL);
+    expect_screen("x: warning: progress cannot be written to its file any more: No such file or directory\n");
+    mb_free(path);
+}
+
 /* On a terminal the line is redrawn in place, and cleared before any other line. */
 static void test_terminal(void **state)
 {
@@ -196,6 +301,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_long_line, setup, teardown),
         cmocka_unit_test_setup_teardown(test_threads, setup, teardown),
         cmocka_unit_test_setup_teardown(test_progress, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_progress_file, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_progress_file_unknown_total, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_progress_file_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_terminal, setup, teardown),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

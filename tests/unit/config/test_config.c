@@ -28,7 +28,7 @@ static const mb_option score_options[] = {
                    "data_selection.selection_percentage"),
     MB_OPTION_LIST(settings, columns, "dataset.columns", "text", "columns to read", NULL),
     MB_OPTION_JSON(settings, sources, "dataset.sources", NULL, "where records come from", NULL),
-    MB_OPTION_TEXT(settings, path, "dataset.path", NULL, NULL, "one file", "data_path"),
+    MB_OPTION_TEXT(settings, path, "dataset.path", NULL, NULL, "one file", "data_path|dataset"),
 };
 static const char known[] = "model|dataset|training|score|select|data_selection|data_path|eval";
 
@@ -244,6 +244,12 @@ static void test_aliases(void **state)
     assert_true(f->values.share == 0.2 && f->values.rate == 0.125);
     assert_string_equal(f->values.path, "x.jsonl");
     assert_string_equal(f->values.peft, "8");
+    /* An alias may be a group too. */
+    mb_test_ok(apply(f, "dataset = \"y.jsonl\";", NULL, NULL, NULL));
+    assert_string_equal(f->values.path, "y.jsonl");
+    mb_test_ok(apply(f, "dataset: { path = \"z.jsonl\"; columns = [\"q\"]; };", NULL, NULL, NULL));
+    assert_string_equal(f->values.path, "z.jsonl");
+    assert_string_equal(f->values.columns, "q");
     mb_test_fails(apply(f, "data_selection: {\n selection_percentag = 0.2; };", NULL, NULL, NULL), MB_EUSAGE,
                   "study.cfg:2: unknown key 'data_selection.selection_percentag'; did you mean score.share?");
 }

@@ -1,6 +1,7 @@
 /* test_scorer: scores of records against records computed alone, tiles, layers, parts, restarts, errors. */
 #include "measure_fixture.h"
 
+#include "base/hash.h"
 #include "base/stop.h"
 #include "measure/scorer.h"
 #include "measure/scorer_plan.h"
@@ -22,7 +23,7 @@ static mb_scores *run(const fixture *f, mb_lm *router, mb_lm *source, mb_shard *
 {
     mb_scores *scores = NULL;
     char *path = mb_test_path(f->folder, name);
-    mb_test_ok(mb_scorer_run(f->comm, router, source, shard, options, path, report));
+    mb_test_ok(mb_scorer_run(f->comm, router, source, shard, options, (mb_share){0}, path, report));
     mb_test_ok(mb_scores_open(path, &scores));
     mb_free(path);
     return scores;
@@ -209,10 +210,11 @@ static void test_restart(void **state)
     assert_true(report.parts >= 2 && report.skipped_parts == 0);
     char *path = mb_test_path(f.folder, "b.h5"), *inside = mb_test_path(f.folder, "b.h5/x");
     mb_stop_request();
-    mb_test_fails(mb_scorer_run(f.comm, NULL, NULL, shard, &options, path, &again), MB_ESTOPPED, "run again");
+    mb_test_fails(mb_scorer_run(f.comm, NULL, NULL, shard, &options, (mb_share){0}, path, &again),
+                  MB_ESTOPPED, "run again");
     mb_stop_reset();
-    mb_test_ok(mb_files_make_folders(inside)); /* in the way of the joined file, so that the parts stay */
-    assert_true(mb_scorer_run(f.comm, NULL, NULL, shard, &options, path, &again) != MB_OK);
+    mb_test_ok(mb_files_make_folders(inside)); /* in the way of the joined file */
+    assert_true(mb_scorer_run(f.comm, NULL, NULL, shard, &options, (mb_share){0}, path, &again) != MB_OK);
     mb_test_ok(mb_files_remove_tree(path));
     scores = run(&f, NULL, NULL, shard, &options, "b.h5", &again);
     assert_int_equal(again.skipped_parts, report.parts);
@@ -223,6 +225,51 @@ static void test_restart(void **state)
     mb_free(inside);
     mb_free(first);
     mb_free(second);
+    mb_shard_close(&shard);
+    fixture_close(&f);
+}
+
+/* Shares in any order, one of them twice, make parts only; the whole then joins them to the table of one
+ * run. */
+static void test_shares(void **state)
+{
+    (void)state;
+    enum { MANY = 1200 };
+    fixture f = fixture_open("ref");
+    mb_shard *shard = fixture_shard(&f, "shard.h5", MANY, 100, false);
+    mb_scorer_options options = options_of("repeats,length,random", "all", 400);
+    mb_scorer_report report, part;
+    char name[16], expected[MB_HASH_TEXT], hash[MB_HASH_TEXT];
+    mb_scores *scores = run(&f, NULL, NULL, shard, &options, "one.h5", &report);
+    mb_test_ok(mb_h5_content_hash(mb_scores_file(scores), expected));
+    mb_scores_close(&scores);
+    assert_true(report.parts > 20 && report.part_names == NULL);
+    for (int64_t of = 1; of <= 100; of = of < 3 ? of + 1 : of + 97) { /* more shares than parts, too */
+        snprintf(name, sizeof name, "of%d.h5", (int)of);
+        char *path = mb_test_path(f.folder, name);
+        int64_t records = 0, tokens = 0, parts = 0;
+        for (int64_t k = of; k >= 0; k--) { /* share 0 a second time */
+            const mb_share share = {k % of, of};
+            mb_test_ok(mb_scorer_run(f.comm, NULL, NULL, shard, &options, share, path, &part));
+            assert_int_equal(json_array_size(part.part_names), part.parts);
+            assert_int_equal(part.skipped_parts, k == 0 ? part.parts : 0);
+            assert_false(mb_files_is_file(path));
+            if (k > 0) records += part.records, tokens += part.tokens, parts += part.parts;
+            for (size_t i = 0; i < json_array_size(part.part_names); i++) {
+                char *file = mb_test_path(f.folder, json_string_value(json_array_get(part.part_names, i)));
+                assert_true(mb_files_is_file(file));
+                mb_free(file);
+            }
+            json_decref(part.part_names);
+        }
+        assert_true(records == MANY && tokens == report.tokens && parts == report.parts);
+        scores = run(&f, NULL, NULL, shard, &options, name, &part);
+        assert_int_equal(part.skipped_parts, report.parts);
+        mb_test_ok(mb_h5_content_hash(mb_scores_file(scores), hash));
+        assert_string_equal(hash, expected);
+        mb_scores_close(&scores);
+        mb_free(path);
+    }
     mb_shard_close(&shard);
     fixture_close(&f);
 }
@@ -253,13 +300,15 @@ static void test_errors(void **state)
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const mb_scorer_options options = options_of(rows[i].scores, rows[i].layers, 100);
-        mb_test_fails(mb_scorer_run(f.comm, rows[i].router, rows[i].source, shard, &options, path, &report),
+        mb_test_fails(mb_scorer_run(f.comm, rows[i].router, rows[i].source, shard, &options, (mb_share){0},
+                                    path, &report),
                       MB_EUSAGE, rows[i].part);
     }
     const mb_scorer_options options = options_of("length", "all", 100),
                             dense_options = options_of("perplexity", "all", 100);
-    mb_test_fails(mb_scorer_run(f.comm, NULL, NULL, empty, &options, path, &report), MB_EDATA, "no records");
-    mb_test_ok(mb_scorer_run(f.comm, NULL, dense, shard, &dense_options, path,
+    mb_test_fails(mb_scorer_run(f.comm, NULL, NULL, empty, &options, (mb_share){0}, path, &report), MB_EDATA,
+                  "no records");
+    mb_test_ok(mb_scorer_run(f.comm, NULL, dense, shard, &dense_options, (mb_share){0}, path,
                              &report)); /* perplexity needs no routers */
     mb_free(path);
     mb_shard_close(&shard);
@@ -307,10 +356,11 @@ static void test_router_formulas(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_values),     cmocka_unit_test(test_text_scores),
-        cmocka_unit_test(test_tile_mates), cmocka_unit_test(test_layers),
-        cmocka_unit_test(test_restart),    cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_repeats),    cmocka_unit_test(test_router_formulas),
+        cmocka_unit_test(test_values),          cmocka_unit_test(test_text_scores),
+        cmocka_unit_test(test_tile_mates),      cmocka_unit_test(test_layers),
+        cmocka_unit_test(test_restart),         cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_errors),          cmocka_unit_test(test_repeats),
+        cmocka_unit_test(test_router_formulas),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, mb_test_teardown);

@@ -56,6 +56,35 @@ static void test_plan(void **state)
     fixture_close(&f);
 }
 
+/* Parts: whole tiles, some dozens, never too many; shares cover the plan. */
+static void test_parts(void **state)
+{
+    (void)state;
+    static const struct {
+        int64_t tokens, tile, part;
+    } rows[] = {{0, 512, 512},          {10000, 512, 512},      {64000, 512, 1000},      {64000, 8192, 8192},
+                {1 << 22, 8192, 65536}, {1 << 26, 8192, 65536}, {1 << 28, 8192, 1 << 18}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        assert_int_equal(mb_tile_part_tokens(rows[i].tokens, rows[i].tile), rows[i].part);
+    fixture f = fixture_open("ref");
+    mb_shard *shard = fixture_shard(&f, "a.h5", RECORDS, LONGEST, true);
+    mb_tile_plan plan;
+    mb_test_ok(mb_tile_plan_create(shard, LIMIT, TILE, WINDOW, &plan));
+    const mb_tile_part whole = mb_tile_plan_share(&plan, (mb_share){0}, shard, LIMIT);
+    assert_true(whole.windows == plan.windows && whole.tiles == plan.count);
+    assert_true(whole.records == RECORDS && whole.tokens == plan.tokens);
+    mb_tile_part sum = {0};
+    for (int64_t k = 0; k < 3; k++) {
+        const mb_tile_part part = mb_tile_plan_share(&plan, (mb_share){k, 3}, shard, LIMIT);
+        sum.windows += part.windows, sum.tiles += part.tiles, sum.records += part.records,
+            sum.tokens += part.tokens;
+    }
+    assert_memory_equal(&sum, &whole, sizeof sum);
+    mb_tile_plan_reset(&plan);
+    mb_shard_close(&shard);
+    fixture_close(&f);
+}
+
 static void same_tile(const mb_tile *a, const mb_tile *b)
 {
     assert_int_equal(a->tokens, b->tokens);
@@ -151,8 +180,8 @@ static void test_stream_failure(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_plan), cmocka_unit_test(test_stream),
-                                       cmocka_unit_test(test_stream_failure)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_plan), cmocka_unit_test(test_parts),
+                                       cmocka_unit_test(test_stream), cmocka_unit_test(test_stream_failure)};
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, mb_test_teardown);
 }

@@ -59,14 +59,28 @@ static void test_torn(void **state)
     assert_ok(mb_files_write(file, "conTent", 7)); /* same size: only the deep check sees it */
     assert_ok(mb_checkpoint_check(path, false));
     assert_fails(MB_EFORMAT, mb_checkpoint_check(path, true), "step_10/weights");
+    snprintf(path, sizeof path, "%s/step_9", folder);
+    snprintf(file, sizeof file, "%s/weights", path);
     assert_ok(mb_files_write(file, "short", 5));
-    assert_fails(MB_EFORMAT, mb_checkpoint_check(path, false), "step_10/weights");
+    assert_fails(MB_EFORMAT, mb_checkpoint_check(path, false), "step_9/weights");
     snprintf(path, sizeof path, "%s/step_x12", folder);
     fill(path, "not numbered");
     assert_ok(mb_checkpoint_latest(folder, "step_", &found, &number));
-    assert_int_equal(number, 9);
-    assert_non_null(strstr(found, "step_9"));
+    assert_int_equal(number, 8);
+    assert_non_null(strstr(found, "step_8"));
     mb_free(found);
+    for (int i = 9; i <= 11; i++) { /* out of the way, and kept */
+        snprintf(path, sizeof path, "%s/step_%d", folder, i);
+        assert_false(mb_files_is_folder(path));
+        snprintf(path, sizeof path, "%s/step_%d.torn", folder, i);
+        assert_true(mb_files_is_folder(path));
+    }
+    for (int i = 9; i <= 10; i++) {
+        snprintf(path, sizeof path, "%s/step_%d", folder, i);
+        fill(path, "content");
+    }
+    snprintf(file, sizeof file, "%s/manifest.json", path);
+    unlink(file);
     assert_ok(mb_checkpoint_rotate(folder, "step_", 1)); /* torn ones do not count */
     snprintf(path, sizeof path, "%s/step_9", folder);
     assert_true(mb_files_is_folder(path));

@@ -88,6 +88,8 @@ static void test_join(void **state)
             if (cuts[k][p + 1] > cuts[k][p]) write_part(path, "key", cuts[k][p], cuts[k][p + 1] - cuts[k][p]);
         assert_ok(mb_scores_join(path, "key", shard, columns, C, layers, L, attributes));
         check_file(path);
+        assert_true(mb_files_is_folder(parts)); /* until the file is on record */
+        mb_scores_parts_remove(path);
         assert_false(mb_files_is_folder(parts));
         assert_ok(mb_contenthash_path(path, hash[k]));
     }

@@ -1,0 +1,470 @@
+/* forecast_data.c: records and tokens from a shard, from files of text, or from what is said.
+ *
+ * 1. lengths   2. a shard   3. files of text   4. which files   5. a training run   6. finding
+ */
+#include "stage/forecast_data.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/files.h"
+#include "learn/batches.h"
+#include "stage/forecast_model.h"
+#include "text/records.h"
+
+enum { SAMPLES = 400, WHOLE_BYTES = 4 << 20, GZIP_FACTOR = 3 };
+#define WALK_STEPS 2000000 /* samples of a run that are looked up one by one */
+
+/* ---- 1. lengths ---- */
+
+/* Lengths seen so far. */
+typedef struct lengths {
+    double count, sum, squares, longest, text_bytes;
+    double file_bytes; /* of the records seen */
+} lengths;
+
+static void add_length(lengths *l, double tokens, double limit)
+{
+    if (limit > 0 && tokens > limit) tokens = limit;
+    l->count += 1;
+    l->sum += tokens;
+    l->squares += tokens * (tokens + 1) / 2;
+    if (tokens > l->longest) l->longest = tokens;
+}
+
+static void take_lengths(const lengths *l, double times, mb_forecast_data *data)
+{
+    data->records = l->count * times;
+    data->tokens = l->sum * times;
+    data->longest = l->longest;
+    data->context = l->sum > 0 ? l->squares / l->sum : 0;
+    data->is_known = l->count > 0;
+}
+
+/* ---- 2. a shard ---- */
+
+static bool is_shard(const char *files)
+{
+    char **names = NULL;
+    int64_t n = 0;
+    bool all = files != NULL;
+    if (files != NULL && mb_option_list_split(files, &names, &n) != MB_OK) return false;
+    for (int64_t i = 0; i < n; i++) {
+        all = all && (mb_files_is_file(names[i]) || mb_files_is_folder(names[i]));
+        if (mb_str_is_suffix(names[i], "l") || mb_str_is_suffix(names[i], ".gz")) all = false; /* text */
+    }
+    mb_option_list_free(&names, n);
+    return all && n > 0;
+}
+
+/* Which records train, how many at a time, and all of a run's tokens. */
+static mb_status read_batches(mb_shard *shard, const mb_trainer_options *options, mb_forecast_data *data)
+{
+    mb_status status = MB_OK;
+    mb_batches *batches = NULL;
+    lengths l = {0};
+    int64_t most, record;
+    MB_TRY(mb_batches_create(shard, options, &batches));
+    MB_TRY(mb_batches_most_tokens(batches, &most));
+    for (int64_t i = 0; i < mb_batches_records(batches); i++) {
+        MB_TRY(mb_batches_sample(batches, 0, i, &record));
+        add_length(&l, (double)mb_batches_length(batches, record), 0);
+    }
+    take_lengths(&l, 1, data);
+    data->most = (double)most;
+    data->steps = (double)mb_batches_steps(batches);
+    data->run_tokens = 0;
+    double samples = 0;
+    for (int64_t s = 0; s < mb_batches_steps(batches); s++) {
+        const mb_batches_step step = mb_batches_step_get(batches, s);
+        data->epoch_writes += step.is_epoch_end;
+        samples += (double)step.count;
+        for (int64_t i = 0; i < step.count && samples < WALK_STEPS; i++) {
+            MB_TRY(mb_batches_sample(batches, step.epoch, step.first + i, &record));
+            data->run_tokens += (double)mb_batches_length(batches, record);
+        }
+    }
+    if (samples >= WALK_STEPS) data->run_tokens = samples * l.sum / l.count;
+done:
+    mb_batches_destroy(&batches);
+    return status;
+}
+
+static mb_status read_shard(const mb_forecast_stage *stage, const char *files, double limit,
+                            mb_forecast_data *data)
+{
+    mb_status status = MB_OK;
+    mb_shard *shard = NULL;
+    lengths l = {0};
+    mb_shard_record record;
+    MB_TRY(mb_shard_open(files, 1 << 20, &shard));
+    for (int64_t i = 0; i < mb_shard_count(shard); i++)
+        add_length(&l, (double)mb_shard_length(shard, i), limit);
+    take_lengths(&l, 1, data);
+    if (mb_shard_count(shard) > 0) {
+        MB_TRY(mb_shard_read(shard, 0, &record));
+        data->has_loss_mask = record.loss_mask != NULL;
+    }
+    data->is_exact = true;
+    snprintf(data->says, sizeof data->says, "%s", files);
+    if (stage->program == MB_FORECAST_TRAIN) MB_TRY(read_batches(shard, &stage->own.train.trainer, data));
+done:
+    mb_shard_close(&shard);
+    return status;
+}
+
+/* ---- 3. files of text ---- */
+
+typedef struct reader {
+    const mb_shard_build_options *build;
+    mb_template *tmpl;
+    mb_tokenizer *tokenizer; /* NULL: by bytes_per_token */
+    mb_tokenizer_scratch *scratch;
+    mb_dialog dialog;
+    mb_rendered rendered;
+    mb_ids ids;
+    double bytes_per_token, limit;
+} reader;
+
+static void reader_reset(reader *r)
+{
+    mb_tokenizer_scratch_destroy(&r->scratch);
+    mb_tokenizer_close(&r->tokenizer);
+    mb_template_close(&r->tmpl);
+    mb_dialog_destroy(&r->dialog);
+    mb_rendered_destroy(&r->rendered);
+    mb_ids_destroy(&r->ids);
+}
+
+static mb_status reader_open(reader *r, const mb_shard_build_options *build, const char *opt_tokenizer,
+                             double bytes_per_token, double limit)
+{
+    mb_status status = MB_OK;
+    *r = (reader){.build = build, .bytes_per_token = bytes_per_token, .limit = limit};
+    MB_TRY(mb_shard_build_template(build, &r->tmpl));
+    if (opt_tokenizer == NULL) goto done;
+    MB_TRY(mb_tokenizer_open(opt_tokenizer, &r->tokenizer));
+    MB_TRY(mb_tokenizer_scratch_create(r->tokenizer, &r->scratch));
+done:
+    return status;
+}
+
+/* Records that sharding would leave out are left out. */
+static void read_record(reader *r, const mb_shard_input *input, const json_t *json, lengths *l)
+{
+    const mb_field_map map = {.form = input->form, .fields = input->fields};
+    const bool all = mb_str_equal(r->build->loss_on, "all");
+    mb_status status;
+    if (r->tokenizer != NULL)
+        status = mb_shard_build_render(json, input, r->tmpl, r->tokenizer, all, &r->dialog, &r->rendered);
+    else if ((status = mb_dialog_read(json, &map, &r->dialog)) == MB_OK)
+        status = mb_template_render(r->tmpl, &r->dialog, all, NULL, NULL, &r->rendered);
+    if (status != MB_OK) return;
+    double tokens = (double)r->rendered.text.length / r->bytes_per_token;
+    if (r->tokenizer != NULL) {
+        mb_ids_reset(&r->ids);
+        if (mb_tokenizer_encode(r->tokenizer, r->scratch, mb_str_text(&r->rendered.text),
+                                r->rendered.text.length, true, &r->ids) != MB_OK)
+            return;
+        tokens = (double)r->ids.count;
+    }
+    if (r->build->append_eos) tokens += 1;
+    add_length(l, tokens, r->limit);
+    l->text_bytes += (double)r->rendered.text.length;
+}
+
+/* All records, or the first so many. */
+static mb_status read_first(reader *r, const mb_shard_input *input, int64_t most, lengths *l)
+{
+    mb_status status = MB_OK;
+    mb_records *records = NULL;
+    mb_record record;
+    MB_TRY(mb_records_open(input->path, r->build->max_record_bytes, &records));
+    for (int64_t i = 0; i < most; i++) {
+        MB_TRY(mb_records_read(records, &record));
+        if (record.bytes == NULL) break;
+        l->file_bytes += (double)record.length + 1;
+        if (record.json != NULL) read_record(r, input, record.json, l);
+    }
+done:
+    mb_records_close(&records);
+    return status;
+}
+
+/* Lines of a large JSONL file at even places. */
+static mb_status read_spread(reader *r, const mb_shard_input *input, int64_t bytes, lengths *l)
+{
+    mb_status status = MB_OK;
+    FILE *file = fopen(input->path, "rb");
+    char *line = NULL;
+    size_t room = 0;
+    if (file == NULL) MB_RAISE(MB_EIO, "%s: cannot be read", input->path);
+    for (int64_t i = 0; i < SAMPLES; i++) {
+        json_t *json = NULL;
+        if (fseeko(file, (off_t)((double)bytes / SAMPLES * (double)i), SEEK_SET) != 0) break;
+        if (i > 0 && getline(&line, &room, file) < 0) break; /* the rest of a line */
+        const ssize_t n = getline(&line, &room, file);
+        if (n < 0) break;
+        l->file_bytes += (double)n;
+        if (mb_json_parse(line, (size_t)n, input->path, &json) == MB_OK) read_record(r, input, json, l);
+        json_decref(json);
+    }
+done:
+    free(line);
+    if (file != NULL) fclose(file);
+    return status;
+}
+
+static mb_status read_input(reader *r, const mb_shard_input *input, mb_forecast_data *sum, lengths *all,
+                            bool *is_sampled)
+{
+    mb_status status = MB_OK;
+    int64_t bytes;
+    lengths l = {0};
+    MB_TRY(mb_files_size(input->path, &bytes));
+    const bool is_packed = mb_str_is_suffix(input->path, ".gz"),
+               is_small = bytes <= WHOLE_BYTES && !is_packed;
+    if (is_small)
+        MB_TRY(read_first(r, input, INT64_MAX, &l));
+    else if (!is_packed && mb_shard_build_is_plain(input->path))
+        MB_TRY(read_spread(r, input, bytes, &l));
+    else
+        MB_TRY(read_first(r, input, SAMPLES, &l));
+    const double whole = (double)bytes * (is_packed ? GZIP_FACTOR : 1);
+    double times = is_small || l.file_bytes <= 0 ? 1 : fmax(1, whole / l.file_bytes);
+    if (input->samples > 0 && l.count * times > (double)input->samples)
+        times = (double)input->samples / l.count;
+    *is_sampled = *is_sampled || !is_small;
+    sum->text_bytes += whole;
+    all->count += l.count * times;
+    all->sum += l.sum * times;
+    all->squares += l.squares * times;
+    if (l.longest > all->longest) all->longest = l.longest;
+done:
+    return status;
+}
+
+static mb_status read_files(const mb_shard_build_options *build, const char *opt_tokenizer,
+                            double bytes_per_token, double limit, mb_forecast_data *data)
+{
+    mb_status status = MB_OK;
+    mb_shard_input *inputs = NULL;
+    int64_t n = 0;
+    reader r = {0};
+    lengths all = {0};
+    bool is_sampled = false;
+    const double own = (double)build->max_length;
+    MB_TRY(mb_shard_build_inputs(build, &inputs, &n));
+    MB_TRY(reader_open(&r, build, opt_tokenizer, bytes_per_token,
+                       limit > 0 && (own <= 0 || limit < own) ? limit : own));
+    for (int64_t i = 0; i < n; i++) MB_TRY(read_input(&r, &inputs[i], data, &all, &is_sampled));
+    take_lengths(&all, 1, data);
+    data->has_loss_mask = true;
+    snprintf(data->says, sizeof data->says, "%lld file%s of %.4g MB, %s, %s", (long long)n, n == 1 ? "" : "s",
+             data->text_bytes / 1e6, is_sampled ? "sampled" : "read",
+             opt_tokenizer != NULL ? opt_tokenizer : "");
+    const size_t used = strlen(data->says);
+    if (opt_tokenizer == NULL)
+        snprintf(data->says + used, sizeof data->says - used, "%.2f bytes per token assumed",
+                 bytes_per_token);
+done:
+    mb_shard_build_free_inputs(&inputs, n);
+    reader_reset(&r);
+    return status;
+}
+
+/* ---- 4. which files ---- */
+
+double mb_forecast_data_bytes_per_token(int64_t vocab)
+{
+    const double bits = log2(vocab > 256 ? (double)vocab : 256);
+    return 1 + fmax(0, 0.22 * (bits - 2)); /* 2,048: 2.98; 32,000: 3.85; 128,000: 4.3 */
+}
+
+static bool has_tokenizer(const char *folder)
+{
+    char *file = folder != NULL ? mb_files_join(folder, "tokenizer.json") : NULL;
+    const bool found = file != NULL && (mb_files_is_file(file) || mb_files_is_file(folder));
+    mb_free(file);
+    return found;
+}
+
+/* The tokenizer that is there: of the sharding, of the stage's model, of the study. new block or NULL */
+static char *find_tokenizer(mb_forecast_stage *stage, const mb_shard_build_options *build)
+{
+    const mb_model_options *model = mb_forecast_stage_model(stage);
+    if (has_tokenizer(build->tokenizer_path)) return mb_strdup(build->tokenizer_path);
+    if (model != NULL && has_tokenizer(model->path)) return mb_strdup(model->path);
+    char *named = mb_forecast_stage_text(stage, "study.tokenizer");
+    if (has_tokenizer(named)) return named;
+    mb_free(named);
+    return NULL;
+}
+
+static mb_status read_build(mb_forecast_stage *stage, const mb_shard_build_options *build,
+                            const mb_forecast_given *given, double limit, int64_t vocab,
+                            mb_forecast_data *data)
+{
+    mb_status status = MB_OK;
+    char *tokenizer = find_tokenizer(stage, build);
+    const double assumed =
+        given->bytes_per_token > 0 ? given->bytes_per_token : mb_forecast_data_bytes_per_token(vocab);
+    if (build->inputs == NULL) goto done;
+    MB_TRY(read_files(build, given->bytes_per_token > 0 ? NULL : tokenizer, assumed, limit, data));
+done:
+    mb_free(tokenizer);
+    return status;
+}
+
+/* The files of a group of the study that shards. Files that are not there yet: nothing is known. */
+static mb_status read_group(mb_forecast_stage *stage, const char *group, const mb_forecast_given *given,
+                            double limit, int64_t vocab, mb_forecast_data *data)
+{
+    mb_status status = MB_OK;
+    mb_forecast_stage maker = {0};
+    char *word = mb_str_format("stage=%s", group);
+    const char *words[] = {stage->file, word};
+    if (word == NULL) MB_RAISE(MB_ENOMEM, "no memory for a group's name");
+    MB_TRY(mb_forecast_stage_open("moe-shard", words, 2, &maker));
+    status = read_build(stage, &maker.own.shard.build, given, limit, vocab, data);
+    if (status == MB_ENOTFOUND) status = MB_OK;
+done:
+    mb_forecast_stage_reset(&maker);
+    mb_free(word);
+    return status;
+}
+
+/* The largest of the study's groups that shard: no stage sees more. */
+static mb_status read_largest(mb_forecast_stage *stage, const mb_forecast_given *given, double limit,
+                              int64_t vocab, mb_forecast_data *data)
+{
+    mb_status status = MB_OK;
+    mb_str text = MB_STR_EMPTY;
+    char **names = NULL, largest[64] = "";
+    int64_t n = 0;
+    MB_TRY(mb_config_groups(stage->config, &text));
+    MB_TRY(mb_option_list_split(mb_str_text(&text), &names, &n));
+    for (int64_t i = 0; i < n; i++) {
+        mb_forecast_data one = {0};
+        if (!mb_str_is_prefix(names[i], "shard")) continue;
+        MB_TRY(read_group(stage, names[i], given, limit, vocab, &one));
+        if (!one.is_known || one.tokens <= data->tokens) continue;
+        *data = one;
+        snprintf(largest, sizeof largest, "%s", names[i]);
+    }
+    if (!data->is_known) goto done;
+    char *says = mb_str_format("at most what %s has: %s", largest, data->says);
+    snprintf(data->says, sizeof data->says, "%s", says != NULL ? says : largest);
+    mb_free(says);
+    data->is_at_most = true;
+done:
+    mb_option_list_free(&names, n);
+    mb_str_destroy(&text);
+    return status;
+}
+
+static mb_status read_study(mb_forecast_stage *stage, const mb_forecast_given *given, double limit,
+                            int64_t vocab, mb_forecast_data *data)
+{
+    mb_status status = MB_OK;
+    const char *dataset = mb_forecast_stage_dataset(stage);
+    char *name = dataset != NULL ? mb_forecast_model_stage_of(dataset)
+                                 : mb_str_format("shard-%s", stage->group != NULL ? stage->group : ""),
+         *group = name != NULL ? mb_forecast_model_group_of(stage, name) : NULL;
+    if (group != NULL && mb_str_is_prefix(group, "shard"))
+        MB_TRY(read_group(stage, group, given, limit, vocab, data));
+    if (!data->is_known) MB_TRY(read_largest(stage, given, limit, vocab, data));
+done:
+    mb_free(name);
+    mb_free(group);
+    return status;
+}
+
+/* ---- 5. a training run ---- */
+
+/* Steps and tokens of a run over data that is not there record by record. */
+static void plan_run(const mb_trainer_options *o, mb_forecast_data *data, double limit)
+{
+    const double per_step = (double)(o->batch_size * o->gradient_accumulation_steps),
+                 share = o->subset_ratio > 0 ? o->subset_ratio : 1,
+                 records = data->is_known ? fmax(1, ceil(share * data->records)) : 0,
+                 mean = data->is_known && data->records > 0 ? data->tokens / data->records : limit,
+                 epoch_steps = fmax(1, ceil(records / per_step));
+    data->most = (double)o->batch_size * (data->is_known ? data->longest : limit);
+    data->steps = o->max_steps > 0 ? (double)o->max_steps : 0;
+    if (o->max_steps == 0 && data->is_known) {
+        const double whole = floor(o->epochs);
+        data->steps = whole * epoch_steps + ceil((o->epochs - whole) * records / per_step);
+    }
+    const double step_tokens = mean * (data->is_known && records < per_step ? records : per_step);
+    if (o->max_tokens > 0 && step_tokens > 0) {
+        const double steps = ceil((double)o->max_tokens / step_tokens);
+        data->steps = data->steps > 0 && o->max_steps > 0 && data->steps < steps ? data->steps : steps;
+    }
+    data->run_tokens = data->steps * step_tokens;
+    if (data->is_known) /* the last step of an epoch takes what is left */
+        data->run_tokens = fmin(data->run_tokens, ceil(data->steps / epoch_steps) * records * mean);
+    data->epoch_writes = data->is_known ? fmax(1, ceil(data->steps / epoch_steps)) : 1;
+    if (!data->is_known) data->context = (limit + 1) / 2;
+    data->tokens = data->is_known ? data->tokens * share : data->tokens;
+    data->records = records;
+}
+
+/* ---- 6. finding ---- */
+
+static void take_given(const mb_forecast_given *given, double limit, mb_forecast_data *data)
+{
+    const double mean = given->records > 0 && given->tokens > 0 ? given->tokens / given->records
+                        : limit > 0                             ? limit
+                                                                : 512;
+    data->records = given->records > 0 ? given->records : ceil(given->tokens / mean);
+    data->tokens = given->tokens > 0 ? given->tokens : given->records * mean;
+    data->longest = limit > 0 ? limit : 2 * mean;
+    data->context = (mean + 1) / 2;
+    data->is_known = true;
+    snprintf(data->says, sizeof data->says, "as given");
+}
+
+static const mb_shard_build_options *own_build(const mb_forecast_stage *stage)
+{
+    switch (stage->program) {
+    case MB_FORECAST_SHARD:
+        return &stage->own.shard.build;
+    case MB_FORECAST_SELECT:
+        return &stage->own.select.build;
+    case MB_FORECAST_EMBED:
+        return stage->own.embed.build.inputs != NULL ? &stage->own.embed.build : NULL;
+    default:
+        return NULL;
+    }
+}
+
+mb_status mb_forecast_data_find(mb_forecast_stage *stage, const mb_forecast_given *given, double limit,
+                                int64_t vocab, mb_forecast_data *out_data)
+{
+    mb_status status = MB_OK;
+    mb_forecast_data data = {0};
+    const char *dataset = mb_forecast_stage_dataset(stage);
+    const mb_shard_build_options *build = own_build(stage);
+    const bool is_given = given->records > 0 || given->tokens > 0;
+    if (is_given)
+        take_given(given, limit, &data);
+    else if (build == NULL && is_shard(dataset))
+        MB_TRY(read_shard(stage, dataset, limit, &data));
+    else if (build != NULL)
+        MB_TRY(read_build(stage, build, given, limit, vocab, &data));
+    else if (stage->file != NULL)
+        MB_TRY(read_study(stage, given, limit, vocab, &data));
+    if (!data.is_known)
+        snprintf(data.says, sizeof data.says,
+                 "%s is not there, and nothing says how much it will hold; give "
+                 "records= and tokens=",
+                 dataset != NULL ? dataset : "the data");
+    if (stage->program == MB_FORECAST_TRAIN && !data.is_exact)
+        plan_run(&stage->own.train.trainer, &data, limit);
+    *out_data = data;
+done:
+    return status;
+}

@@ -1,0 +1,396 @@
+/* forecast_memory.c: plans of all modules, added up for a stage.
+ *
+ * 1. what trains   2. tensors   3. training   4. passes without gradients   5. programs without a model
+ * 6. all
+ */
+#include "stage/forecast_memory.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "comm/lanes.h"
+#include "comm/scatter.h"
+#include "model/kv_cache.h"
+
+/* A program before it has anything: libraries' own data, thread stacks, MPI's buffers; and the kernels that
+ * the library of products keeps, one for each shape of a product in f32 (bf16 has our own). */
+#define PROGRAM_BYTES ((double)24 * (1 << 20))
+#define MPI_BYTES     ((double)40 * (1 << 20))
+#define KERNEL_BYTES  ((double)40 * (1 << 20))
+#define OTHER_BYTES   ((double)16 * (1 << 20)) /* files and checkpoints, as trainer_memory.c */
+#define SCORE_BYTES   ((double)4 * (1 << 20))  /* the same of main_score.c */
+#define SHARD_CACHE   ((double)256 * (1 << 20))
+#define INDEX_BYTES   58                       /* of a record: the columns of a shard that stay in memory */
+#define SHARD_BYTES   ((double)96 * (1 << 20)) /* of moe-shard: a unit of text, a tokenizer's tables */
+
+const char *mb_forecast_memory_name(mb_forecast_memory_kind kind)
+{
+    static const char *const names[MB_FORECAST_MEMORY_KINDS] = {
+        "weights",     "blocks brought in",     "trained", "optimiser",       "gradients",
+        "activations", "copy for a checkpoint", "other",   "keys and values", "data",
+        "program"};
+    return names[kind];
+}
+
+/* ---- 1. what trains ---- */
+
+const char *mb_forecast_memory_trained(const mb_forecast_stage *stage, const mb_forecast_model *model,
+                                       mb_lora_options *storage, const mb_lora_options **out_lora)
+{
+    const mb_train_program *own = &stage->own.train;
+    *out_lora = NULL;
+    if (model->has_adapter) {
+        *storage = model->adapter;
+        *out_lora = storage;
+        return stage->program == MB_FORECAST_TRAIN ? "lora" : "none";
+    }
+    if (stage->program != MB_FORECAST_TRAIN) return "none";
+    const bool is_warmup = mb_str_equal(own->objective.objective, "router_warmup");
+    if (mb_str_equal(own->peft_mode, "lora")) {
+        *storage = (mb_lora_options){
+            .r = own->lora_r, .alpha = own->lora_alpha, .targets = is_warmup ? "gate" : own->lora_targets};
+        *out_lora = storage;
+        return "lora";
+    }
+    if (own->train_parts != NULL) return own->train_parts;
+    return is_warmup || mb_str_equal(own->peft_mode, "full_rank") ? "router" : "all";
+}
+
+/* The same as patterns of tensor names (params.h). */
+static const char *patterns_of(const mb_arch *arch, const char *train, bool has_lora)
+{
+    if (mb_str_equal(train, "none")) return "none";
+    if (has_lora) return "lora";
+    if (!mb_str_equal(train, "router")) return train;
+    return arch->family == MB_FAMILY_MIXTRAL ? "*.block_sparse_moe.gate.weight" : "*.mlp.gate.weight";
+}
+
+/* ---- 2. tensors ---- */
+
+static bool is_adapter(const mb_param *param)
+{
+    return strstr(param->name, ".lora_") != NULL;
+}
+
+/* Elements by kind, and the most that are filled at one time under zero > 1: one block, and with a tied head
+ * the embedding besides. */
+static mb_status count_tensors(const mb_arch *arch, const char *train, const mb_lora_options *opt_lora,
+                               mb_forecast_memory *out, int64_t *out_filled)
+{
+    mb_status status = MB_OK;
+    mb_params *params = NULL;
+    mb_lora lora = {0};
+    int64_t first, most = 0;
+    MB_TRY(mb_params_create(arch, NULL, &params));
+    if (opt_lora != NULL) MB_TRY(mb_lora_attach(&lora, opt_lora, arch, params));
+    MB_TRY(mb_params_choose(params, patterns_of(arch, train, opt_lora != NULL)));
+    for (int64_t i = 0; i < mb_params_count(params); i++) {
+        const mb_param *param = mb_params_at(params, i);
+        const double n = (double)mb_tensor_count(&param->value);
+        if (param->trained) out->trained += n;
+        if (is_adapter(param)) {
+            const bool is_expert = strstr(param->name, ".experts.") != NULL;
+            out->adapter += n;
+            out->adapter_active += is_expert ? n * (double)arch->picks / (double)arch->experts : n;
+        } else {
+            out->parameters += n;
+            out->tensors += 1;
+        }
+    }
+    const int64_t embedding = mb_params_block_trained(params, MB_PARAMS_EMBEDDING, &first);
+    for (int64_t b = 0; b <= arch->layers; b++) {
+        const int64_t n = mb_params_block_trained(params, b, &first);
+        if (n > most) most = n;
+    }
+    *out_filled = arch->tied_head ? embedding + most : embedding > most ? embedding : most;
+done:
+    mb_lora_reset(&lora);
+    mb_params_destroy(&params);
+    return status;
+}
+
+/* ---- 3. training ---- */
+
+static int64_t owned_elements(int64_t trained, int64_t ranks)
+{
+    const int64_t blocks = (trained + MB_LANES_BLOCK - 1) / MB_LANES_BLOCK,
+                  mine = (blocks + ranks - 1) / ranks * MB_LANES_BLOCK;
+    return mine < trained ? mine : trained;
+}
+
+/* What batches and objective keep beside a pass (trainer_memory.c). */
+static double batch_bytes(const mb_arch *arch, const mb_trainer_options *o, int64_t lanes, int64_t ranks,
+                          double tokens, double rows)
+{
+    const int64_t rounds = (o->gradient_accumulation_steps + lanes - 1) / lanes,
+                  mine = rounds * ((lanes + ranks - 1) / ranks), routers = mb_arch_moe_layers(arch);
+    const double router = routers > 0 ? 8 + (double)(routers * 4 * mb_arch_gates(arch)) : 0;
+    return (double)mine * tokens * 4 + rows * (32 + router);
+}
+
+/* Copies of the matrices in packed form that are kept (ops/cpu/packed.c), by the calls and tokens that a
+ * version of the values meets on this rank. bf16: from its second call on; f32: from its 256th tile of 128
+ * rows; quantised: none. An expert meets its share of the tokens. */
+static double packed_ways(const mb_arch *arch, const mb_lm_plan_options *shape, double calls, double tokens)
+{
+    const double share = arch->experts > 0 ? (double)arch->picks / (double)arch->experts : 1;
+    if (shape->dtype == MB_BF16) return calls >= 2 ? 2 : 0.2;
+    return tokens * share >= 256 * 128 ? 2 : 0;
+}
+
+static double training_packed(const mb_arch *arch, const mb_lm_plan_options *shape,
+                              const mb_trainer_options *o, const mb_forecast_data *data, double packed,
+                              int64_t ranks, const mb_forecast_memory *model)
+{
+    const double all = model->parameters + model->adapter, trained = all > 0 ? model->trained / all : 0,
+                 calls = ceil((double)o->gradient_accumulation_steps / (double)ranks),
+                 tokens = data->run_tokens / (double)ranks,
+                 kept = shape->frozen_bits != 0 ? 0 : packed_ways(arch, shape, calls * data->steps, tokens),
+                 changing = packed_ways(arch, shape, calls, data->steps > 0 ? tokens / data->steps : 0);
+    return packed * ((1 - trained) * kept + trained * changing);
+}
+
+static mb_status storage_of(mb_forecast_stage *stage, mb_lm_plan_options *shape)
+{
+    mb_status status = MB_OK;
+    mb_lm_options lm = {0};
+    MB_TRY(mb_model_options_storage(mb_forecast_stage_model(stage), &lm));
+    shape->dtype = lm.dtype;
+    shape->frozen_bits = lm.frozen_bits;
+    shape->frozen_group = lm.frozen_group;
+    shape->shard = lm.shard;
+    shape->ahead = lm.ahead || (lm.shard && shape->ranks > shape->node_ranks);
+    shape->share = lm.share;
+done:
+    return status;
+}
+
+static mb_status plan_training(mb_forecast_stage *stage, const mb_forecast_model *model,
+                               const mb_forecast_data *data, int64_t ranks, int64_t node_ranks,
+                               mb_forecast_memory *out)
+{
+    mb_status status = MB_OK;
+    const mb_train_program *own = &stage->own.train;
+    const mb_trainer_options *o = &own->trainer;
+    const bool is_warmup = mb_str_equal(own->objective.objective, "router_warmup"),
+               copies = is_warmup && mb_str_equal(own->objective.constraint_loss, "pair_rank") &&
+                        own->objective.constraint_loss_weight != 0;
+    mb_lora_options storage;
+    const mb_lora_options *lora;
+    mb_lm_plan plan;
+    int64_t filled = 0;
+    const int64_t most = o->gradient_accumulation_steps, lanes = o->lanes < most ? o->lanes : most;
+    const char *train = mb_forecast_memory_trained(stage, model, &storage, &lora);
+    const double rows = data->most * (copies ? 2 : 1);
+    mb_lm_plan_options shape = {.tokens = (int64_t)rows,
+                                .gradient = true,
+                                .recompute = mb_str_equal(o->recompute, "blocks") ||
+                                             mb_str_equal(o->recompute, "true"),
+                                .has_head = true,
+                                .ranks = (int)ranks,
+                                .node_ranks = (int)node_ranks};
+    if (ranks > lanes)
+        MB_RAISE(
+            MB_EUSAGE,
+            "%lld ranks, and a step has %lld lanes: at most so many ranks can share it; ask for fewer, or "
+            "raise training.lanes and training.gradient_accumulation_steps",
+            (long long)ranks, (long long)lanes);
+    MB_TRY(storage_of(stage, &shape));
+    shape.shard = shape.shard || o->zero == 3;
+    shape.ahead = shape.ahead || (shape.shard && ranks > node_ranks);
+    MB_TRY(count_tensors(&model->arch, train, lora, out, &filled));
+    MB_TRY(mb_lm_plan_get(&model->arch, train, lora, &shape, &plan));
+    const int64_t n = (int64_t)out->trained;
+    const bool is_copied = o->async_save && !(o->zero == 3 && ranks > 1);
+    out->bytes[MB_FORECAST_WEIGHTS] = (double)plan.weights;
+    out->bytes[MB_FORECAST_BLOCKS] = (double)plan.slots;
+    out->bytes[MB_FORECAST_TRAINED] = (double)plan.trained;
+    out->bytes[MB_FORECAST_OPTIMISER] = 8 * (double)owned_elements(n, ranks);
+    out->bytes[MB_FORECAST_GRADIENTS] = (double)(o->zero > 1 ? mb_scatter_plan(n, lanes, (int)ranks, filled)
+                                                             : mb_lanes_plan(n, lanes, (int)ranks));
+    out->bytes[MB_FORECAST_ACTIVATIONS] = (double)(plan.activations + plan.scratch) +
+                                          batch_bytes(&model->arch, o, lanes, ranks, data->most, rows);
+    out->bytes[MB_FORECAST_CHECKPOINT] = is_copied ? 12 * (double)n : 0;
+    out->bytes[MB_FORECAST_OTHER] =
+        training_packed(&model->arch, &shape, o, data, (double)plan.packed, ranks, out) + OTHER_BYTES;
+done:
+    return status;
+}
+
+/* ---- 4. passes without gradients ---- */
+
+static mb_status plan_pass(mb_forecast_stage *stage, const mb_forecast_model *model, double tokens,
+                           bool has_head, int64_t ranks, int64_t node_ranks, mb_forecast_memory *out)
+{
+    mb_status status = MB_OK;
+    mb_lm_plan plan;
+    int64_t filled;
+    const mb_lora_options *lora = model->has_adapter ? &model->adapter : NULL;
+    mb_lm_plan_options shape = {
+        .tokens = (int64_t)tokens, .has_head = has_head, .ranks = (int)ranks, .node_ranks = (int)node_ranks};
+    MB_TRY(storage_of(stage, &shape));
+    MB_TRY(count_tensors(&model->arch, "none", lora, out, &filled));
+    MB_TRY(mb_lm_plan_get(&model->arch, "none", lora, &shape, &plan));
+    out->bytes[MB_FORECAST_WEIGHTS] += (double)plan.weights;
+    out->bytes[MB_FORECAST_BLOCKS] += (double)plan.slots;
+    out->bytes[MB_FORECAST_ACTIVATIONS] += (double)(plan.activations + plan.scratch);
+    out->bytes[MB_FORECAST_OTHER] += shape.frozen_bits != 0 ? 0 : (double)plan.packed;
+done:
+    return status;
+}
+
+/* A tile holds at most tile_tokens tokens, or one longer record, or all there is. */
+static double tile_rows(double tile_tokens, const mb_forecast_data *data)
+{
+    double rows = data->is_known && data->longest > tile_tokens ? data->longest : tile_tokens;
+    if (data->is_known && data->tokens < rows) rows = data->tokens;
+    return rows;
+}
+
+static mb_status plan_scoring(mb_forecast_stage *stage, const mb_forecast_model *opt_model,
+                              const mb_forecast_model *opt_source, const mb_forecast_data *data,
+                              int64_t ranks, int64_t node_ranks, mb_forecast_memory *out)
+{
+    mb_status status = MB_OK;
+    const double tokens = (double)stage->own.score.scorer.tile_tokens;
+    const bool has_head = strstr(stage->own.score.scorer.scores, "perplexity") != NULL;
+    if (opt_source != NULL) MB_TRY(plan_pass(stage, opt_source, tokens, has_head, ranks, node_ranks, out));
+    out->parameters = out->tensors = 0; /* those of the model that scores count */
+    if (opt_model != NULL) MB_TRY(plan_pass(stage, opt_model, tokens, false, ranks, node_ranks, out));
+    out->bytes[MB_FORECAST_OTHER] += SCORE_BYTES;
+done:
+    (void)data;
+    return status;
+}
+
+static mb_status plan_generation(mb_forecast_stage *stage, const mb_forecast_model *model, int64_t ranks,
+                                 int64_t node_ranks, mb_forecast_memory *out)
+{
+    mb_status status = MB_OK;
+    const mb_generate_options *o = &stage->own.infer.generate;
+    mb_lm_options lm = {0};
+    MB_TRY(mb_model_options_storage(mb_forecast_stage_model(stage), &lm));
+    MB_TRY(plan_pass(stage, model, (double)(o->prefill_tokens + o->batch_sequences), true, ranks, node_ranks,
+                     out));
+    if (o->cache)
+        out->bytes[MB_FORECAST_CACHE] = (double)mb_kv_cache_plan(&model->arch, lm.dtype, o->batch_tokens);
+    /* logits of every sequence, and a sampler's copy per thread */
+    out->bytes[MB_FORECAST_OTHER] += 8.0 * (double)o->batch_sequences * (double)model->arch.vocab;
+done:
+    return status;
+}
+
+static mb_status plan_embedding(mb_forecast_stage *stage, const mb_forecast_model *model,
+                                const mb_forecast_data *data, int64_t ranks, int64_t node_ranks,
+                                mb_forecast_memory *out)
+{
+    mb_status status = MB_OK;
+    mb_lm_options lm = {0};
+    const double rows = tile_rows((double)stage->own.embed.embed.tile_tokens, data);
+    if (!model->is_encoder) return plan_pass(stage, model, rows, false, ranks, node_ranks, out);
+    MB_TRY(mb_model_options_storage(mb_forecast_stage_model(stage), &lm));
+    const mb_encoder_plan plan = mb_encoder_plan_get(&model->encoder, lm.dtype, (int64_t)rows);
+    out->parameters = (double)mb_encoder_config_parameters(&model->encoder);
+    out->bytes[MB_FORECAST_WEIGHTS] = (double)plan.weights;
+    out->bytes[MB_FORECAST_ACTIVATIONS] = (double)plan.activations;
+    out->bytes[MB_FORECAST_OTHER] = (double)plan.packed + SCORE_BYTES;
+done:
+    return status;
+}
+
+/* ---- 5. programs without a model ---- */
+
+/* moe-convert maps the source and writes tensor by tensor; a verification computes with both, in f32. */
+static mb_status plan_conversion(mb_forecast_stage *stage, const mb_forecast_model *opt_model,
+                                 mb_forecast_memory *out)
+{
+    mb_status status = MB_OK;
+    int64_t filled;
+    const mb_convert_program *own = &stage->own.convert;
+    if (opt_model == NULL || opt_model->is_encoder) goto done;
+    MB_TRY(count_tensors(&opt_model->arch, "none", NULL, out, &filled));
+    const bool is_init = mb_str_equal(stage->mode, "init"), is_verified = own->verify && !is_init;
+    out->bytes[MB_FORECAST_WEIGHTS] = 4 * out->parameters * (is_verified ? 2 : 1);
+    out->bytes[MB_FORECAST_OTHER] = OTHER_BYTES;
+done:
+    return status;
+}
+
+/* Columns of all records on every rank, and the share's values (main_select.c). */
+static void plan_selection(const mb_forecast_data *data, int64_t ranks, mb_forecast_memory *out)
+{
+    out->bytes[MB_FORECAST_DATA] = data->records * (50 + 40.0 / (double)ranks);
+    out->bytes[MB_FORECAST_OTHER] = OTHER_BYTES;
+}
+
+/* ---- 6. all ---- */
+
+/* A shard's index stays in memory; its tokens as far as the cache goes. */
+static void add_data(const mb_forecast_stage *stage, const mb_forecast_data *data, mb_forecast_memory *out)
+{
+    const bool is_training = stage->program == MB_FORECAST_TRAIN;
+    double share = 1;
+    if (is_training && stage->own.train.trainer.subset_ratio > 0)
+        share = data->is_exact ? 1 / stage->own.train.trainer.subset_ratio
+                               : 1 / stage->own.train.trainer.subset_ratio;
+    const double records = data->records * share, tokens = data->tokens * share;
+    out->bytes[MB_FORECAST_DATA] +=
+        records * (INDEX_BYTES + (is_training ? 16 : 24)) + fmin(SHARD_CACHE, 5 * tokens);
+}
+
+static mb_status plan(mb_forecast_stage *stage, const mb_forecast_model *opt_model,
+                      const mb_forecast_model *opt_source, const mb_forecast_data *data, int64_t ranks,
+                      int64_t node_ranks, mb_forecast_memory *out)
+{
+    switch (stage->program) {
+    case MB_FORECAST_TRAIN:
+        add_data(stage, data, out);
+        return plan_training(stage, opt_model, data, ranks, node_ranks, out);
+    case MB_FORECAST_SCORE:
+        add_data(stage, data, out);
+        return plan_scoring(stage, opt_model, opt_source, data, ranks, node_ranks, out);
+    case MB_FORECAST_EVAL:
+        add_data(stage, data, out);
+        return plan_pass(stage, opt_model, tile_rows((double)stage->own.eval.tile_tokens, data), true, ranks,
+                         node_ranks, out);
+    case MB_FORECAST_EMBED:
+        add_data(stage, data, out);
+        return plan_embedding(stage, opt_model, data, ranks, node_ranks, out);
+    case MB_FORECAST_INFER:
+        return plan_generation(stage, opt_model, ranks, node_ranks, out);
+    case MB_FORECAST_CONVERT:
+        return plan_conversion(stage, opt_model, out);
+    case MB_FORECAST_SELECT:
+        plan_selection(data, ranks, out);
+        return MB_OK;
+    default:
+        out->bytes[MB_FORECAST_OTHER] = SHARD_BYTES;
+        return MB_OK;
+    }
+}
+
+static bool is_f32_model(mb_forecast_stage *stage)
+{
+    mb_lm_options lm = {0};
+    const mb_model_options *model = mb_forecast_stage_model(stage);
+    return model != NULL && mb_model_options_storage(model, &lm) == MB_OK && lm.dtype == MB_F32;
+}
+
+mb_status mb_forecast_memory_get(mb_forecast_stage *stage, const mb_forecast_model *opt_model,
+                                 const mb_forecast_model *opt_source, const mb_forecast_data *data,
+                                 int64_t ranks, int64_t node_ranks, mb_forecast_memory *out_memory)
+{
+    mb_status status = MB_OK;
+    mb_forecast_memory memory = {0};
+    if (stage->program == MB_FORECAST_CONVERT) ranks = node_ranks = 1;
+    MB_TRY(plan(stage, opt_model, opt_source, data, ranks, node_ranks, &memory));
+    memory.bytes[MB_FORECAST_PROGRAM] =
+        PROGRAM_BYTES + (ranks > 1 ? MPI_BYTES : 0) + (is_f32_model(stage) ? KERNEL_BYTES : 0);
+    for (int k = 0; k < MB_FORECAST_MEMORY_KINDS; k++) memory.rank += memory.bytes[k];
+    /* The copy for a checkpoint is one rank's alone. */
+    memory.node =
+        memory.rank * (double)node_ranks - memory.bytes[MB_FORECAST_CHECKPOINT] * (double)(node_ranks - 1);
+    *out_memory = memory;
+done:
+    return status;
+}
