@@ -48,8 +48,13 @@ ctl_main() {
 
 # The node's own /tmp and /dev/shm: PMIx and Open MPI keep per-node files there, and two nodes must not find each other's. Mounts made outside still come in.
 node_main() {
+    local project
+    project=$(cd "$testbed_here/../.." && pwd -P)
     hostname "$node"
+    exec 7< "$project"
     mount -t tmpfs -o mode=1777 "testbed-$testbed_name-$node" /tmp
+    case $project in /tmp/*) mkdir -p "$project" && mount --no-canonicalize --bind /proc/self/fd/7 "$project" ;; esac # a clone there is seen by all nodes
+    exec 7<&-
     mount -t tmpfs -o mode=1777 "testbed-$testbed_name-$node" /dev/shm
     mount --bind "$testbed_dir/etc/hosts" /etc/hosts
     slurmd -D -f "$conf" -N "$node" &

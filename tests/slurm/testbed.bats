@@ -233,3 +233,22 @@ bridge_of() { printf 'mbt%s' "$(sed -n 's/^number=//p' "/var/lib/moebatch-testbe
     [[ $output == "no testbed 'tbtest' is up" ]]
     run -1 "$testbed/env" --name tbtest
 }
+
+@test "a project folder under /tmp is there on every node" {
+    local copy
+    copy=$(mktemp -d /tmp/testbed-copy-XXXXXX)
+    cp -r --parents slurm "$copy"
+    "$copy/slurm/testbed/up" --name tbtmp --no-accounting > /dev/null
+    # shellcheck disable=SC2030,SC2031
+    (
+        unset SLURM_CONF MB_TESTBED
+        eval "$("$copy/slurm/testbed/env" --name tbtmp)"
+        cd "$copy"
+        srun -N2 bash -c 'cp slurm/lib.sh seen-by-$SLURMD_NODENAME'
+    )
+    ls "$copy"
+    "$copy/slurm/testbed/down" --name tbtmp
+    cmp slurm/lib.sh "$copy/seen-by-n1"
+    cmp slurm/lib.sh "$copy/seen-by-n2"
+    rm -rf "$copy"
+}
