@@ -3,7 +3,7 @@
 
 # mb_forecast_study: a table; ends the program when a stage cannot fit.
 mb_forecast_study() {
-    local stage failed='' line said
+    local stage failed='' said
     mb_total_seconds=0 mb_total_kept=0 mb_most_passing=0 mb_total_files=0
     mb_forecasts=$(mktemp)
     for stage in "${mb_chosen[@]}"; do
@@ -22,7 +22,7 @@ mb_forecast_study() {
 
 # One stage by moe-config forecast, with the words that its program will get.
 mb_forecast_stage() {
-    local stage=$1 words out said code=0 nodes ranks per_node threads limits=()
+    local stage=$1 out said code=0 nodes ranks per_node threads limits=()
     mb_resource_flags "$stage"
     nodes=$(mb_last_flag --nodes 1) per_node=$(mb_last_flag --ntasks-per-node '') ranks=$(mb_last_flag --ntasks '') threads=$(mb_last_flag --cpus-per-task 0)
     nodes=${nodes%%-*}

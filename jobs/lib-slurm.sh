@@ -52,12 +52,8 @@ mb_resource() {
 
 # Elements of the array a stage is cut into; 0: one job. A study's slurm.array counts for the stages that can be cut.
 mb_shares() {
-    local n
-    n=$(mb_resource "$1" array)
-    case ${mb_program[$1]} in
-    moe-score | moe-embed) ;;
-    *) n=0 ;; # nothing else can be cut
-    esac
+    local n=0
+    case ${mb_program[$1]} in moe-score | moe-embed) n=$(mb_resource "$1" array) ;; esac # nothing else can be cut
     [[ ${n:-0} =~ ^[0-9]+$ ]] || mb_die "stage $1: slurm.array = $n: a number of elements is needed"
     printf '%s' "${n:-0}"
 }
@@ -152,7 +148,7 @@ mb_missing_shares() {
 mb_sbatch() {
     local name=$1 folder=$2 template=$3 after=$4 tasks=$5 log flags command
     shift 5
-    flags=(--parsable "--job-name=$mb_study/$mb_run${mb_seed:+/seed_$mb_seed}:$name" --kill-on-invalid-dep=yes)
+    flags=(--parsable "--job-name=$mb_run_name:$name" --kill-on-invalid-dep=yes)
     if [ "$tasks" = - ]; then log=$mb_out/logs/${name//\//-}-%j.log; else log=$mb_out/logs/${name//\//-}-%A_%a.log; fi
     flags+=("--output=$log" "--chdir=$mb_root")
     while [ $# -gt 0 ] && [ "$1" != -- ]; do flags+=("$1"); shift; done
@@ -206,7 +202,7 @@ mb_submit_study() {
     mb_read_jobs
     mb_read_queue
     for stage in "${mb_chosen[@]}"; do mb_submit_stage "$stage"; done
-    [ -n "$mb_dry_run" ] || printf 'jobs/status.sh %s tells how it goes; the same command again goes on after a failure\n' "$mb_study/$mb_run${mb_seed:+/seed_$mb_seed}"
+    [ -n "$mb_dry_run" ] || printf 'jobs/status.sh %s tells how it goes; the same command again goes on after a failure\n' "$mb_run_name"
     [ "$mb_part" = common ] || return 0
     for stage in "${mb_chosen[@]}"; do waited_for=$waited_for,${mb_after[$stage]}; done
     for stage in "${mb_chosen[@]}"; do
@@ -267,8 +263,7 @@ mb_submit_array() {
         mb_keep_job "$stage" "$after" array
         array_id=$mb_id
     else
-        missing=$(mb_missing_shares "$stage" "$n")
-        if [ -n "$after" ]; then missing=0-$((n - 1)); fi # new input: what was done is of another one
+        if [ -n "$after" ]; then missing=0-$((n - 1)); else missing=$(mb_missing_shares "$stage" "$n"); fi # with new input all is to do
         if [ -n "$missing" ]; then
             throttle=$(mb_resource "$stage" throttle)
             throttle=${throttle:-${mb_site_throttle:-}}

@@ -94,7 +94,7 @@ mb_has_group() {
     case ",$mb_groups," in *",$1,"*) return 0 ;; *) return 1 ;; esac
 }
 
-# mb_open_study: name, seed and run folder. Sets mb_study, mb_seed, mb_out; goes to the project's root, to which paths are relative.
+# mb_open_study: name, seed and run folder. Sets mb_study, mb_seed, mb_out, mb_run_name; goes to the project's root, to which paths are relative.
 mb_open_study() {
     cd "$mb_root"
     mb_study=$(mb_get study.name)
@@ -103,6 +103,7 @@ mb_open_study() {
     *" study.seed "*) mb_out=$mb_root/checkpoints/$mb_study/$mb_run ;; # the points of a sweep have folders of their own
     *) mb_out=$mb_root/checkpoints/$mb_study/$mb_run${mb_seed:+/seed_$mb_seed} ;;
     esac
+    mb_run_name=${mb_out#"$mb_root"/checkpoints/}
     declare -gA mb_program=() mb_group=() mb_words=() mb_after=() mb_is_varied=()
     mb_stages=()
 }
