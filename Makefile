@@ -22,7 +22,9 @@ LDFLAGS_ALL := -fopenmp $(SANFLAGS) $(LDFLAGS)
 LAYERS := stage serve measure choose learn model store comm ops text config tensor base
 FOLDERS := $(foreach l,$(LAYERS),$(if $(wildcard src/$(l)/*.c src/$(l)/*/*.c),$(l)))
 
+include make/cuda.mk
 include make/rules.mk
+include make/emulated.mk
 include make/mpi.mk
 include make/deps.mk
 include make/check.mk

@@ -3,7 +3,7 @@
 
 # Tests run against the libraries this machine has; `make deps` comes first so that a fresh machine needs one command.
 test: deps
-	@$(MAKE) --no-print-directory all unit mpi-tests
+	@$(MAKE) --no-print-directory all unit mpi-tests emulated
 	@MB_PYTHON=$$($(FIND_PYTHON)) tests/run.sh --build $(BUILD)
 
 # The real thing on a real Slurm: a cluster of network namespaces on this machine (slurm/testbed), started, used and stopped.

@@ -1,7 +1,7 @@
 # `make deps`: install what is needed. apt as root or with sudo; elsewhere the names to ask for.
 DEPS_BUILD := gcc libc6-dev make pkg-config git libopenmpi-dev openmpi-bin libhdf5-dev libdnnl-dev libopenblas-dev libjansson-dev libpcre2-dev libutf8proc-dev libconfig-dev \
  libxxhash-dev zlib1g-dev
-DEPS_TEST := libcmocka-dev bats procps shellcheck cppcheck clang-format universal-ctags python3-h5py python3-numpy python3-matplotlib
+DEPS_TEST := g++ libcmocka-dev bats procps shellcheck cppcheck clang-format universal-ctags python3-h5py python3-numpy python3-matplotlib
 DEPS_DEMO := wordnet-base fortunes perl-doc manpages manpages-dev python3 libpython3-stdlib
 DEPS_ALL := $(DEPS_BUILD) $(DEPS_TEST) $(DEPS_DEMO)
 

@@ -2,10 +2,10 @@
 MPI_SOURCES := $(sort $(wildcard tests/mpi/test_*.c))
 MPI_TESTS := $(if $(HAVE_MPI),$(patsubst tests/mpi/%.c,$(BUILD)/tests/mpi/%,$(MPI_SOURCES)))
 
-$(BUILD)/tests/mpi/%: tests/mpi/%.c $(call archives,comm) $(wildcard tests/mpi/*.h)
+$(BUILD)/tests/mpi/%: tests/mpi/%.c $(call emulated_archives,comm) $(wildcard tests/mpi/*.h)
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LD  $@")
-	$(Q)$(CC) $(CFLAGS_ALL) $(FLAGS_comm) -Itests/mpi $< -Wl,--start-group $(call archives,comm) -Wl,--end-group $(LDFLAGS_ALL) -Wl,--as-needed $(call libraries,comm) -lm -o $@
+	$(Q)$(CC) $(CFLAGS_ALL) $(FLAGS_comm) -Itests/mpi $< -Wl,--start-group $(call emulated_archives,comm) -Wl,--end-group $(LDFLAGS_ALL) -Wl,--as-needed $(call emulated_libraries,comm) -lm -o $@
 
 .PHONY: mpi-tests mpi-check
 mpi-tests: $(MPI_TESTS)

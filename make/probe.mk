@@ -19,6 +19,13 @@ HAVE_MPI := $(shell command -v $(MPICC) >/dev/null 2>&1 && echo 1)
 MPI_CFLAGS := $(if $(HAVE_MPI),$(shell $(MPICC) --showme:compile 2>/dev/null || $(MPICC) -compile_info 2>/dev/null | cut -d' ' -f2-))
 MPI_LIBS := $(if $(HAVE_MPI),$(shell $(MPICC) --showme:link 2>/dev/null || $(MPICC) -link_info 2>/dev/null | cut -d' ' -f2-))
 
+# CUDA=no leaves the GPU out; sanitizer builds do (the emulator of the tests runs the kernels there).
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc)))
+NVCC := $(if $(filter no,$(CUDA))$(SAN)$(TSAN),,$(wildcard $(CUDA_HOME)/bin/nvcc))
+HAVE_CUDA := $(if $(NVCC),$(if $(wildcard src/ops/cuda/adamw.cu),$(if $(wildcard src/ops/cuda/attention_backward.cu),$(if $(wildcard src/ops/cuda/head.cu),1))))
+CUDA_LIBS := $(if $(HAVE_CUDA),-L$(firstword $(wildcard $(CUDA_HOME)/lib64/libcudart_static.a $(CUDA_HOME)/lib/libcudart_static.a $(CUDA_HOME)/targets/x86_64-linux/lib/libcudart_static.a)))
+CUDA_LIBS := $(patsubst %/libcudart_static.a,%,$(CUDA_LIBS)) $(if $(HAVE_CUDA),-lcudart_static -lrt -lpthread -ldl)
+
 BASE_LIBS := $(or $(call pkgl,jansson),-ljansson) $(or $(call pkgl,libxxhash),-lxxhash)
 TEXT_LIBS := $(or $(call pkgl,libpcre2-8),-lpcre2-8) $(or $(call pkgl,libutf8proc),-lutf8proc) $(or $(call pkgl,zlib),-lz)
 CONFIG_LIBS := $(or $(call pkgl,libconfig),-lconfig)
@@ -30,6 +37,6 @@ FLAGS_ops := $(if $(HAVE_DNNL),-DMB_HAVE_DNNL) $(if $(HAVE_CBLAS),-DMB_HAVE_CBLA
 LIBS_base := $(BASE_LIBS)
 LIBS_config := $(CONFIG_LIBS)
 LIBS_text := $(TEXT_LIBS)
-LIBS_ops := $(DNNL_LIBS) $(BLAS_LIBS)
+LIBS_ops := $(DNNL_LIBS) $(BLAS_LIBS) $(CUDA_LIBS)
 LIBS_comm := $(MPI_LIBS)
 LIBS_store := $(HDF5_LIBS)

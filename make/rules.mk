@@ -7,7 +7,7 @@
 
 sources = $(sort $(wildcard src/$(1)/*.c src/$(1)/*/*.c))
 MAINS := $(sort $(wildcard src/stage/main_*.c))
-objects = $(patsubst src/%.c,$(BUILD)/obj/%.o,$(filter-out $(MAINS),$(call sources,$(1))))
+objects = $(patsubst src/%.c,$(BUILD)/obj/%.o,$(filter-out $(MAINS) $(if $(HAVE_CUDA),src/ops/cuda/absent.c),$(call sources,$(1)))) $(if $(filter ops,$(1)),$(if $(HAVE_CUDA),$(CUDA_OBJECTS)))
 PROGRAMS := $(patsubst src/stage/main_%.c,$(BUILD)/bin/moe-%,$(MAINS))
 VERSION := $(shell git describe --always --dirty 2>/dev/null || cat VERSION 2>/dev/null || echo unknown)
 
@@ -48,14 +48,14 @@ $(BUILD)/bin/moe-%: $(BUILD)/obj/stage/main_%.o $(call archives,stage)
 	$(if $(Q),@echo "  LD  $@")
 	$(Q)$(CC) $< -Wl,--start-group $(call archives,stage) -Wl,--end-group $(LDFLAGS_ALL) -Wl,--as-needed $(call libraries,stage) -lm -o $@
 
-# Unit tests: tests/unit/<folder>/test_<x>.c is linked against src/<folder> and below only.
+# Unit tests: tests/unit/<folder>/test_<x>.c is linked against src/<folder> and below only (with the emulated GPU, cuda.mk).
 UNIT_SOURCES := $(sort $(wildcard tests/unit/*/test_*.c))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(UNIT_SOURCES))
 define unit_rule
-$(BUILD)/tests/$(1)/%: tests/unit/$(1)/%.c $$(call archives,$(1)) $$(wildcard tests/unit/*.h)
+$(BUILD)/tests/$(1)/%: tests/unit/$(1)/%.c $$(call emulated_archives,$(1)) $$(wildcard tests/unit/*.h)
 	@mkdir -p $$(@D)
 	$$(if $$(Q),@echo "  LD  $$@")
-	$$(Q)$$(CC) $$(CFLAGS_ALL) $$(FLAGS_$(1)) -Itests/unit $$< -Wl,--start-group $$(call archives,$(1)) -Wl,--end-group $$(LDFLAGS_ALL) $$(call libraries,$(1)) -lcmocka -lm -o $$@
+	$$(Q)$$(CC) $$(CFLAGS_ALL) $$(FLAGS_$(1)) -Itests/unit $$< -Wl,--start-group $$(call emulated_archives,$(1)) -Wl,--end-group $$(LDFLAGS_ALL) $$(call emulated_libraries,$(1)) -lcmocka -lm -o $$@
 endef
 $(foreach f,$(FOLDERS),$(eval $(call unit_rule,$(f))))
 
@@ -67,7 +67,7 @@ lib-%: $(BUILD)/lib/libmb_%.a ; @true
 test-%: ; @$(MAKE) --no-print-directory unit programs && tests/run.sh --build $(BUILD) --only '$*'
 
 found:
-	@echo "MPI $(if $(HAVE_MPI),yes,NO (mpicc not found: single process only))  HDF5 $(if $(HAVE_HDF5),yes,NO: run 'make deps')  oneDNN $(if $(HAVE_DNNL),yes,no)  CBLAS $(or $(BLAS_PC),no)  Python with h5py $(or $(PYTHON),no)"
+	@echo "MPI $(if $(HAVE_MPI),yes,NO (mpicc not found: single process only))  HDF5 $(if $(HAVE_HDF5),yes,NO: run 'make deps')  oneDNN $(if $(HAVE_DNNL),yes,no)  CBLAS $(or $(BLAS_PC),no)  CUDA $(if $(HAVE_CUDA),$(CUDA_HOME),no)  Python with h5py $(or $(PYTHON),no)"
 
 clean:
 	rm -rf $(BUILD)/obj $(BUILD)/lib $(BUILD)/bin $(BUILD)/tests $(BUILD)/flags $(BUILD)/version.h

@@ -168,6 +168,7 @@ typedef struct arena_chunk {
 } arena_chunk;
 
 struct mb_arena {
+    const mb_allocator *allocator;
     arena_chunk *chunks; /* those after `current` are empty */
     int64_t count;
     int64_t current;
@@ -176,20 +177,33 @@ struct mb_arena {
     size_t peak_bytes;
 };
 
-mb_status mb_arena_create(size_t first_bytes, mb_arena **out_arena)
+mb_status mb_arena_create_on(const mb_allocator *allocator, size_t first_bytes, mb_arena **out_arena)
 {
     mb_status status = MB_OK;
     mb_arena *arena = NULL;
     MB_NEW(arena);
+    arena->allocator = allocator;
     arena->next_bytes = first_bytes > ALIGN ? first_bytes : ALIGN;
     *out_arena = arena;
 done:
     return status;
 }
 
+mb_status mb_arena_create(size_t first_bytes, mb_arena **out_arena)
+{
+    return mb_arena_create_on(mb_allocator_host(), first_bytes, out_arena);
+}
+
+static void free_chunk(mb_arena *arena, int64_t index)
+{
+    if (arena->chunks[index].data != NULL)
+        arena->allocator->free(arena->allocator->context, arena->chunks[index].data);
+    arena->chunks[index] = (arena_chunk){0};
+}
+
 static void free_chunks(mb_arena *arena)
 {
-    for (int64_t i = 0; i < arena->count; i++) mb_free(arena->chunks[i].data);
+    for (int64_t i = 0; i < arena->count; i++) free_chunk(arena, i);
     arena->count = 0;
     arena->current = 0;
     arena->full_bytes = 0;
@@ -218,9 +232,8 @@ static int make_chunk(mb_arena *arena, int64_t index, size_t bytes)
         arena->chunks[index] = (arena_chunk){0};
         arena->count++;
     }
-    MB_FREE(arena->chunks[index].data);
-    arena->chunks[index] = (arena_chunk){0};
-    arena->chunks[index].data = mb_calloc(wanted, 1);
+    free_chunk(arena, index);
+    arena->chunks[index].data = arena->allocator->alloc(arena->allocator->context, wanted);
     if (arena->chunks[index].data == NULL) return 0;
     arena->chunks[index].bytes = wanted;
     return 1;

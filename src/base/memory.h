@@ -10,6 +10,7 @@
 
 #include <stdint.h>
 
+#include "base/allocator.h"
 #include "base/status.h"
 
 /* Allocate zeroed bytes (count * size, overflow checked); 0 bytes give a valid pointer.
@@ -52,6 +53,8 @@ int64_t mb_memory_peak_bytes(void);
  * room for the most ever in use, so a steady step allocates nothing. Not thread safe. */
 typedef struct mb_arena mb_arena;
 mb_status mb_arena_create(size_t first_bytes, mb_arena **out_arena);
+/* The same with chunks from an allocator (borrowed): blocks on a device. They are counted by it, not here. */
+mb_status mb_arena_create_on(const mb_allocator *allocator, size_t first_bytes, mb_arena **out_arena);
 void mb_arena_destroy(mb_arena **arena);
 
 /* 64-byte aligned, NOT zeroed; NULL + MB_ENOMEM on failure. Lives until reset, or release to an earlier mark.

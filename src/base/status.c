@@ -28,6 +28,7 @@ const char *mb_status_name(mb_status status)
         [MB_ENOSPACE] = "not enough disk space",
         [MB_ENOMEM] = "not enough memory",
         [MB_ECOMM] = "communication failed",
+        [MB_EDEVICE] = "the GPU failed",
         [MB_EEXIST] = "exists already",
         [MB_ESTOPPED] = "stopped at a checkpoint",
     };

@@ -39,6 +39,7 @@ typedef enum mb_status {
     MB_ENOSPACE,     /* not enough disk space                                     -> exit 1  */
     MB_ENOMEM,       /* not enough memory                                         -> exit 1  */
     MB_ECOMM,        /* MPI failed, or another rank did                           -> exit 1  */
+    MB_EDEVICE,      /* the GPU, its driver or its libraries failed               -> exit 1  */
     MB_EEXIST,       /* output is there already, or another job holds the stage   -> exit 1  */
     MB_ESTOPPED,     /* stopped at a checkpoint; run again                        -> exit 75 */
     MB_STATUS_COUNT

@@ -2,11 +2,12 @@
  *
  * 1. weights
  * 2. creation
- * 3. dense products
- * 4. element-wise and norms
- * 5. embedding, head, attention
- * 6. routing
- * 7. optimiser
+ * 3. memory
+ * 4. dense products
+ * 5. element-wise and norms
+ * 6. embedding, head, attention
+ * 7. routing
+ * 8. optimiser
  */
 #include <assert.h>
 #include <omp.h>
@@ -79,23 +80,42 @@ static int default_threads(void)
     return 1;
 }
 
-mb_status mb_ops_create(const char *backend, int threads, mb_ops **out_ops)
+enum { SCRATCH_BYTES = 1 << 20 };
+
+/* A backend of the name the user gave; "auto" takes the best that is there. */
+static mb_status fill_backend(mb_ops *ops, const mb_ops_options *options)
+{
+    mb_status status = MB_OK;
+    const char *backend = options->backend;
+    const bool is_auto = strcmp(backend, "auto") == 0;
+    if (is_auto && mb_ops_cuda_is_built() &&
+        (options->share_gpu ? mb_ops_cuda_devices() > 0 : mb_ops_cuda_devices() >= options->local_size) &&
+        mb_ops_cuda_devices() > 0) {
+        MB_TRY(mb_ops_cuda_fill(ops, options));
+    } else if (strcmp(backend, "cpu") == 0 || (is_auto && mb_ops_cpu_is_built())) {
+        MB_TRY(mb_ops_cpu_fill(ops));
+    } else if (strcmp(backend, "cuda") == 0) {
+        MB_TRY(mb_ops_cuda_fill(ops, options));
+    } else if (strcmp(backend, "ref") != 0 && !is_auto) {
+        MB_RAISE(MB_EUNSUPPORTED, "backend \"%s\" is not known; use auto, cpu, cuda or ref", backend);
+    }
+done:
+    return status;
+}
+
+mb_status mb_ops_create_with(const mb_ops_options *options, mb_ops **out_ops)
 {
     mb_status status = MB_OK;
     mb_ops *ops = NULL;
     MB_NEW(ops);
-    ops->threads = threads > 0 ? threads : default_threads();
-    ops->allocator = mb_allocator_host();
-    MB_TRY(mb_arena_create((size_t)1 << 20, &ops->scratch));
+    ops->threads = options->threads > 0 ? options->threads : default_threads();
+    ops->allocator = ops->host_allocator = mb_allocator_host();
+    MB_TRY(mb_arena_create(SCRATCH_BYTES, &ops->scratch));
     mb_ops_ref_fill(ops);
-    bool is_auto = strcmp(backend, "auto") == 0;
-    if (strcmp(backend, "cpu") == 0 || (is_auto && mb_ops_cpu_is_built())) {
-        MB_TRY(mb_ops_cpu_fill(ops));
-    } else if (strcmp(backend, "cuda") == 0) {
-        MB_RAISE(MB_EUNSUPPORTED,
-                 "backend \"cuda\": this build has no CUDA; use backend = \"cpu\" or \"auto\"");
-    } else if (strcmp(backend, "ref") != 0 && !is_auto) {
-        MB_RAISE(MB_EUNSUPPORTED, "backend \"%s\" is not known; use auto, cpu or ref", backend);
+    MB_TRY(fill_backend(ops, options));
+    if (ops->is_device) {
+        mb_arena_destroy(&ops->scratch);
+        MB_TRY(mb_arena_create_on(ops->allocator, SCRATCH_BYTES, &ops->scratch));
     }
     *out_ops = ops;
     ops = NULL;
@@ -104,11 +124,17 @@ done:
     return status;
 }
 
+mb_status mb_ops_create(const char *backend, int threads, mb_ops **out_ops)
+{
+    const mb_ops_options options = {.backend = backend, .threads = threads};
+    return mb_ops_create_with(&options, out_ops);
+}
+
 void mb_ops_destroy(mb_ops **ops)
 {
     if (*ops == NULL) return;
-    if ((*ops)->backend_destroy != NULL) (*ops)->backend_destroy((*ops)->backend);
     mb_arena_destroy(&(*ops)->scratch);
+    if ((*ops)->backend_destroy != NULL) (*ops)->backend_destroy((*ops)->backend);
     MB_FREE(*ops);
 }
 
@@ -128,6 +154,18 @@ int mb_ops_threads(const mb_ops *ops)
 {
     return ops->threads;
 }
+const char *mb_ops_bus_id(const mb_ops *ops)
+{
+    return ops->bus_id;
+}
+int mb_ops_gpu_count(void)
+{
+    return mb_ops_cuda_is_built() ? mb_ops_cuda_devices() : 0;
+}
+mb_status mb_ops_gpu_bus_id(int gpu, char out_text[MB_OPS_BUS_ID])
+{
+    return mb_ops_cuda_bus_id(gpu, out_text);
+}
 const mb_allocator *mb_ops_allocator(const mb_ops *ops)
 {
     return ops->allocator;
@@ -141,10 +179,98 @@ mb_arena *mb_ops_scratch(mb_ops *ops)
 static mb_status finish(mb_ops *ops, mb_arena_mark mark, mb_status status, const char *op)
 {
     mb_arena_release(ops->scratch, mark);
+    if (status == MB_OK && ops->waits) status = ops->memory->wait(ops);
     return status == MB_OK ? MB_OK : mb_status_trace(status, op, __FILE__, __LINE__);
 }
 
-/* ---- 3. dense products ---- */
+/* ---- 3. memory ---- */
+
+const mb_allocator *mb_ops_host_allocator(const mb_ops *ops)
+{
+    return ops->host_allocator;
+}
+bool mb_ops_is_device(const mb_ops *ops)
+{
+    return ops->is_device;
+}
+
+mb_status mb_ops_upload(mb_ops *ops, const void *host, size_t bytes, void *data)
+{
+    if (bytes == 0) return MB_OK;
+    if (ops->memory != NULL) return ops->memory->upload(ops, host, bytes, data);
+    memcpy(data, host, bytes);
+    return MB_OK;
+}
+
+mb_status mb_ops_download(mb_ops *ops, const void *data, size_t bytes, void *host)
+{
+    if (bytes == 0) return MB_OK;
+    if (ops->memory != NULL) return ops->memory->download(ops, data, bytes, host);
+    memcpy(host, data, bytes);
+    return MB_OK;
+}
+
+mb_status mb_ops_copy(mb_ops *ops, const void *from, size_t bytes, void *to)
+{
+    if (bytes == 0) return MB_OK;
+    if (ops->memory != NULL) return ops->memory->copy(ops, from, bytes, to);
+    memcpy(to, from, bytes);
+    return MB_OK;
+}
+
+mb_status mb_ops_zero(mb_ops *ops, void *data, size_t bytes)
+{
+    if (bytes == 0) return MB_OK;
+    if (ops->memory != NULL) return ops->memory->zero(ops, data, bytes);
+    memset(data, 0, bytes);
+    return MB_OK;
+}
+
+mb_status mb_ops_wait(mb_ops *ops)
+{
+    return ops->memory != NULL ? ops->memory->wait(ops) : MB_OK;
+}
+
+mb_status mb_ops_input(mb_ops *ops, mb_arena *arena, const void *host, size_t bytes, const void **out)
+{
+    mb_status status = MB_OK;
+    char *data = NULL;
+    if (host == NULL || !ops->is_device) {
+        *out = host;
+        goto done;
+    }
+    MB_ARENA_ARRAY(arena, data, bytes);
+    MB_TRY(mb_ops_upload(ops, host, bytes, data));
+    *out = data;
+done:
+    return status;
+}
+
+mb_status mb_ops_output(mb_ops *ops, mb_arena *host_arena, const void *data, size_t bytes, void **out)
+{
+    mb_status status = MB_OK;
+    char *host = NULL;
+    if (data == NULL || !ops->is_device) {
+        *out = (void *)data;
+        goto done;
+    }
+    MB_ARENA_ARRAY(host_arena, host, bytes);
+    MB_TRY(mb_ops_download(ops, data, bytes, host));
+    *out = host;
+done:
+    return status;
+}
+
+void *mb_ops_stream(mb_ops *ops)
+{
+    return ops->stream;
+}
+const char *mb_ops_device(const mb_ops *ops)
+{
+    return ops->device;
+}
+
+/* ---- 4. dense products ---- */
 
 mb_status mb_ops_linear(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias,
                         bool accumulate, mb_tensor *y)
@@ -176,7 +302,7 @@ mb_status mb_ops_grouped_linear(mb_ops *ops, const mb_tensor *x, const int32_t *
                                 mb_weight *const *w, mb_tensor *y)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_grouped(x, offsets, groups, w, y);
+    mb_status status = mb_ops_check_grouped(ops, x, offsets, groups, w, y);
     if (status == MB_OK) status = ops->table.grouped_linear(ops, x, offsets, groups, w, y);
     return finish(ops, mark, status, "grouped_linear");
 }
@@ -185,7 +311,7 @@ mb_status mb_ops_grouped_linear_dx(mb_ops *ops, const mb_tensor *dy, const int32
                                    mb_weight *const *w, bool accumulate, mb_tensor *dx)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_grouped(dx, offsets, groups, w, dy);
+    mb_status status = mb_ops_check_grouped(ops, dx, offsets, groups, w, dy);
     if (status == MB_OK) status = ops->table.grouped_linear_dx(ops, dy, offsets, groups, w, accumulate, dx);
     return finish(ops, mark, status, "grouped_linear_dx");
 }
@@ -194,12 +320,12 @@ mb_status mb_ops_grouped_linear_dw(mb_ops *ops, const mb_tensor *dy, const mb_te
                                    const int32_t *offsets, int64_t groups, mb_tensor *dw)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_grouped_dw(dy, x, offsets, groups, dw);
+    mb_status status = mb_ops_check_grouped_dw(ops, dy, x, offsets, groups, dw);
     if (status == MB_OK) status = ops->table.grouped_linear_dw(ops, dy, x, offsets, groups, dw);
     return finish(ops, mark, status, "grouped_linear_dw");
 }
 
-/* ---- 4. element-wise and norms ---- */
+/* ---- 5. element-wise and norms ---- */
 
 mb_status mb_ops_rms_norm(mb_ops *ops, const mb_tensor *x, const mb_tensor *w, float eps, mb_tensor *y,
                           mb_tensor *out_rstd)
@@ -274,7 +400,7 @@ mb_status mb_ops_rope(mb_ops *ops, mb_tensor *x, const int32_t *positions, const
                       bool inverse)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_rope(x, positions, table);
+    mb_status status = mb_ops_check_rope(ops, x, positions, table);
     if (status == MB_OK) status = ops->table.rope(ops, x, positions, table, inverse);
     return finish(ops, mark, status, "rope");
 }
@@ -320,12 +446,12 @@ mb_status mb_ops_dropout(mb_ops *ops, const mb_tensor *x, float p, uint64_t seed
     return finish(ops, mark, status, "dropout");
 }
 
-/* ---- 5. embedding, head, attention ---- */
+/* ---- 6. embedding, head, attention ---- */
 
 mb_status mb_ops_embedding(mb_ops *ops, const int32_t *tokens, const mb_tensor *table, mb_tensor *y)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_embedding(tokens, table, y);
+    mb_status status = mb_ops_check_embedding(ops, tokens, table, y);
     if (status == MB_OK) status = ops->table.embedding(ops, tokens, table, y);
     return finish(ops, mark, status, "embedding");
 }
@@ -334,10 +460,18 @@ mb_status mb_ops_embedding_backward(mb_ops *ops, const int32_t *tokens, const mb
                                     mb_tensor *dtable)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_embedding(tokens, dtable, dy);
+    mb_status status = mb_ops_check_embedding(ops, tokens, dtable, dy);
     if (status == MB_OK) status = mb_ops_check_f32("embedding_backward", "dtable", dtable);
     if (status == MB_OK) status = ops->table.embedding_backward(ops, tokens, dy, dtable);
     return finish(ops, mark, status, "embedding_backward");
+}
+
+mb_status mb_ops_scatter_rows(mb_ops *ops, const mb_tensor *x, const int32_t *rows, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_scatter_rows(ops, x, rows, y);
+    if (status == MB_OK) status = ops->table.scatter_rows(ops, x, rows, y);
+    return finish(ops, mark, status, "scatter_rows");
 }
 
 mb_status mb_ops_head_loss(mb_ops *ops, const mb_tensor *h, mb_weight *w, const int32_t *targets,
@@ -345,7 +479,7 @@ mb_status mb_ops_head_loss(mb_ops *ops, const mb_tensor *h, mb_weight *w, const 
                            mb_tensor *opt_dh, mb_tensor *opt_dw)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_head_loss(h, w, targets, out_loss, opt_row_weight, opt_dh, opt_dw);
+    mb_status status = mb_ops_check_head_loss(ops, h, w, targets, out_loss, opt_row_weight, opt_dh, opt_dw);
     if (status == MB_OK)
         status =
             ops->table.head_loss(ops, h, w, targets, out_loss, opt_argmax, opt_row_weight, opt_dh, opt_dw);
@@ -356,8 +490,8 @@ mb_status mb_ops_attention(mb_ops *ops, const mb_attention_shape *shape, const m
                            const mb_tensor *k, const mb_tensor *v, mb_tensor *o, mb_tensor *lse)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status =
-        mb_ops_check_attention(shape, 2, (const mb_tensor *[]){q, o}, 2, (const mb_tensor *[]){k, v}, lse);
+    mb_status status = mb_ops_check_attention(ops, shape, 2, (const mb_tensor *[]){q, o}, 2,
+                                              (const mb_tensor *[]){k, v}, lse);
     if (status == MB_OK) status = ops->table.attention(ops, shape, q, k, v, o, lse);
     return finish(ops, mark, status, "attention");
 }
@@ -368,14 +502,14 @@ mb_status mb_ops_attention_backward(mb_ops *ops, const mb_attention_shape *shape
                                     mb_tensor *dv)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_attention(shape, 4, (const mb_tensor *[]){q, o, d_o, dq}, 4,
+    mb_status status = mb_ops_check_attention(ops, shape, 4, (const mb_tensor *[]){q, o, d_o, dq}, 4,
                                               (const mb_tensor *[]){k, v, dk, dv}, lse);
     if (status == MB_OK) status = mb_ops_check_attention_backward(shape);
     if (status == MB_OK) status = ops->table.attention_backward(ops, shape, q, k, v, o, lse, d_o, dq, dk, dv);
     return finish(ops, mark, status, "attention_backward");
 }
 
-/* ---- 6. routing ---- */
+/* ---- 7. routing ---- */
 
 mb_status mb_ops_route(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool normalise, mb_tensor *probs,
                        int32_t *ids, mb_tensor *weights)
@@ -391,19 +525,35 @@ mb_status mb_ops_route_backward(mb_ops *ops, const mb_tensor *probs, const int32
                                 mb_tensor *dlogits)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_route_backward(probs, ids, weights, dweights, dlogits);
+    mb_status status = mb_ops_check_route_backward(ops, probs, ids, weights, dweights, dlogits);
     if (status == MB_OK)
         status = ops->table.route_backward(ops, probs, ids, weights, normalise, dweights, dlogits);
     return finish(ops, mark, status, "route_backward");
+}
+
+mb_status mb_ops_shift_columns(mb_ops *ops, int64_t first, float value, mb_tensor *y)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = mb_ops_check_f32("shift_columns", "y", y);
+    if (status == MB_OK) status = ops->table.shift_columns(ops, first, value, y);
+    return finish(ops, mark, status, "shift_columns");
 }
 
 mb_status mb_ops_dispatch(mb_ops *ops, const int32_t *ids, int64_t tokens, int64_t picks, int64_t experts,
                           mb_dispatch *dispatch)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_dispatch(ids, tokens, picks, experts, dispatch);
+    mb_status status = mb_ops_check_dispatch(ops, ids, tokens, picks, experts, dispatch);
     if (status == MB_OK) status = ops->table.dispatch(ops, ids, tokens, picks, experts, dispatch);
     return finish(ops, mark, status, "dispatch");
+}
+
+mb_status mb_ops_expand_rows(mb_ops *ops, const mb_dispatch *dispatch, const int64_t *row_index,
+                             int64_t tokens, int64_t picks, int64_t *out)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status = ops->table.expand_rows(ops, dispatch, row_index, tokens, picks, out);
+    return finish(ops, mark, status, "expand_rows");
 }
 
 mb_status mb_ops_gather(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch, mb_tensor *y)
@@ -445,7 +595,7 @@ mb_status mb_ops_combine_backward(mb_ops *ops, const mb_tensor *dy, const mb_ten
     return finish(ops, mark, status, "combine_backward");
 }
 
-/* ---- 7. optimiser ---- */
+/* ---- 8. optimiser ---- */
 
 mb_status mb_ops_adamw(mb_ops *ops, const mb_adamw *adamw, int64_t n, const float *gradient, float *parameter,
                        float *moment1, float *moment2)

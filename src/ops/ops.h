@@ -1,23 +1,25 @@
-/* ops: the one interface to arithmetic. `ref` defines every op in plain C; `cpu` (and later `cuda`) overwrite
+/* ops: the one interface to arithmetic. `ref` defines every op in plain C; `cpu` and `cuda` overwrite
  * entries.
  *
  * Layer: ops.  Uses: base, tensor; a backend's own libraries only in its own folder.
  *
  * Rules for every op: tensors are contiguous; inputs are const; outputs never alias inputs unless the comment
- * says "in
- * place"; no allocation but from ops->scratch, which is as it was when the op returns; argument rules are
- * asserted/checked in ops_check.c, once, before dispatch.
- * "+=" outputs accumulate. Every op gives the same bits for the same inputs, thread count and instruction
- * set, and a row's bits do not depend on how many other rows are in the call, wherever the backend can
- * promise it (mb_ops_is_row_stable).
+ * says "in place"; no allocation but from ops->scratch, which is as it was when the op returns; argument
+ * rules are asserted/checked in ops_check.c, once, before dispatch. "+=" outputs accumulate. Every op gives
+ * the same bits for the same inputs, thread count and instruction set, and a row's bits do not depend on how
+ * many other rows are in the call, wherever the backend can promise it (mb_ops_is_row_stable).
+ *
+ * Memory. Every pointer an op is given (tensors and plain arrays; not structs, and not arrays of structs or
+ * of pointers to them) lies in the backend's memory: mb_ops_allocator's. Where that is a device's
+ * (mb_ops_is_device), the host cannot touch it, ops are queued in order and return at once, contents are not
+ * checked, and mb_ops_wait is where the host sees results and failures. On the other backends it is ordinary
+ * memory and all of this costs nothing.
  *
  * Dtypes. "act" in a comment is f32 or bf16; tensors called act of one letter (act X) share theirs. Whatever
  * is not said to be act is f32. Sums are f32 inside every op; a bf16 output is the f32 result rounded once,
- * to
- * nearest even (an accumulating one: old value + result, rounded once). A product's dtype of computing is
- * that
- * of its rows: bf16 rows meet the weight rounded to bf16, f32 rows the weight as it is. Where the chip has no
- * bf16 unit bf16 rows are computed in f32.
+ * to nearest even (an accumulating one: old value + result, rounded once). A product's dtype of computing is
+ * that of its rows: bf16 rows meet the weight rounded to bf16, f32 rows the weight as it is. Where the chip
+ * has no bf16 unit bf16 rows are computed in f32.
  *
  * Letters: T tokens (rows), D/K width in, N width out, F expert hidden, H query heads, G key/value heads, Dh
  * head width, E experts that exist, K picks per token, P rows sent to experts, V vocabulary, S segments
@@ -50,14 +52,15 @@ typedef struct mb_weight {
 void mb_weight_init(mb_weight *weight, mb_tensor tensor); /* f32 or bf16 [N, K] */
 void mb_weight_init_quantised(mb_weight *weight, mb_tensor tensor, int bits, int64_t width, int64_t group,
                               mb_tensor scale);
-/* Rows first..first+n as f32 [n, K]: what the matrix means. */
+/* Rows first..first+n as f32 [n, K]: what the matrix means. Its tensors lie in the host's memory. */
 void mb_weight_read(const mb_weight *weight, int64_t first, int64_t n, float *out);
 void mb_weight_changed(mb_weight *weight);
 void mb_weight_reset(mb_weight *weight); /* frees the packed form */
 
 /* How rows travel to experts and back: made by mb_ops_dispatch, arrays are the caller's. */
 typedef struct mb_dispatch {
-    int64_t rows;       /* P <= T*K: picks of experts < E; picks >= E (trash) go nowhere */
+    int64_t rows; /* P <= T*K: picks of experts < E; picks >= E (trash) go nowhere. On a device T*K, room
+                           for any: the rows from offsets[E] on are nobody's, and hold anything */
     int32_t *row_token; /* [T*K] token of each row; rows sorted by expert, then by token, then by pick */
     int32_t *slot_row;  /* [T*K] row of pick k of token t, -1 for trash */
     int32_t *offsets;   /* [E+1] first row of each expert */
@@ -87,10 +90,18 @@ typedef struct mb_adamw {
 
 /* ---- creation ---- */
 
-/* backend: "ref", "cpu" or "auto" (cpu when this build has a matrix library, else ref).
- * MB_ISA=portable|avx2|avx512 and MB_OPS_DENSE=dnnl|cblas in the environment force a choice inside cpu.
- * threads <= 0: OMP_NUM_THREADS, else the cores this process is bound to. MB_EUNSUPPORTED (with the reason)
- * for a backend this build has not. */
+/* backend: "ref", "cpu", "cuda" or "auto" (cuda when this build has it and the machine a GPU, else cpu
+ * when this build has a matrix library, else ref). MB_ISA=portable|avx2|avx512 and MB_OPS_DENSE=dnnl|cblas
+ * in the environment force a choice inside cpu. threads <= 0: OMP_NUM_THREADS, else the cores this process
+ * is bound to. MB_EUNSUPPORTED (with the reason) for a backend this build or machine has not. */
+typedef struct mb_ops_options {
+    const char *backend;
+    int threads;
+    int local_rank, local_size; /* of this process on its node: which GPU is its own; 0, 1 (or 0) alone */
+    bool share_gpu; /* more ranks than GPUs may share them; else MB_EUSAGE (auto takes the cpu then) */
+} mb_ops_options;
+mb_status mb_ops_create_with(const mb_ops_options *options, mb_ops **out_ops);
+/* The same for a process by itself. */
 mb_status mb_ops_create(const char *backend, int threads, mb_ops **out_ops);
 void mb_ops_destroy(mb_ops **ops);
 const char *mb_ops_name(const mb_ops *ops);
@@ -99,7 +110,39 @@ const char *mb_ops_name(const mb_ops *ops);
 const char *mb_ops_describe(const mb_ops *ops);
 bool mb_ops_is_row_stable(const mb_ops *ops);
 int mb_ops_threads(const mb_ops *ops);
+/* PCI bus id of the GPU in use ("0000:c1:00.0"), "" when there is none. Borrowed. */
+const char *mb_ops_bus_id(const mb_ops *ops);
+/* GPUs this process sees that backend "cuda" can use (0: none, no driver, or a build without CUDA), and
+ * the bus id of one of them: to tell on which nodes ranks see the same ones. No context is made on any. */
+enum { MB_OPS_BUS_ID = 32 };
+int mb_ops_gpu_count(void);
+mb_status mb_ops_gpu_bus_id(int gpu, char out_text[MB_OPS_BUS_ID]);
+
+/* ---- memory ---- */
+
 const mb_allocator *mb_ops_allocator(const mb_ops *ops); /* of tensors this backend computes on */
+/* Of the host's side of uploads and downloads (page-locked for a device, so that they run beside the ops). */
+const mb_allocator *mb_ops_host_allocator(const mb_ops *ops);
+bool mb_ops_is_device(const mb_ops *ops); /* the host cannot touch the backend's memory */
+/* Queued like ops. The host's memory must stay (upload: as it is; download: alone) until the next wait. */
+mb_status mb_ops_upload(mb_ops *ops, const void *host, size_t bytes, void *data);
+mb_status mb_ops_download(mb_ops *ops, const void *data, size_t bytes, void *host);
+mb_status mb_ops_copy(mb_ops *ops, const void *from, size_t bytes, void *to); /* inside; no overlap */
+mb_status mb_ops_zero(mb_ops *ops, void *data, size_t bytes);
+/* All that was queued is done. MB_EDEVICE: something of it failed. */
+mb_status mb_ops_wait(mb_ops *ops);
+/* A host array as ops take it: itself, or on a device a copy in the arena (of mb_ops_allocator). NULL
+ * gives NULL. */
+mb_status mb_ops_input(mb_ops *ops, mb_arena *arena, const void *host, size_t bytes, const void **out);
+/* What ops wrote as the host reads it after the next wait: itself, or on a device a copy in the arena (of
+ * mb_ops_host_allocator). */
+mb_status mb_ops_output(mb_ops *ops, mb_arena *host_arena, const void *data, size_t bytes, void **out);
+
+/* For whoever brings data of its own to a device (comm): the queue the ops are in (CUDA: a cudaStream_t),
+ * NULL on host backends; and the device, a name no other of the node has (CUDA: its PCI address), "" on
+ * host backends. */
+void *mb_ops_stream(mb_ops *ops);
+const char *mb_ops_device(const mb_ops *ops);
 
 /* ---- dense products ---- */
 
@@ -176,6 +219,9 @@ mb_status mb_ops_head_loss(mb_ops *ops, const mb_tensor *h, mb_weight *w, const 
                            mb_tensor *out_loss, int32_t *opt_argmax, const float *opt_row_weight,
                            mb_tensor *opt_dh, mb_tensor *opt_dw);
 
+/* y[rows[t]] = x[t], act A both; rows of y that are not named stay. No two rows alike. */
+mb_status mb_ops_scatter_rows(mb_ops *ops, const mb_tensor *x, const int32_t *rows, mb_tensor *y);
+
 /* ---- attention ---- */
 
 /* Causal within each segment (unless shape says otherwise), never across. q[T,H,Dh], k, v [T,G,Dh] ->
@@ -198,9 +244,14 @@ mb_status mb_ops_route(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool
 mb_status mb_ops_route_backward(mb_ops *ops, const mb_tensor *probs, const int32_t *ids,
                                 const mb_tensor *weights, bool normalise, const mb_tensor *dweights,
                                 mb_tensor *dlogits);
+/* In place: y[T,E] f32 += value in the columns from `first` on (the bias of the trash experts). */
+mb_status mb_ops_shift_columns(mb_ops *ops, int64_t first, float value, mb_tensor *y);
 /* Fill dispatch from ids[T,K]; ids >= experts are trash. */
 mb_status mb_ops_dispatch(mb_ops *ops, const int32_t *ids, int64_t tokens, int64_t picks, int64_t experts,
                           mb_dispatch *dispatch);
+/* out[slot_row[t,k]] = row_index[t] * K + k, for dropout in experts; out[T*K] (trash has none). */
+mb_status mb_ops_expand_rows(mb_ops *ops, const mb_dispatch *dispatch, const int64_t *row_index,
+                             int64_t tokens, int64_t picks, int64_t *out);
 /* act y[P,D] = act x[row_token[p]] */
 mb_status mb_ops_gather(mb_ops *ops, const mb_tensor *x, const mb_dispatch *dispatch, mb_tensor *y);
 /* dx[T,D] += sum over picks of act dy[slot_row], in pick order */
@@ -221,10 +272,12 @@ mb_status mb_ops_combine_backward(mb_ops *ops, const mb_tensor *dy, const mb_ten
 /* AdamW (Loshchilov & Hutter 2019, algorithm 2) on flat f32 arrays of n elements, in place. */
 mb_status mb_ops_adamw(mb_ops *ops, const mb_adamw *adamw, int64_t n, const float *gradient, float *parameter,
                        float *moment1, float *moment2);
-/* out[b] = f64 sum of squares of elements b*block .. of x[n], each block summed in one fixed order. */
+/* out[b] = f64 sum of squares of elements b*block .. of x[n], each block summed in one fixed order. `out`
+ * is the host's, and filled when this returns. */
 mb_status mb_ops_sum_squares(mb_ops *ops, const float *x, int64_t n, int64_t block, double *out);
 
-/* Scratch of the ops themselves; also offered to callers between ops (mark and release). */
+/* Scratch of the ops themselves, in the backend's memory; also offered to callers between ops (mark and
+ * release). */
 mb_arena *mb_ops_scratch(mb_ops *ops);
 
 #endif

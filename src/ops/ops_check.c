@@ -76,8 +76,11 @@ static mb_status check_vector(const char *op, const char *what, const mb_tensor 
     return MB_OK;
 }
 
-static mb_status check_ids(const char *op, const char *what, const int32_t *ids, int64_t n, int64_t limit)
+/* What lies on a device is not read. */
+static mb_status check_ids(const mb_ops *ops, const char *op, const char *what, const int32_t *ids, int64_t n,
+                           int64_t limit)
 {
+    if (ops->is_device) return MB_OK;
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] < 0 || ids[i] >= limit) {
             return mb_fail(MB_ERANGE, "%s: %s %lld is %d, outside 0..%lld", op, what, (long long)i,
@@ -87,8 +90,10 @@ static mb_status check_ids(const char *op, const char *what, const int32_t *ids,
     return MB_OK;
 }
 
-static mb_status check_offsets(const char *op, const int32_t *offsets, int64_t n, int64_t rows)
+static mb_status check_offsets(const mb_ops *ops, const char *op, const int32_t *offsets, int64_t n,
+                               int64_t rows)
 {
+    if (ops->is_device) return MB_OK;
     bool is_good = offsets[0] == 0 && offsets[n] <= rows;
     for (int64_t i = 0; i < n; i++) is_good = is_good && offsets[i] <= offsets[i + 1];
     if (!is_good) {
@@ -126,13 +131,13 @@ done:
     return status;
 }
 
-mb_status mb_ops_check_grouped(const mb_tensor *x, const int32_t *offsets, int64_t groups,
+mb_status mb_ops_check_grouped(const mb_ops *ops, const mb_tensor *x, const int32_t *offsets, int64_t groups,
                                mb_weight *const *w, const mb_tensor *y)
 {
     mb_status status = MB_OK;
     MB_TRY(check_act("grouped_linear", "the [P,K] side", x, mb_ops_rows(x), mb_ops_width(x)));
     MB_TRY(check_act("grouped_linear", "the [P,N] side", y, mb_ops_rows(x), mb_ops_width(y)));
-    MB_TRY(check_offsets("grouped_linear", offsets, groups, mb_ops_rows(x)));
+    MB_TRY(check_offsets(ops, "grouped_linear", offsets, groups, mb_ops_rows(x)));
     for (int64_t e = 0; e < groups; e++) {
         MB_TRY(check_weight("grouped_linear", w[e], mb_ops_width(y), mb_ops_width(x)));
     }
@@ -140,14 +145,14 @@ done:
     return status;
 }
 
-mb_status mb_ops_check_grouped_dw(const mb_tensor *dy, const mb_tensor *x, const int32_t *offsets,
-                                  int64_t groups, const mb_tensor *dw)
+mb_status mb_ops_check_grouped_dw(const mb_ops *ops, const mb_tensor *dy, const mb_tensor *x,
+                                  const int32_t *offsets, int64_t groups, const mb_tensor *dw)
 {
     mb_status status = MB_OK;
     MB_TRY(check_act("grouped_linear_dw", "x", x, mb_ops_rows(x), mb_ops_width(x)));
     MB_TRY(check_act("grouped_linear_dw", "dy", dy, mb_ops_rows(x), mb_ops_width(dy)));
     MB_TRY(check_dtype("grouped_linear_dw", dy, x));
-    MB_TRY(check_offsets("grouped_linear_dw", offsets, groups, mb_ops_rows(x)));
+    MB_TRY(check_offsets(ops, "grouped_linear_dw", offsets, groups, mb_ops_rows(x)));
     for (int64_t e = 0; e < groups; e++) {
         if (dw[e].dims == 0) continue;
         MB_TRY(check_matrix("grouped_linear_dw", "dw", &dw[e], mb_ops_width(dy), mb_ops_width(x)));
@@ -232,13 +237,14 @@ done:
     return status;
 }
 
-mb_status mb_ops_check_rope(const mb_tensor *x, const int32_t *positions, const mb_tensor *table)
+mb_status mb_ops_check_rope(const mb_ops *ops, const mb_tensor *x, const int32_t *positions,
+                            const mb_tensor *table)
 {
     mb_status status = MB_OK;
     if (x->dims != 3 || x->shape[2] % 2 != 0) MB_RAISE(MB_ESHAPE, "rope: x must be [T, H, Dh] with even Dh");
     MB_TRY(check_act("rope", "x", x, x->shape[0], x->shape[1] * x->shape[2]));
     MB_TRY(check_matrix("rope", "table", table, mb_ops_rows(table), x->shape[2]));
-    MB_TRY(check_ids("rope", "position", positions, x->shape[0], mb_ops_rows(table)));
+    MB_TRY(check_ids(ops, "rope", "position", positions, x->shape[0], mb_ops_rows(table)));
 done:
     return status;
 }
@@ -256,26 +262,39 @@ done:
 
 /* ---- 4. embedding, head, attention ---- */
 
-mb_status mb_ops_check_embedding(const int32_t *tokens, const mb_tensor *table, const mb_tensor *rows)
+mb_status mb_ops_check_embedding(const mb_ops *ops, const int32_t *tokens, const mb_tensor *table,
+                                 const mb_tensor *rows)
 {
     mb_status status = MB_OK;
     MB_TRY(check_act("embedding", "table", table, mb_ops_rows(table), mb_ops_width(table)));
     MB_TRY(check_act("embedding", "rows", rows, mb_ops_rows(rows), mb_ops_width(table)));
-    MB_TRY(check_ids("embedding", "token", tokens, mb_ops_rows(rows), mb_ops_rows(table)));
+    MB_TRY(check_ids(ops, "embedding", "token", tokens, mb_ops_rows(rows), mb_ops_rows(table)));
 done:
     return status;
 }
 
-mb_status mb_ops_check_head_loss(const mb_tensor *h, const mb_weight *w, const int32_t *targets,
-                                 const mb_tensor *loss, const float *opt_row_weight, const mb_tensor *opt_dh,
-                                 const mb_tensor *opt_dw)
+mb_status mb_ops_check_scatter_rows(const mb_ops *ops, const mb_tensor *x, const int32_t *rows,
+                                    const mb_tensor *y)
+{
+    mb_status status = MB_OK;
+    MB_TRY(check_act("scatter_rows", "x", x, mb_ops_rows(x), mb_ops_width(y)));
+    MB_TRY(check_act("scatter_rows", "y", y, mb_ops_rows(y), mb_ops_width(y)));
+    MB_TRY(check_dtype("scatter_rows", x, y));
+    MB_TRY(check_ids(ops, "scatter_rows", "row", rows, mb_ops_rows(x), mb_ops_rows(y)));
+done:
+    return status;
+}
+
+mb_status mb_ops_check_head_loss(const mb_ops *ops, const mb_tensor *h, const mb_weight *w,
+                                 const int32_t *targets, const mb_tensor *loss, const float *opt_row_weight,
+                                 const mb_tensor *opt_dh, const mb_tensor *opt_dw)
 {
     mb_status status = MB_OK;
     int64_t n = mb_ops_rows(h), v = mb_ops_rows(&w->tensor), d = w->width;
     MB_TRY(check_weight("head_loss", w, v, d));
     MB_TRY(check_act("head_loss", "h", h, n, d));
     MB_TRY(check_vector("head_loss", "loss", loss, n));
-    MB_TRY(check_ids("head_loss", "target", targets, n, v));
+    MB_TRY(check_ids(ops, "head_loss", "target", targets, n, v));
     if (opt_dh != NULL) MB_TRY(check_act("head_loss", "dh", opt_dh, n, d));
     if (opt_dw != NULL) MB_TRY(check_matrix("head_loss", "dw", opt_dw, v, d));
     if (opt_row_weight == NULL && (opt_dh != NULL || opt_dw != NULL)) {
@@ -288,14 +307,16 @@ done:
 /* Keys of every segment: where they lie, how many, at least as many as queries. Rows of k and v that the
  * shape
  * speaks of: *out_rows. */
-static mb_status check_keys(const mb_attention_shape *shape, int64_t *out_rows)
+static mb_status check_keys(const mb_ops *ops, const mb_attention_shape *shape, int64_t queries,
+                            int64_t *out_rows)
 {
     mb_status status = MB_OK;
-    *out_rows = shape->offsets[shape->segments];
+    *out_rows = queries;
     if (shape->is_bidirectional && shape->window != 0)
         MB_RAISE(MB_ERANGE, "attention: a window needs the causal order");
     if (shape->opt_key_first == NULL) return MB_OK;
     *out_rows = 0;
+    if (ops->is_device) goto done;
     for (int64_t s = 0; s < shape->segments; s++) {
         const int64_t first = shape->opt_key_first[s], count = shape->opt_key_count[s];
         if (first < 0 || count < shape->offsets[s + 1] - shape->offsets[s])
@@ -308,7 +329,7 @@ done:
     return status;
 }
 
-static mb_status check_attention_shape(const mb_attention_shape *shape, int64_t t)
+static mb_status check_attention_shape(const mb_ops *ops, const mb_attention_shape *shape, int64_t t)
 {
     mb_status status = MB_OK;
     if (shape->kv_heads < 1 || shape->heads % shape->kv_heads != 0 || shape->window < 0) {
@@ -317,8 +338,8 @@ static mb_status check_attention_shape(const mb_attention_shape *shape, int64_t 
                  (long long)shape->heads, (long long)shape->kv_heads, (long long)shape->window);
     }
     if (!(shape->scale >= 0)) MB_RAISE(MB_ERANGE, "attention: scale %g is negative", (double)shape->scale);
-    MB_TRY(check_offsets("attention", shape->offsets, shape->segments, t));
-    if (shape->offsets[shape->segments] != t) {
+    MB_TRY(check_offsets(ops, "attention", shape->offsets, shape->segments, t));
+    if (!ops->is_device && shape->offsets[shape->segments] != t) {
         MB_RAISE(MB_ERANGE, "attention: segments cover %d of %lld rows", (int)shape->offsets[shape->segments],
                  (long long)t);
     }
@@ -326,14 +347,15 @@ done:
     return status;
 }
 
-mb_status mb_ops_check_attention(const mb_attention_shape *shape, int wides, const mb_tensor *const *wide,
-                                 int narrows, const mb_tensor *const *narrow, const mb_tensor *lse)
+mb_status mb_ops_check_attention(const mb_ops *ops, const mb_attention_shape *shape, int wides,
+                                 const mb_tensor *const *wide, int narrows, const mb_tensor *const *narrow,
+                                 const mb_tensor *lse)
 {
     mb_status status = MB_OK;
     const int64_t t = mb_ops_rows(wide[0]);
     int64_t keys;
-    MB_TRY(check_attention_shape(shape, t));
-    MB_TRY(check_keys(shape, &keys));
+    MB_TRY(check_attention_shape(ops, shape, t));
+    MB_TRY(check_keys(ops, shape, t, &keys));
     for (int i = 0; i < wides; i++) {
         MB_TRY(check_act("attention", "the query side", wide[i], t, shape->heads * shape->head_width));
         MB_TRY(check_dtype("attention", wide[0], wide[i]));
@@ -374,20 +396,21 @@ done:
     return status;
 }
 
-mb_status mb_ops_check_route_backward(const mb_tensor *probs, const int32_t *ids, const mb_tensor *weights,
-                                      const mb_tensor *dweights, const mb_tensor *dlogits)
+mb_status mb_ops_check_route_backward(const mb_ops *ops, const mb_tensor *probs, const int32_t *ids,
+                                      const mb_tensor *weights, const mb_tensor *dweights,
+                                      const mb_tensor *dlogits)
 {
     mb_status status = MB_OK;
     int64_t t = mb_ops_rows(probs), e = mb_ops_width(probs), picks = mb_ops_width(weights);
     MB_TRY(mb_ops_check_route(probs, picks, dlogits, weights));
     MB_TRY(check_matrix("route_backward", "dweights", dweights, t, picks));
-    MB_TRY(check_ids("route_backward", "id", ids, t * picks, e));
+    MB_TRY(check_ids(ops, "route_backward", "id", ids, t * picks, e));
 done:
     return status;
 }
 
-mb_status mb_ops_check_dispatch(const int32_t *ids, int64_t tokens, int64_t picks, int64_t experts,
-                                const mb_dispatch *dispatch)
+mb_status mb_ops_check_dispatch(const mb_ops *ops, const int32_t *ids, int64_t tokens, int64_t picks,
+                                int64_t experts, const mb_dispatch *dispatch)
 {
     mb_status status = MB_OK;
     if (tokens < 0 || picks < 1 || experts < 0 || tokens * picks > INT32_MAX) {
@@ -396,7 +419,7 @@ mb_status mb_ops_check_dispatch(const int32_t *ids, int64_t tokens, int64_t pick
     if (dispatch->offsets == NULL || dispatch->row_token == NULL || dispatch->slot_row == NULL) {
         MB_RAISE(MB_ESHAPE, "dispatch: its arrays must be given by the caller");
     }
-    MB_TRY(check_ids("dispatch", "id", ids, tokens * picks, INT32_MAX));
+    MB_TRY(check_ids(ops, "dispatch", "id", ids, tokens * picks, INT32_MAX));
 done:
     return status;
 }

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/allocator.h"
 #include "base/memory.h"
 #include "base/status.h"
 
@@ -43,15 +44,6 @@ uint16_t mb_dtype_f16_from_f32(float value);
 /* n elements of a float dtype (f32, f64, bf16, f16) into f32 and back. MB_EUNSUPPORTED for others. */
 mb_status mb_dtype_to_f32(mb_dtype from, const void *source, int64_t n, float *out);
 mb_status mb_dtype_from_f32(mb_dtype to, const float *source, int64_t n, void *out);
-
-/* Where memory comes from. alloc returns zeroed, 64-byte aligned memory or NULL. */
-typedef struct mb_allocator {
-    const char *name; /* "host", "cuda" */
-    void *(*alloc)(void *context, size_t bytes);
-    void (*free)(void *context, void *data);
-    void *context;
-} mb_allocator;
-const mb_allocator *mb_allocator_host(void);
 
 typedef struct mb_buffer {
     void *data;

@@ -1,4 +1,6 @@
 /* embed (ref): rows of a table, and their gradients added in token order. */
+#include <string.h>
+
 #include "ops/ref/ref.h"
 
 mb_status mb_embedding_ref(mb_ops *ops, const int32_t *tokens, const mb_tensor *table, mb_tensor *y)
@@ -26,5 +28,15 @@ mb_status mb_embedding_backward_ref(mb_ops *ops, const int32_t *tokens, const mb
             for (int64_t i = first; i < last; i++) row[i] += mb_ref_get(dy, t * d + i);
         }
     }
+    return MB_OK;
+}
+
+mb_status mb_scatter_rows_ref(mb_ops *ops, const mb_tensor *x, const int32_t *rows, mb_tensor *y)
+{
+    const size_t bytes = (size_t)mb_ops_width(y) * mb_dtype_bytes(y->dtype);
+    const int64_t n = mb_ops_rows(x);
+#pragma omp parallel for schedule(static) num_threads(ops->threads) if (n > 64)
+    for (int64_t t = 0; t < n; t++)
+        memcpy((char *)y->data + (size_t)rows[t] * bytes, (const char *)x->data + (size_t)t * bytes, bytes);
     return MB_OK;
 }

@@ -171,3 +171,21 @@ mb_status mb_combine_backward_ref(mb_ops *ops, const mb_tensor *dy, const mb_ten
     }
     return MB_OK;
 }
+
+mb_status mb_shift_columns_ref(mb_ops *ops, int64_t first, float value, mb_tensor *y)
+{
+    const int64_t rows = mb_ops_rows(y), columns = mb_ops_width(y);
+    (void)ops;
+    for (int64_t t = 0; t < rows; t++)
+        for (int64_t e = first; e < columns; e++) mb_tensor_f32(y)[t * columns + e] += value;
+    return MB_OK;
+}
+
+mb_status mb_expand_rows_ref(mb_ops *ops, const mb_dispatch *dispatch, const int64_t *row_index,
+                             int64_t tokens, int64_t picks, int64_t *out)
+{
+    (void)ops;
+    for (int64_t i = 0; i < tokens * picks; i++)
+        if (dispatch->slot_row[i] >= 0) out[dispatch->slot_row[i]] = row_index[i / picks] * picks + i % picks;
+    return MB_OK;
+}

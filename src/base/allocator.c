@@ -2,7 +2,9 @@
  *
  * 1. host
  */
-#include "tensor/tensor.h"
+#include "base/allocator.h"
+
+#include "base/memory.h"
 
 static void *host_alloc(void *context, size_t bytes)
 {
