@@ -270,6 +270,32 @@ const char *mb_ops_device(const mb_ops *ops)
     return ops->device;
 }
 
+bool mb_ops_can_record(const mb_ops *ops)
+{
+    return ops->memory != NULL && ops->memory->record_begin != NULL && !ops->waits;
+}
+
+mb_status mb_ops_record_begin(mb_ops *ops)
+{
+    return ops->memory->record_begin(ops);
+}
+
+mb_status mb_ops_record_end(mb_ops *ops, mb_ops_record **out_record)
+{
+    return ops->memory->record_end(ops, out_record);
+}
+
+mb_status mb_ops_record_run(mb_ops *ops, mb_ops_record *record)
+{
+    return ops->memory->record_run(ops, record);
+}
+
+void mb_ops_record_destroy(mb_ops *ops, mb_ops_record **record)
+{
+    if (*record != NULL) ops->memory->record_destroy(*record);
+    *record = NULL;
+}
+
 /* ---- 4. dense products ---- */
 
 mb_status mb_ops_linear(mb_ops *ops, const mb_tensor *x, mb_weight *w, const mb_tensor *opt_bias,

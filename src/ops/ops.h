@@ -144,6 +144,18 @@ mb_status mb_ops_output(mb_ops *ops, mb_arena *host_arena, const void *data, siz
 void *mb_ops_stream(mb_ops *ops);
 const char *mb_ops_device(const mb_ops *ops);
 
+/* Recorded work: where hundreds of small ops are queued again and again with the same arguments (a step of
+ * generation), a device takes them as one piece. What is queued between begin and end is kept, not run,
+ * and run queues it, with the pointers of then. In between nothing may wait, allocate, or move data to or
+ * from the host; so the same work is run once in the ordinary way first. end fails with MB_EDEVICE where
+ * that was broken, or cancels when out_record is NULL. */
+typedef struct mb_ops_record mb_ops_record;
+bool mb_ops_can_record(const mb_ops *ops); /* false: the backend has none of the calls below */
+mb_status mb_ops_record_begin(mb_ops *ops);
+mb_status mb_ops_record_end(mb_ops *ops, mb_ops_record **out_record);
+mb_status mb_ops_record_run(mb_ops *ops, mb_ops_record *record);
+void mb_ops_record_destroy(mb_ops *ops, mb_ops_record **record);
+
 /* ---- dense products ---- */
 
 /* act y[T,N] = (accumulate ? y : 0) + act x[T,K] W^T + opt_bias[N] */

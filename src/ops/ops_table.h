@@ -30,13 +30,17 @@ typedef struct mb_ops_table {
 } mb_ops_table;
 #undef MB_OPS_ENTRY
 
-/* How a device's memory is reached; the first four as the public functions. */
+/* How a device's memory is reached, and work recorded; as the public functions. */
 typedef struct mb_ops_memory {
     mb_status (*upload)(mb_ops *ops, const void *host, size_t bytes, void *data);
     mb_status (*download)(mb_ops *ops, const void *data, size_t bytes, void *host);
     mb_status (*copy)(mb_ops *ops, const void *from, size_t bytes, void *to);
     mb_status (*zero)(mb_ops *ops, void *data, size_t bytes);
     mb_status (*wait)(mb_ops *ops);
+    mb_status (*record_begin)(mb_ops *ops); /* NULL: nothing can be recorded */
+    mb_status (*record_end)(mb_ops *ops, mb_ops_record **out_record);
+    mb_status (*record_run)(mb_ops *ops, mb_ops_record *record);
+    void (*record_destroy)(mb_ops_record *record);
 } mb_ops_memory;
 
 struct mb_ops {
