@@ -22,13 +22,16 @@ mb_forecast_study() {
 
 # One stage by moe-config forecast, with the words that its program will get.
 mb_forecast_stage() {
-    local stage=$1 out said code=0 nodes ranks per_node threads limits=()
+    local stage=$1 out said code=0 nodes ranks per_node threads gpus limits=()
     mb_resource_flags "$stage"
     nodes=$(mb_last_flag --nodes 1) per_node=$(mb_last_flag --ntasks-per-node '') ranks=$(mb_last_flag --ntasks '') threads=$(mb_last_flag --cpus-per-task 0)
     nodes=${nodes%%-*}
     ranks=${ranks:-$((nodes * ${per_node:-1}))}
     out=$(mktemp)
     [ "${mb_site_node_memory_gib:-0}" = 0 ] || limits+=("node_memory_gib=$mb_site_node_memory_gib")
+    gpus=$(mb_job_gpus)
+    [ "$gpus" = 0 ] || limits+=("gpus_per_node=$gpus")
+    [ "${mb_site_gpu_memory_gib:-0}" = 0 ] || limits+=("gpu_memory_gib=$mb_site_gpu_memory_gib")
     # A stage may be restarted at its limit, but not for ever.
     [ "${mb_site_max_minutes:-0}" = 0 ] || limits+=("max_minutes=$((mb_site_max_minutes * ${mb_site_max_requeues:-20}))")
     [ -z "${mb_site_machine:-}" ] || limits+=("machine=conf/machine/$mb_site_machine.json")
@@ -47,6 +50,15 @@ mb_forecast_stage() {
     fi
     rm -f "$out"
     return "$code"
+}
+
+# GPUs of a node that the job asks for, by mb_flags: "--gpus-per-node=a100:4"; where they are asked for in another way, all that it has.
+mb_job_gpus() {
+    local n
+    n=$(mb_last_flag --gpus-per-node '')
+    n=${n##*:}
+    if [[ $n =~ ^[0-9]+$ ]]; then printf '%s' "$n"; return; fi
+    case " ${mb_flags[*]} " in *" --gpus"* | *" --gres=gpu"*) printf '%s' "${mb_site_gpus_per_node:-0}" ;; *) printf 0 ;; esac
 }
 
 # The last of this flag in mb_flags counts, as for sbatch.

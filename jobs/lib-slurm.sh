@@ -45,7 +45,7 @@ mb_resource() {
         if [ -n "$value" ]; then printf '%s' "$value"; return; fi
     done
     case $mb_asking:$name in
-    *,slurm,*:nodes | *,slurm,*:ntasks | *,slurm,*:cpus_per_task | *,slurm,*:memory | *,slurm,*:array) mb_is_light "$stage" || mb_get "slurm.$name" "" ;;
+    *,slurm,*:nodes | *,slurm,*:ntasks | *,slurm,*:cpus_per_task | *,slurm,*:gpus | *,slurm,*:memory | *,slurm,*:array) mb_is_light "$stage" || mb_get "slurm.$name" "" ;;
     *,slurm,*) mb_get "slurm.$name" "" ;;
     esac
 }
@@ -63,11 +63,12 @@ mb_resource_flags() {
     local stage=$1 name value
     mb_flags=("${mb_site_sbatch[@]}")
     if mb_is_light "$stage"; then mb_flags+=(--nodes=1 --ntasks=1 "${mb_site_light[@]}"); else mb_flags+=("${mb_site_heavy[@]}"); fi
-    for name in nodes ntasks cpus_per_task time partition memory; do
+    for name in nodes ntasks cpus_per_task gpus time partition memory; do
         value=$(mb_resource "$stage" "$name")
         [ -n "$value" ] || continue
         case $name in
         memory) mb_flags+=("--mem=$value") ;;
+        gpus) [ "${mb_program[$stage]}" = moe-shard ] || mb_flags+=("--gpus-per-node=$value") ;; # nothing there computes
         *) mb_flags+=("--${name//_/-}=$value") ;;
         esac
     done

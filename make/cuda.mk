@@ -7,19 +7,21 @@ HAVE_CXX := $(shell command -v $(CXX) >/dev/null 2>&1 && echo 1)
 CUDA_ARCHS ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
 
 CUDA_COMPLETE := $(if $(filter 12,$(words $(wildcard $(patsubst %,src/ops/cuda/%.cu,norm act embed linear grouped head attention attention_backward route dispatch adamw blas)))),1)
+# A file whose name ends in _sm90.cu uses what only that chip has (sm_90a): it is compiled for it alone.
+CUDA_ARCHS_SM90 ?= -gencode arch=compute_90a,code=sm_90a
 CUDA_SOURCES := $(sort $(wildcard src/ops/cuda/*.cu))
 CUDA_HEADERS := $(wildcard src/ops/cuda/*.h src/ops/cuda/*.cuh) $(wildcard src/ops/*.h src/base/*.h src/tensor/*.h)
-NVCCFLAGS_ALL := -std=c++17 -g -O3 $(CUDA_ARCHS) -Isrc --expt-relaxed-constexpr --threads 2 $(if $(WERROR),-Werror all-warnings) \
- -Xcompiler -Wall,-Wextra,-fno-exceptions,-fno-rtti -DMB_CUDA_HOME='"$(CUDA_HOME)"' $(NVCCFLAGS)
+NVCCFLAGS_ALL := -std=c++17 -g -O3 -Isrc --expt-relaxed-constexpr --threads 2 $(if $(WERROR),-Werror all-warnings) \
+ -Xcompiler -Wall,-Wextra,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics -DMB_CUDA_HOME='"$(CUDA_HOME)"' $(NVCCFLAGS)
 CUDA_OBJECTS := $(patsubst src/%.cu,$(BUILD)/obj/%.o,$(CUDA_SOURCES))
 
 $(CUDA_OBJECTS): $(BUILD)/obj/%.o: src/%.cu $(CUDA_HEADERS) $(BUILD)/cuda-flags
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  NVCC $<")
-	$(Q)$(NVCC) $(NVCCFLAGS_ALL) -c $< -o $@
+	$(Q)$(NVCC) $(NVCCFLAGS_ALL) $(if $(filter %_sm90.cu,$<),$(CUDA_ARCHS_SM90),$(CUDA_ARCHS)) -c $< -o $@ 2> $@.warnings; code=$$?; cat $@.warnings >&2; exit $$code
 
 $(BUILD)/cuda-flags: FORCE
-	@mkdir -p $(@D); echo '$(NVCC) $(NVCCFLAGS_ALL) $(CXX) $(CXXFLAGS_EMULATED)' | cmp -s - $@ || echo '$(NVCC) $(NVCCFLAGS_ALL) $(CXX) $(CXXFLAGS_EMULATED)' > $@
+	@mkdir -p $(@D); echo '$(NVCC) $(NVCCFLAGS_ALL) $(CUDA_ARCHS) $(CXX) $(CXXFLAGS_EMULATED)' | cmp -s - $@ || echo '$(NVCC) $(NVCCFLAGS_ALL) $(CUDA_ARCHS) $(CXX) $(CXXFLAGS_EMULATED)' > $@
 
 # The emulated library: all of src/ops, its CUDA files compiled for the host.
 EMULATOR_SOURCES := $(sort $(wildcard tests/emulator/*.cc))

@@ -23,3 +23,11 @@ $(foreach f,ops model learn,$(eval $(call gpu_rule,$(f))))
 .PHONY: emulated gpu-tests
 emulated: $(EMULATED_PROGRAMS) unit
 gpu-tests: $(GPU_TESTS)
+
+# The emulator's own tests.
+EMULATOR_TESTS := $(if $(EMULATED),$(patsubst tests/unit/%.cc,$(BUILD)/tests/%,$(sort $(wildcard tests/unit/emulator/test_*.cc))))
+$(BUILD)/tests/emulator/%: tests/unit/emulator/%.cc $(wildcard tests/unit/emulator/*.h) $(BUILD)/lib/libmb_ops_emulated.a $(call emulated_archives,ops)
+	@mkdir -p $(@D)
+	$(if $(Q),@echo "  LD  $@")
+	$(Q)$(CXX) $(CXXFLAGS_EMULATED) $< -Wl,--start-group $(call emulated_archives,ops) -Wl,--end-group $(LDFLAGS_ALL) $(call emulated_libraries,ops) -lcmocka -lpthread -lm -o $@
+unit: $(EMULATOR_TESTS)

@@ -13,7 +13,7 @@ mb_site_sbatch=()
 mb_site_light=(--cpus-per-task=2)
 
 # Of jobs of many ranks (train, score, eval, shard, embed, infer). On CPU nodes a rank per NUMA domain or so, with its cores as threads;
-# on GPU nodes a rank per GPU. Results do not depend on the number of ranks, only on the threads per rank.
+# on GPU nodes a rank per GPU (slurm/site/gpu.sh). Results do not depend on the number of ranks, only on the threads per rank.
 mb_site_heavy=(--ntasks-per-node=2 --cpus-per-task=2)
 
 # ---- Inside a job ----
@@ -44,6 +44,7 @@ mb_site_max_requeues=20
 mb_site_node_memory_gib=0
 mb_site_cores_per_node=0
 mb_site_gpus_per_node=0
+mb_site_gpu_memory_gib=0 # of one
 
 # Longest job that the partition allows, in minutes.
 mb_site_max_minutes=0

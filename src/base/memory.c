@@ -175,6 +175,7 @@ struct mb_arena {
     size_t next_bytes; /* size of the first chunk to come */
     size_t full_bytes; /* used in chunks before `current` */
     size_t peak_bytes;
+    int64_t taken; /* chunks, ever */
 };
 
 mb_status mb_arena_create_on(const mb_allocator *allocator, size_t first_bytes, mb_arena **out_arena)
@@ -236,6 +237,7 @@ static int make_chunk(mb_arena *arena, int64_t index, size_t bytes)
     arena->chunks[index].data = arena->allocator->alloc(arena->allocator->context, wanted);
     if (arena->chunks[index].data == NULL) return 0;
     arena->chunks[index].bytes = wanted;
+    arena->taken++;
     return 1;
 }
 
@@ -297,4 +299,9 @@ void mb_arena_release(mb_arena *arena, mb_arena_mark mark)
 size_t mb_arena_peak_bytes(const mb_arena *arena)
 {
     return arena->peak_bytes;
+}
+
+int64_t mb_arena_chunks_taken(const mb_arena *arena)
+{
+    return arena->taken;
 }

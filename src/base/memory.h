@@ -17,8 +17,8 @@
  * Returns NULL and records MB_ENOMEM when there is none. Pair with mb_free. */
 void *mb_calloc(size_t count, size_t size);
 
-/* Grow or shrink a block from mb_calloc (or NULL); new bytes are not zeroed. NULL + MB_ENOMEM on failure, old
- * block kept. */
+/* Grow or shrink a block from mb_calloc (or NULL); new bytes are not zeroed. NULL + MB_ENOMEM on failure,
+ * old block kept. */
 void *mb_realloc(void *block, size_t count, size_t size);
 
 /* Copy of a string (NULL gives NULL), or of its first n bytes plus a terminating 0. */
@@ -57,7 +57,8 @@ mb_status mb_arena_create(size_t first_bytes, mb_arena **out_arena);
 mb_status mb_arena_create_on(const mb_allocator *allocator, size_t first_bytes, mb_arena **out_arena);
 void mb_arena_destroy(mb_arena **arena);
 
-/* 64-byte aligned, NOT zeroed; NULL + MB_ENOMEM on failure. Lives until reset, or release to an earlier mark.
+/* 64-byte aligned, NOT zeroed; NULL + MB_ENOMEM on failure. Lives until reset, or release to an earlier
+ * mark.
  */
 void *mb_arena_alloc(mb_arena *arena, size_t count, size_t size);
 void mb_arena_reset(mb_arena *arena);
@@ -73,6 +74,8 @@ void mb_arena_release(mb_arena *arena, mb_arena_mark mark);
 
 /* Most bytes in use at one time since creation. */
 size_t mb_arena_peak_bytes(const mb_arena *arena);
+/* Chunks taken since creation: while the number stands, the same allocations give the same addresses. */
+int64_t mb_arena_chunks_taken(const mb_arena *arena);
 
 /* Allocate from an arena or go to done: with MB_ENOMEM. */
 #define MB_ARENA_ARRAY(arena, pointer, n)                                                                    \

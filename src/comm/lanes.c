@@ -9,8 +9,9 @@
  * Reduce walks the owned elements in chunks of a few blocks. For one chunk an owner gets each other rank's
  * subtree sums of those elements straight from that rank's gradient buffers (nothing is packed), and adds
  * them to its own while they are in cache; the next chunk travels into a second set of staging buffers
- * meanwhile. Additions go into an own buffer as soon as one takes part, so the result needs no copy; float
- * addition commutes, so which side is overwritten does not change the bits.
+ * meanwhile. Additions are the backend's (axpy by 1, which rounds as a plain addition does); they go into an
+ * own buffer as soon as one takes part, so the result needs no copy; float addition commutes, so which side
+ * is overwritten does not change the bits.
  */
 #include "comm/lanes.h"
 
@@ -20,7 +21,7 @@
 #include "base/memory.h"
 #include "comm/lane_tree.h"
 
-enum { TILE = 4096, CHUNK_BLOCKS_MAX = 4 };
+enum { CHUNK_BLOCKS_MAX = 4 };
 
 /* ---- 1. Who sends what ---- */
 
@@ -42,7 +43,9 @@ typedef struct lane_program {
 } lane_program;
 
 struct mb_lanes {
+    mb_transfer *transfer;
     mb_comm *comm;
+    mb_ops *ops;
     int64_t n, lanes, blocks;
     int64_t lane_first, lane_count;
     int64_t *offset; /* [R + 1] elements owned by rank r: [offset[r], offset[r + 1]) */
@@ -124,10 +127,45 @@ done:
 
 /* ---- 2. Life and plan ---- */
 
-mb_status mb_lanes_create(mb_comm *comm, int64_t n, int64_t lanes, mb_lanes **out_lanes)
+/* In the backend's memory, zeroed. */
+static mb_status take(mb_lanes *l, int64_t elements, float **out_data)
+{
+    const mb_allocator *memory = mb_ops_allocator(l->ops);
+    *out_data = memory->alloc(memory->context, (size_t)elements * sizeof **out_data);
+    if (*out_data == NULL)
+        return mb_fail(MB_ENOMEM, "no memory for %lld elements of a gradient", (long long)elements);
+    return MB_OK;
+}
+
+static void give(mb_lanes *l, float *data)
+{
+    const mb_allocator *memory = mb_ops_allocator(l->ops);
+    if (data != NULL) memory->free(memory->context, data);
+}
+
+/* What comes from the other ranks and where it lands. */
+static mb_status create_staging(mb_lanes *l)
+{
+    mb_status status = MB_OK;
+    const int size = mb_comm_size(l->comm);
+    mb_lane_tree mine;
+    MB_TRY(program_create(l->comm, l->lanes, &l->program));
+    l->chunk = least(chunk_elements(l->program.n_slots), l->blocks * MB_LANES_BLOCK);
+    mb_lane_tree_fill(&mine, l->lanes, l->lane_first, l->lane_count);
+    const int64_t sums = l->program.n_remote + (int64_t)(size - 1) * mine.depth;
+    MB_TRY(take(l, 2 * l->program.n_remote * l->chunk, &l->staging));
+    MB_TRY(mb_transfer_reserve(l->transfer, (size_t)(sums * l->chunk) * sizeof *l->staging));
+    MB_NEW_ARRAY(l->receive, l->program.n_remote);
+    MB_NEW_ARRAY(l->send, (int64_t)(size - 1) * l->program.n_slots);
+done:
+    return status;
+}
+
+mb_status mb_lanes_create(mb_transfer *transfer, int64_t n, int64_t lanes, mb_lanes **out_lanes)
 {
     mb_status status = MB_OK;
     mb_lanes *l = NULL;
+    mb_comm *comm = mb_transfer_comm(transfer);
     const int size = mb_comm_size(comm);
     assert(n >= 0);
     if (lanes < 1) MB_RAISE(MB_EUSAGE, "training.lanes = %lld; it must be at least 1", (long long)lanes);
@@ -138,7 +176,9 @@ mb_status mb_lanes_create(mb_comm *comm, int64_t n, int64_t lanes, mb_lanes **ou
                  "than micro-batches)",
                  (long long)lanes, (long long)lanes, size);
     MB_NEW(l);
+    l->transfer = transfer;
     l->comm = comm;
+    l->ops = mb_transfer_ops(transfer);
     l->n = n;
     l->lanes = lanes;
     l->blocks = (n + MB_LANES_BLOCK - 1) / MB_LANES_BLOCK;
@@ -152,13 +192,7 @@ mb_status mb_lanes_create(mb_comm *comm, int64_t n, int64_t lanes, mb_lanes **ou
         l->offset[r] = least(first * MB_LANES_BLOCK, n);
     }
     l->offset[size] = n;
-    if (size > 1) {
-        MB_TRY(program_create(comm, lanes, &l->program));
-        l->chunk = least(chunk_elements(l->program.n_slots), l->blocks * MB_LANES_BLOCK);
-        MB_NEW_ARRAY(l->staging, 2 * l->program.n_remote * l->chunk);
-        MB_NEW_ARRAY(l->receive, l->program.n_remote);
-        MB_NEW_ARRAY(l->send, (int64_t)(size - 1) * l->program.n_slots);
-    }
+    if (size > 1) MB_TRY(create_staging(l));
     *out_lanes = l;
     l = NULL;
 done:
@@ -170,16 +204,21 @@ void mb_lanes_destroy(mb_lanes **lanes)
 {
     mb_lanes *l = *lanes;
     if (l == NULL) return;
-    for (int i = 0; i < l->stack.depth; i++) mb_free(l->held[i]);
-    for (int i = 0; i < l->n_free; i++) mb_free(l->free[i]);
-    mb_free(l->current);
-    mb_free(l->staging);
+    for (int i = 0; i < l->stack.depth; i++) give(l, l->held[i]);
+    for (int i = 0; i < l->n_free; i++) give(l, l->free[i]);
+    give(l, l->current);
+    give(l, l->staging);
     mb_free(l->send);
     mb_free(l->receive);
     mb_free(l->program.slot);
     mb_free(l->program.add);
     mb_free(l->offset);
     MB_FREE(*lanes);
+}
+
+mb_comm *mb_lanes_comm(const mb_lanes *lanes)
+{
+    return lanes->comm;
 }
 
 size_t mb_lanes_plan(int64_t n, int64_t lanes, int ranks)
@@ -221,23 +260,12 @@ void mb_lanes_owned(const mb_lanes *lanes, int64_t *out_first, int64_t *out_coun
 
 /* ---- 3. A step on this rank ---- */
 
-static void zero_buffer(float *buffer, int64_t n)
+/* into += from */
+static mb_status add(mb_lanes *lanes, float *into, const float *from, int64_t n)
 {
-#pragma omp parallel for schedule(static) if (n > MB_LANES_BLOCK)
-    for (int64_t at = 0; at < n; at += TILE)
-        memset(buffer + at, 0, (size_t)least(n - at, TILE) * sizeof *buffer);
-}
-
-static void add_tile(float *restrict into, const float *restrict from, int64_t n)
-{
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) into[i] += from[i];
-}
-
-static void add_buffer(float *into, const float *from, int64_t n)
-{
-#pragma omp parallel for schedule(static) if (n > MB_LANES_BLOCK)
-    for (int64_t at = 0; at < n; at += TILE) add_tile(into + at, from + at, least(n - at, TILE));
+    const mb_tensor x = mb_tensor_view1(MB_F32, (float *)from, n);
+    mb_tensor y = mb_tensor_view1(MB_F32, into, n);
+    return n > 0 ? mb_ops_axpy(lanes->ops, 1, &x, &y) : MB_OK;
 }
 
 /* The sums of the step before are over: their buffers are free again. */
@@ -257,9 +285,9 @@ mb_status mb_lanes_begin(mb_lanes *lanes, int64_t lane, float **out_gradient)
     (void)lane;
     if (lanes->current == NULL && lanes->n_free > 0) {
         lanes->current = lanes->free[--lanes->n_free];
-        zero_buffer(lanes->current, lanes->n);
+        MB_TRY(mb_ops_zero(lanes->ops, lanes->current, (size_t)lanes->n * sizeof *lanes->current));
     }
-    if (lanes->current == NULL) MB_NEW_ARRAY(lanes->current, lanes->n);
+    if (lanes->current == NULL) MB_TRY(take(lanes, lanes->n, &lanes->current));
     lanes->is_open = true;
     *out_gradient = lanes->current;
 done:
@@ -268,13 +296,14 @@ done:
 
 mb_status mb_lanes_end(mb_lanes *lanes, int64_t lane)
 {
+    mb_status status = MB_OK;
     mb_lane_tree *stack = &lanes->stack;
     assert(lanes->is_open && lane == lanes->next_lane);
     float *right = lanes->current;
     const int before = stack->depth, merges = mb_lane_tree_push(stack, (mb_lane_node){0, lane});
     for (int m = 1; m <= merges; m++) {
         float *left = lanes->held[before - m];
-        add_buffer(left, right, lanes->n);
+        if (status == MB_OK) status = add(lanes, left, right, lanes->n);
         lanes->free[lanes->n_free++] = right;
         right = left;
     }
@@ -282,7 +311,7 @@ mb_status mb_lanes_end(mb_lanes *lanes, int64_t lane)
     lanes->current = NULL;
     lanes->is_open = false;
     lanes->next_lane++;
-    return MB_OK;
+    return status == MB_OK ? MB_OK : mb_status_trace(status, __func__, __FILE__, __LINE__);
 }
 
 /* ---- 4. Reduce ---- */
@@ -302,7 +331,7 @@ static float *staging_of(const mb_lanes *lanes, int64_t round, int staging)
 
 /* Start the round's messages: my sums of every other owner's chunk out, every other rank's sums of my chunk
  * in. */
-static mb_status start_round(mb_lanes *lanes, int64_t round, mb_comm_exchange **out_exchange)
+static mb_status start_round(mb_lanes *lanes, int64_t round, mb_transfer_move **out_move)
 {
     const int rank = mb_comm_rank(lanes->comm), size = mb_comm_size(lanes->comm);
     int64_t n_sends = 0, n_receives = 0, first, count;
@@ -320,8 +349,7 @@ static mb_status start_round(mb_lanes *lanes, int64_t round, mb_comm_exchange **
             lanes->receive[n_receives++] = (mb_comm_part){staging_of(lanes, round, slot->staging),
                                                           (size_t)count * sizeof(float), slot->rank};
     }
-    return mb_comm_exchange_start(lanes->comm, lanes->send, n_sends, lanes->receive, n_receives,
-                                  out_exchange);
+    return mb_transfer_start(lanes->transfer, lanes->send, n_sends, lanes->receive, n_receives, out_move);
 }
 
 static float *slot_data(const mb_lanes *lanes, int slot, int64_t round, int64_t first)
@@ -330,40 +358,46 @@ static float *slot_data(const mb_lanes *lanes, int slot, int64_t round, int64_t 
     return s->staging < 0 ? lanes->held[s->node] + first : staging_of(lanes, round, s->staging);
 }
 
-/* Run the additions of the tree over my chunk, tile by tile. */
-static void finish_round(mb_lanes *lanes, int64_t round)
+/* Run the additions of the tree over my chunk: block by block on a host, whose cache holds one. */
+static mb_status finish_round(mb_lanes *lanes, int64_t round)
 {
+    mb_status status = MB_OK;
     const lane_program *program = &lanes->program;
     int64_t first;
-    const int64_t count = round_of(lanes, mb_comm_rank(lanes->comm), round, &first);
-#pragma omp parallel for schedule(static) if (count > MB_LANES_BLOCK / 2)
-    for (int64_t at = 0; at < count; at += TILE) {
+    const int64_t count = round_of(lanes, mb_comm_rank(lanes->comm), round, &first),
+                  tile = mb_ops_is_device(lanes->ops) ? lanes->chunk : MB_LANES_BLOCK;
+    for (int64_t at = 0; at < count; at += tile) {
         for (int i = 0; i < program->n_adds; i++) {
             float *into = slot_data(lanes, program->add[i].into, round, first);
             const float *from = slot_data(lanes, program->add[i].from, round, first);
-            add_tile(into + at, from + at, least(count - at, TILE));
+            MB_TRY(add(lanes, into + at, from + at, least(count - at, tile)));
         }
     }
+done:
+    return status;
 }
 
+static void keep(mb_status *kept, mb_status status)
+{
+    if (*kept == MB_OK && status != MB_OK) *kept = mb_status_trace(status, __func__, __FILE__, __LINE__);
+}
+
+/* After a failure of its own a rank goes on: the others wait for its messages. */
 static mb_status reduce_ranks(mb_lanes *lanes)
 {
-    mb_status status = MB_OK;
-    mb_comm_exchange *now = NULL, *next = NULL;
+    mb_status kept = MB_OK;
+    mb_transfer_move *now = NULL, *next = NULL;
     const int64_t most = lanes->offset[1] - lanes->offset[0]; /* rank 0 never owns fewer than another */
     const int64_t rounds = lanes->chunk > 0 ? (most + lanes->chunk - 1) / lanes->chunk : 0;
-    if (rounds > 0) MB_TRY(start_round(lanes, 0, &now));
+    if (rounds > 0) keep(&kept, start_round(lanes, 0, &now));
     for (int64_t round = 0; round < rounds; round++) {
-        if (round + 1 < rounds) MB_TRY(start_round(lanes, round + 1, &next));
-        MB_TRY(mb_comm_exchange_wait(&now));
+        if (round + 1 < rounds) keep(&kept, start_round(lanes, round + 1, &next));
+        keep(&kept, mb_transfer_wait(&now));
         now = next;
         next = NULL;
-        finish_round(lanes, round);
+        if (kept == MB_OK) keep(&kept, finish_round(lanes, round));
     }
-done:
-    if (now != NULL) mb_comm_exchange_wait(&now);
-    if (next != NULL) mb_comm_exchange_wait(&next);
-    return status;
+    return kept;
 }
 
 mb_status mb_lanes_reduce(mb_lanes *lanes, float **out_owned)
@@ -427,7 +461,7 @@ mb_status mb_lanes_allgather(mb_lanes *lanes, float *parameter)
     if (size == 1) return MB_OK;
     MB_NEW_ARRAY(offsets, size + 1);
     for (int r = 0; r <= size; r++) offsets[r] = lanes->offset[r] * (int64_t)sizeof *parameter;
-    MB_TRY(mb_comm_allgather_parts(lanes->comm, parameter, offsets));
+    MB_TRY(mb_transfer_gather(lanes->transfer, parameter, offsets));
 done:
     mb_free(offsets);
     return status;

@@ -20,7 +20,7 @@
 #include "base/memory.h"
 #include "comm/lane_tree.h"
 
-enum { TILE = 4096, CHUNK_BLOCKS = 4, CHUNK = CHUNK_BLOCKS * MB_LANES_BLOCK, ROOMS = 4 };
+enum { CHUNK_BLOCKS = 4, CHUNK = CHUNK_BLOCKS * MB_LANES_BLOCK, ROOMS = 4 };
 
 typedef struct room {
     float *data;
@@ -29,7 +29,9 @@ typedef struct room {
 } room;
 
 struct mb_scatter {
+    mb_transfer *transfer;
     mb_comm *comm;
+    mb_ops *ops;
     int64_t n, lanes, segments;
     int64_t *first, *count; /* [segments] */
     int64_t *offset;        /* [R + 1] owned elements of rank r */
@@ -79,23 +81,35 @@ static int64_t chunk_elements(int64_t n, int ranks)
 
 static float *take(mb_scatter *s, int64_t elements)
 {
-    float *data = mb_calloc((size_t)elements, sizeof *data);
-    if (data == NULL) return NULL;
+    const mb_allocator *memory = mb_ops_allocator(s->ops);
+    float *data = memory->alloc(memory->context, (size_t)elements * sizeof *data);
+    if (data == NULL) {
+        mb_fail(MB_ENOMEM, "no memory for %lld elements of a gradient", (long long)elements);
+        return NULL;
+    }
     s->bytes += (size_t)elements * sizeof *data;
     if (s->bytes > s->peak) s->peak = s->bytes;
     return data;
 }
 
-mb_status mb_scatter_create(mb_comm *comm, int64_t n, int64_t lanes, int64_t segments, const int64_t *first,
-                            const int64_t *count, mb_scatter **out_scatter)
+static void give(const mb_scatter *s, float *data)
+{
+    const mb_allocator *memory = mb_ops_allocator(s->ops);
+    if (data != NULL) memory->free(memory->context, data);
+}
+
+mb_status mb_scatter_create(mb_transfer *transfer, int64_t n, int64_t lanes, int64_t segments,
+                            const int64_t *first, const int64_t *count, mb_scatter **out_scatter)
 {
     mb_status status = MB_OK;
     mb_scatter *s = NULL;
+    mb_comm *comm = mb_transfer_comm(transfer);
     const int size = mb_comm_size(comm), rank = mb_comm_rank(comm);
     const int64_t blocks = (n + MB_LANES_BLOCK - 1) / MB_LANES_BLOCK;
     assert(lanes >= size);
     MB_NEW(s);
-    s->comm = comm, s->n = n, s->lanes = lanes, s->segments = segments;
+    s->transfer = transfer, s->comm = comm, s->ops = mb_transfer_ops(transfer);
+    s->n = n, s->lanes = lanes, s->segments = segments;
     for (int i = 0; i < ROOMS; i++) s->rooms[i].segment = -1;
     s->chunk = chunk_elements(n, size);
     MB_NEW_ARRAY(s->first, segments);
@@ -116,6 +130,7 @@ mb_status mb_scatter_create(mb_comm *comm, int64_t n, int64_t lanes, int64_t seg
         if ((s->held[i] = take(s, s->offset[rank + 1] - s->offset[rank])) == NULL) MB_TRY(MB_ENOMEM);
     MB_NEW_ARRAY(s->arrived, size);
     if ((s->sum = take(s, s->offset[rank + 1] - s->offset[rank])) == NULL) MB_TRY(MB_ENOMEM);
+    MB_TRY(mb_transfer_reserve(transfer, (size_t)(2 * (size - 1) * s->chunk) * sizeof *s->sum));
     *out_scatter = s;
     s = NULL;
 done:
@@ -127,17 +142,17 @@ void mb_scatter_destroy(mb_scatter **scatter)
 {
     mb_scatter *s = *scatter;
     if (s == NULL) return;
-    for (int i = 0; i < ROOMS; i++) mb_free(s->rooms[i].data);
-    for (int i = 0; i < MB_LANE_TREE_DEPTH; i++) mb_free(s->held[i]);
+    for (int i = 0; i < ROOMS; i++) give(s, s->rooms[i].data);
+    for (int i = 0; i < MB_LANE_TREE_DEPTH; i++) give(s, s->held[i]);
     mb_free(s->first);
     mb_free(s->count);
     mb_free(s->offset);
-    mb_free(s->staging);
-    mb_free(s->zeros);
+    give(s, s->staging);
+    give(s, s->zeros);
     mb_free(s->arrived);
     mb_free(s->send);
     mb_free(s->receive);
-    mb_free(s->sum);
+    give(s, s->sum);
     MB_FREE(*scatter);
 }
 
@@ -191,12 +206,13 @@ mb_status mb_scatter_room(mb_scatter *s, int64_t segment, float **out_room)
     if (r->data == NULL || r->capacity < count) {
         s->bytes -= (size_t)r->capacity * sizeof(float);
         r->capacity = 0;
-        MB_FREE(r->data);
+        give(s, r->data);
+        r->data = NULL;
         r->data = take(s, count);
         if (r->data == NULL) MB_TRY(MB_ENOMEM);
         r->capacity = count;
     } else {
-        memset(r->data, 0, (size_t)count * sizeof(float));
+        MB_TRY(mb_ops_zero(s->ops, r->data, (size_t)count * sizeof(float)));
     }
     r->segment = segment;
     *out_room = r->data;
@@ -206,14 +222,17 @@ done:
 
 /* ---- 3. The tree ---- */
 
-static void add_buffer(float *restrict into, const float *restrict from, int64_t n)
+/* into += from */
+static mb_status add(const mb_scatter *s, float *into, const float *from, int64_t n)
 {
-#pragma omp parallel for schedule(static) if (n > MB_LANES_BLOCK / 2)
-    for (int64_t at = 0; at < n; at += TILE) {
-        const int64_t end = least(at + TILE, n);
-#pragma omp simd
-        for (int64_t i = at; i < end; i++) into[i] += from[i];
-    }
+    const mb_tensor x = mb_tensor_view1(MB_F32, (float *)from, n);
+    mb_tensor y = mb_tensor_view1(MB_F32, into, n);
+    return mb_ops_axpy(s->ops, 1, &x, &y);
+}
+
+static mb_status copy(const mb_scatter *s, const float *from, int64_t n, float *to)
+{
+    return mb_ops_copy(s->ops, from, (size_t)n * sizeof *from, to);
 }
 
 static bool has_lane(const mb_scatter *s, int rank)
@@ -227,8 +246,9 @@ static bool is_last_wave(const mb_scatter *s)
 }
 
 /* Take `n` owned elements from `at` on: arrived[q] is rank q's sum of them. Rank order is lane order. */
-static void merge(mb_scatter *s, int64_t at, int64_t n)
+static mb_status merge(mb_scatter *s, int64_t at, int64_t n)
 {
+    mb_status status = MB_OK;
     mb_lane_tree tree = s->tree;
     float *node[MB_LANE_TREE_DEPTH];
     const int size = mb_comm_size(s->comm);
@@ -238,21 +258,20 @@ static void merge(mb_scatter *s, int64_t at, int64_t n)
                   merges = mb_lane_tree_push(&tree, (mb_lane_node){0, s->wave * size + q});
         float *right = s->arrived[q];
         for (int m = 1; m <= merges; m++) {
-            add_buffer(node[before - m], right, n);
+            MB_TRY(add(s, node[before - m], right, n));
             right = node[before - m];
         }
         node[tree.depth - 1] = right;
     }
     if (is_last_wave(s)) {
         assert(tree.depth == 1);
-        if (s->round == 0)
-            memcpy(s->sum + at, node[0], (size_t)n * sizeof(float));
-        else
-            add_buffer(s->sum + at, node[0], n);
-        return;
+        MB_TRY(s->round == 0 ? copy(s, node[0], n, s->sum + at) : add(s, s->sum + at, node[0], n));
+        goto done;
     }
     for (int i = 0; i < tree.depth; i++)
-        if (node[i] != s->held[i] + at) memcpy(s->held[i] + at, node[i], (size_t)n * sizeof(float));
+        if (node[i] != s->held[i] + at) MB_TRY(copy(s, node[i], n, s->held[i] + at));
+done:
+    return status;
 }
 
 /* ---- 4. A segment on its way ---- */
@@ -289,7 +308,7 @@ static float *mine_of(const mb_scatter *s, int64_t segment, const float *data, i
 }
 
 static mb_status start_chunk(mb_scatter *s, int64_t segment, const float *data, int64_t c,
-                             mb_comm_exchange **out_exchange)
+                             mb_transfer_move **out_move)
 {
     const int rank = mb_comm_rank(s->comm), size = mb_comm_size(s->comm);
     int64_t n_sends = 0, n_receives = 0, first;
@@ -304,41 +323,47 @@ static mb_status start_chunk(mb_scatter *s, int64_t segment, const float *data, 
             s->receive[n_receives++] =
                 (mb_comm_part){staging_of(s, c, peer), (size_t)count * sizeof(float), peer};
     }
-    return mb_comm_exchange_start(s->comm, s->send, n_sends, s->receive, n_receives, out_exchange);
+    return mb_transfer_start(s->transfer, s->send, n_sends, s->receive, n_receives, out_move);
 }
 
-static void merge_chunk(mb_scatter *s, int64_t segment, const float *data, int64_t c)
+static mb_status merge_chunk(mb_scatter *s, int64_t segment, const float *data, int64_t c)
 {
+    mb_status status = MB_OK;
     const int rank = mb_comm_rank(s->comm);
     int64_t first;
     const int64_t count = chunk_of(s, segment, rank, c, &first);
-    if (count == 0) return;
+    if (count == 0) return MB_OK;
     for (int q = 0; q < mb_comm_size(s->comm); q++)
         s->arrived[q] = q == rank ? mine_of(s, segment, data, first) : staging_of(s, c, q);
     if (data == NULL) {
         s->arrived[rank] = s->zeros + s->chunk;
-        memset(s->arrived[rank], 0, (size_t)count * sizeof(float));
+        MB_TRY(mb_ops_zero(s->ops, s->arrived[rank], (size_t)count * sizeof(float)));
     }
-    merge(s, first - s->offset[rank], count);
+    MB_TRY(merge(s, first - s->offset[rank], count));
+done:
+    return status;
 }
 
+static void keep(mb_status *kept, mb_status status)
+{
+    if (*kept == MB_OK && status != MB_OK) *kept = mb_status_trace(status, __func__, __FILE__, __LINE__);
+}
+
+/* After a failure of its own a rank goes on: the others wait for its messages. */
 static mb_status send_segment(mb_scatter *s, int64_t segment, const float *data)
 {
-    mb_status status = MB_OK;
-    mb_comm_exchange *now = NULL, *next = NULL;
+    mb_status kept = MB_OK;
+    mb_transfer_move *now = NULL, *next = NULL;
     const int64_t chunks = chunks_of(s, segment);
-    if (chunks > 0) MB_TRY(start_chunk(s, segment, data, 0, &now));
+    if (chunks > 0) keep(&kept, start_chunk(s, segment, data, 0, &now));
     for (int64_t c = 0; c < chunks; c++) {
-        if (c + 1 < chunks) MB_TRY(start_chunk(s, segment, data, c + 1, &next));
-        MB_TRY(mb_comm_exchange_wait(&now));
+        if (c + 1 < chunks) keep(&kept, start_chunk(s, segment, data, c + 1, &next));
+        keep(&kept, mb_transfer_wait(&now));
         now = next;
         next = NULL;
-        merge_chunk(s, segment, data, c);
+        if (kept == MB_OK) keep(&kept, merge_chunk(s, segment, data, c));
     }
-done:
-    if (now != NULL) mb_comm_exchange_wait(&now);
-    if (next != NULL) mb_comm_exchange_wait(&next);
-    return status;
+    return kept;
 }
 
 /* ---- 5. Waves ---- */
@@ -374,12 +399,11 @@ mb_status mb_scatter_put(mb_scatter *scatter, int64_t segment)
     assert(scatter->is_open && segment >= scatter->next && segment < scatter->segments);
     while (scatter->next <= segment) {
         room *r = room_of(scatter, scatter->next);
-        status = send_segment(scatter, scatter->next, r != NULL ? r->data : NULL);
+        const mb_status sent = send_segment(scatter, scatter->next, r != NULL ? r->data : NULL);
         if (r != NULL) r->segment = -1;
         scatter->next++;
-        MB_TRY(status);
+        if (status == MB_OK) status = sent;
     }
-done:
     return status;
 }
 

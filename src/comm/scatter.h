@@ -1,7 +1,7 @@
 /* scatter: sums of gradients that are never whole on a rank (ZeRO-2): each segment goes to the owners of its
  * elements as soon as it is complete.
  *
- * Layer: comm.  Uses: comm, lanes (the owned parts).
+ * Layer: comm.  Uses: comm, ops, transfer, lanes (the owned parts).
  *
  * Lanes are dealt: rank r runs lanes r, r + R, r + 2R, ...; a wave is one lane of every rank, so that what
  * arrives together is consecutive lanes and merges at once. After every round the tree over all lanes (see
@@ -12,8 +12,9 @@
  * All ranks go through waves and segments in step, so nobody may leave early: a rank without work, or whose
  * work failed, calls begin and finish, which give zeros for what was not put.
  *
- * Memory besides the segments being filled: the sum of the owned part, as many nodes of it as the tree holds
- * between waves, and chunks of a few blocks for what arrives.
+ * Segments and sums lie in the backend's memory. Memory besides the segments being filled: the sum of the
+ * owned part, as many nodes of it as the tree holds between waves, and chunks of a few blocks for what
+ * arrives.
  */
 #ifndef MB_SCATTER_H
 #define MB_SCATTER_H
@@ -23,9 +24,9 @@
 typedef struct mb_scatter mb_scatter;
 
 /* n elements; segments [first[s], first[s] + count[s]) in the order in which they will be complete; count may
- * be 0. All ranks say the same. */
-mb_status mb_scatter_create(mb_comm *comm, int64_t n, int64_t lanes, int64_t segments, const int64_t *first,
-                            const int64_t *count, mb_scatter **out_scatter);
+ * be 0. All ranks say the same. The transfer is borrowed. */
+mb_status mb_scatter_create(mb_transfer *transfer, int64_t n, int64_t lanes, int64_t segments,
+                            const int64_t *first, const int64_t *count, mb_scatter **out_scatter);
 void mb_scatter_destroy(mb_scatter **scatter);
 /* Bytes create and the steps need on the rank that needs most; `largest` elements of segments are being
  * filled at one time. */

@@ -27,14 +27,13 @@ static mb_status compute_loss(mb_objective *self, const mb_microbatch *microbatc
     mb_status status = MB_OK;
     const mb_objective_parts *parts = (mb_objective_parts *)self;
     const mb_pack *pack = passes[0].context;
-    bool on_gates = parts->aux_coef != 0 || parts->z_coef != 0;
     mb_routing routing;
     float **gradient = NULL;
     (void)count;
     mb_objective_parts_start(self, out_terms);
     double total = mb_objective_parts_lm_loss(microbatch, pack, &outputs[0], NULL);
     mb_objective_parts_put(self, out_terms, total);
-    if (on_gates) {
+    if (self->reads_routing) {
         MB_TRY(mb_objective_parts_routing(parts, &passes[0].batch, &outputs[0], true, arena, &routing,
                                           &gradient));
         MB_TRY(mb_objective_parts_gates(parts, microbatch, &routing, pack->rows, arena, gradient, out_terms,
@@ -59,6 +58,8 @@ mb_status mb_objective_lm_create(const mb_objective_options *options, mb_lm *lm,
     base->count_targets = count_targets;
     base->plan_passes = plan_passes;
     base->loss = compute_loss;
+    base->reads_routing = parts->aux_coef != 0 || parts->z_coef != 0;
+    base->is_fused = !base->reads_routing;
     mb_objective_parts_add_term(base, "loss");
     mb_objective_parts_add_term(base, "lm_loss");
     if (parts->aux_coef != 0) mb_objective_parts_add_term(base, "balance");

@@ -154,6 +154,7 @@ mb_status mb_objective_warmup_create(const mb_objective_options *options, mb_lm 
     parts->base.plan_passes = plan_passes;
     parts->base.loss = compute_loss;
     parts->base.begin_step = begin_step;
+    parts->base.reads_routing = true;
     if (parts->constraint.kind == MB_CONSTRAINT_PAIR_RANK && parts->constraint.copy_share < 1)
         parts->base.least_records = 2;
     parts->base.row_copies = wants_copies(parts) ? 2 : 1;

@@ -1,13 +1,18 @@
 /* optimiser.c: AdamW on owned elements.
  *
- * Without weight decay the owned range is one call. With it the range is cut into runs of equal decay, and
- * these at block borders, so that the calls are the same whoever owns a block.
+ * Without weight decay the owned range is one call. With it the range is cut into runs of equal decay; on a
+ * host also at block borders, so that the calls are the same whoever owns a block. A device computes every
+ * element by itself, wherever a call begins, and long runs keep it busy.
  *
- * 1. runs   2. creation   3. step
+ * 1. runs   2. creation   3. moments   4. step
  */
 #include "learn/optimiser.h"
 
+#include <assert.h>
 #include <math.h>
+#include <string.h>
+
+#include "model/staging.h"
 
 typedef struct run {
     int64_t first, count; /* in the trained space */
@@ -16,13 +21,15 @@ typedef struct run {
 
 struct mb_optimiser {
     mb_ops *ops;
+    mb_comm *comm;
     mb_params *params;
     mb_lanes *lanes;
     mb_optimiser_options options;
     int64_t first, count; /* owned */
-    float *moment1, *moment2;
-    double *squares; /* per owned block */
-    run *runs;       /* inside the owned range */
+    mb_buffer *moment[2];
+    mb_staging *staging; /* the way to them on a device */
+    double *squares;     /* per owned block */
+    run *runs;           /* inside the owned range */
     int64_t run_count;
 };
 
@@ -33,14 +40,16 @@ static int64_t smaller(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* Adds [first, end) cut to the owned range and at block borders; out NULL only counts. */
+/* Adds [first, end) cut to the owned range, and at block borders; out NULL only counts. */
 static int64_t add_runs(const mb_optimiser *optimiser, int64_t first, int64_t end, bool decays, run *out)
 {
     int64_t n = 0, owned_end = optimiser->first + optimiser->count;
     if (first < optimiser->first) first = optimiser->first;
     end = smaller(end, owned_end);
     while (first < end) {
-        int64_t stop = smaller(end, (first / MB_LANES_BLOCK + 1) * MB_LANES_BLOCK);
+        int64_t stop = mb_ops_is_device(optimiser->ops)
+                           ? end
+                           : smaller(end, (first / MB_LANES_BLOCK + 1) * MB_LANES_BLOCK);
         if (out != NULL) out[n] = (run){.first = first, .count = stop - first, .decays = decays};
         n++;
         first = stop;
@@ -93,10 +102,13 @@ mb_status mb_optimiser_create(mb_ops *ops, mb_params *params, mb_lanes *lanes,
     optimiser->ops = ops;
     optimiser->params = params;
     optimiser->lanes = lanes;
+    optimiser->comm = mb_lanes_comm(lanes);
     optimiser->options = *options;
     mb_lanes_owned(lanes, &optimiser->first, &optimiser->count);
-    MB_NEW_ARRAY(optimiser->moment1, optimiser->count);
-    MB_NEW_ARRAY(optimiser->moment2, optimiser->count);
+    for (int i = 0; i < 2; i++)
+        MB_TRY(mb_buffer_create(mb_ops_allocator(ops), (size_t)optimiser->count * sizeof(float),
+                                &optimiser->moment[i]));
+    if (mb_ops_is_device(ops)) MB_TRY(mb_staging_create(ops, &optimiser->staging));
     MB_NEW_ARRAY(optimiser->squares, (optimiser->count + MB_LANES_BLOCK - 1) / MB_LANES_BLOCK);
     MB_TRY(plan_runs(optimiser));
     *out_optimiser = optimiser;
@@ -109,35 +121,71 @@ done:
 void mb_optimiser_destroy(mb_optimiser **optimiser)
 {
     if (*optimiser == NULL) return;
-    mb_free((*optimiser)->moment1);
-    mb_free((*optimiser)->moment2);
+    mb_staging_destroy(&(*optimiser)->staging);
+    for (int i = 0; i < 2; i++) mb_buffer_destroy(&(*optimiser)->moment[i]);
     mb_free((*optimiser)->squares);
     mb_free((*optimiser)->runs);
     MB_FREE(*optimiser);
 }
 
-float *mb_optimiser_moment1(mb_optimiser *optimiser)
+/* ---- 3. moments ---- */
+
+float *mb_optimiser_moment(mb_optimiser *optimiser, int moment)
 {
-    return optimiser->moment1;
+    assert(moment == 1 || moment == 2);
+    return optimiser->moment[moment - 1]->data;
 }
 
-float *mb_optimiser_moment2(mb_optimiser *optimiser)
+mb_status mb_optimiser_download(mb_optimiser *optimiser, int moment, int64_t first, int64_t n, float *host)
 {
-    return optimiser->moment2;
+    const float *values = mb_optimiser_moment(optimiser, moment) + first;
+    const size_t bytes = (size_t)n * sizeof *host;
+    if (optimiser->staging != NULL) return mb_staging_get(optimiser->staging, values, bytes, host);
+    if (n > 0) memcpy(host, values, bytes);
+    return MB_OK;
 }
 
-/* ---- 3. step ---- */
+mb_status mb_optimiser_upload(mb_optimiser *optimiser, int moment, int64_t first, int64_t n,
+                              const float *host)
+{
+    float *values = mb_optimiser_moment(optimiser, moment) + first;
+    const size_t bytes = (size_t)n * sizeof *host;
+    if (optimiser->staging != NULL) return mb_staging_put(optimiser->staging, host, bytes, values);
+    if (n > 0) memcpy(values, host, bytes);
+    return MB_OK;
+}
+
+/* ---- 4. step ---- */
+
+static mb_status sum_owned(mb_optimiser *optimiser, const float *gradient)
+{
+    if (optimiser->count == 0) return MB_OK;
+    return mb_ops_sum_squares(optimiser->ops, gradient, optimiser->count, MB_LANES_BLOCK, optimiser->squares);
+}
 
 static mb_status global_norm(mb_optimiser *optimiser, const float *gradient, double *out_norm)
 {
     mb_status status = MB_OK;
     double total = 0;
-    if (optimiser->count > 0) {
-        MB_TRY(mb_ops_sum_squares(optimiser->ops, gradient, optimiser->count, MB_LANES_BLOCK,
-                                  optimiser->squares));
-    }
+    MB_TRY(mb_comm_agree(optimiser->comm, sum_owned(optimiser, gradient)));
     MB_TRY(mb_lanes_block_sum(optimiser->lanes, optimiser->squares, &total));
     *out_norm = sqrt(total);
+done:
+    return status;
+}
+
+static mb_status update_owned(mb_optimiser *optimiser, mb_adamw adamw, float *gradient)
+{
+    mb_status status = MB_OK;
+    float *owned = mb_params_owned(optimiser->params, optimiser->first),
+          *moment1 = mb_optimiser_moment(optimiser, 1), *moment2 = mb_optimiser_moment(optimiser, 2);
+    for (int64_t i = 0; i < optimiser->run_count; i++) {
+        const run *part = &optimiser->runs[i];
+        int64_t at = part->first - optimiser->first;
+        adamw.weight_decay = part->decays ? optimiser->options.weight_decay : 0;
+        MB_TRY(mb_ops_adamw(optimiser->ops, &adamw, part->count, gradient + at, owned + at, moment1 + at,
+                            moment2 + at));
+    }
 done:
     return status;
 }
@@ -148,7 +196,6 @@ mb_status mb_optimiser_step(mb_optimiser *optimiser, float *gradient, int64_t st
     mb_status status = MB_OK;
     const mb_optimiser_options *options = &optimiser->options;
     double norm = 0;
-    float *owned = mb_params_owned(optimiser->params, optimiser->first);
     MB_TRY(global_norm(optimiser, gradient, &norm));
     *out_norm = norm;
     if (!isfinite(norm)) MB_RAISE(MB_ENUMERIC, "the norm of the gradient is %g", norm);
@@ -159,16 +206,13 @@ mb_status mb_optimiser_step(mb_optimiser *optimiser, float *gradient, int64_t st
                       .step = step,
                       .gradient_scale = 1};
     if (options->max_norm > 0) adamw.gradient_scale = fmin(1.0, options->max_norm / (norm + 1e-6));
-    for (int64_t i = 0; i < optimiser->run_count; i++) {
-        const run *part = &optimiser->runs[i];
-        int64_t at = part->first - optimiser->first;
-        adamw.weight_decay = part->decays ? options->weight_decay : 0;
-        MB_TRY(mb_ops_adamw(optimiser->ops, &adamw, part->count, gradient + at, owned + at,
-                            optimiser->moment1 + at, optimiser->moment2 + at));
+    status = update_owned(optimiser, adamw, gradient);
+    if (!mb_params_is_sharded(optimiser->params)) {
+        const mb_status gathered = mb_lanes_allgather(optimiser->lanes, mb_params_trained(optimiser->params));
+        if (status == MB_OK) status = gathered;
     }
-    if (!mb_params_is_sharded(optimiser->params))
-        MB_TRY(mb_lanes_allgather(optimiser->lanes, mb_params_trained(optimiser->params)));
-    MB_TRY(mb_params_sync(optimiser->params));
+    const mb_status synced = mb_params_sync(optimiser->params);
+    MB_TRY(mb_comm_agree(optimiser->comm, status != MB_OK ? status : synced));
 done:
     return status;
 }

@@ -26,13 +26,17 @@ mb_status mb_optimiser_create(mb_ops *ops, mb_params *params, mb_lanes *lanes,
 void mb_optimiser_destroy(mb_optimiser **optimiser);
 
 /* One update from the sums of the owned gradients ([owned], as mb_lanes_reduce gives them). step from 1.
- * Collective. MB_ENUMERIC when the norm is not finite: nothing was changed. Afterwards all ranks have the new
- * parameters (of a sharded model: will be brought the new ones) and packed forms are stale. */
+ * Collective: all fail or none. MB_ENUMERIC when the norm is not finite: nothing was changed. Afterwards all
+ * ranks have the new parameters (of a sharded model: will be brought the new ones) and packed forms are
+ * stale. */
 mb_status mb_optimiser_step(mb_optimiser *optimiser, float *gradient, int64_t step, double learning_rate,
                             double *out_norm);
 
-/* This rank's moments, [owned] each. */
-float *mb_optimiser_moment1(mb_optimiser *optimiser);
-float *mb_optimiser_moment2(mb_optimiser *optimiser);
+/* This rank's moments (1 and 2), [owned], in the backend's memory, as the gradient and the parameters are. */
+float *mb_optimiser_moment(mb_optimiser *optimiser, int moment);
+/* n elements of one from its element `first` on, into the host's memory and back. */
+mb_status mb_optimiser_download(mb_optimiser *optimiser, int moment, int64_t first, int64_t n, float *host);
+mb_status mb_optimiser_upload(mb_optimiser *optimiser, int moment, int64_t first, int64_t n,
+                              const float *host);
 
 #endif

@@ -54,7 +54,8 @@ static mb_status create_parts(mb_trainer *trainer)
     MB_TRY(mb_batches_create(trainer->shard, options, &trainer->batches));
     MB_TRY(mb_schedule_init(&trainer->schedule, options->schedule, options->warmup_steps,
                             options->warmup_ratio, mb_batches_steps(trainer->batches)));
-    MB_TRY(mb_lanes_create(trainer->comm, mb_params_trained_count(trainer->params), lanes, &trainer->lanes));
+    MB_TRY(
+        mb_lanes_create(trainer->transfer, mb_params_trained_count(trainer->params), lanes, &trainer->lanes));
     trainer->lane_total = lanes;
     trainer->lane_stride = 1;
     mb_lanes_mine(trainer->lanes, &trainer->lane_first, &trainer->lane_count);
@@ -75,6 +76,7 @@ static void destroy_parts(mb_trainer *trainer)
     mb_optimiser_destroy(&trainer->optimiser);
     mb_scatter_destroy(&trainer->scatter);
     mb_lanes_destroy(&trainer->lanes);
+    mb_transfer_destroy(&trainer->transfer);
     mb_batches_destroy(&trainer->batches);
     mb_metrics_close(&trainer->metrics);
     mb_free(trainer->settings);
@@ -119,6 +121,7 @@ done:
 static mb_status prepare(mb_trainer *trainer)
 {
     mb_status status = MB_OK;
+    MB_TRY(mb_transfer_create(trainer->comm, mb_lm_ops(trainer->lm), &trainer->transfer));
     MB_TRY(mb_comm_agree(trainer->comm, create_parts(trainer)));
     if (mb_comm_rank(trainer->comm) == 0) status = clean_folder(trainer);
     MB_TRY(mb_comm_agree(trainer->comm, status));
@@ -394,12 +397,18 @@ mb_status mb_trainer_gradients(mb_lm *lm, mb_objective *objective, const mb_micr
     mb_status status = MB_OK;
     mb_trainer_passes passes = {0};
     mb_params *params = mb_lm_params(lm);
-    memset(gradient, 0, (size_t)mb_params_trained_count(params) * sizeof *gradient);
+    mb_ops *ops = mb_lm_ops(lm);
+    mb_buffer *buffer = NULL;
+    const size_t bytes = (size_t)mb_params_trained_count(params) * sizeof *gradient;
+    MB_TRY(mb_buffer_create(mb_ops_allocator(ops), bytes, &buffer));
     MB_TRY(mb_trainer_step_create_passes(lm, objective, &passes));
-    mb_params_bind_gradient(params, gradient);
+    mb_params_bind_gradient(params, buffer->data);
     MB_TRY(mb_trainer_step_microbatch(&passes, microbatch, out_terms));
+    MB_TRY(mb_ops_download(ops, buffer->data, bytes, gradient));
+    MB_TRY(mb_ops_wait(ops));
 done:
     mb_params_bind_gradient(params, NULL);
     mb_trainer_step_destroy_passes(&passes);
+    mb_buffer_destroy(&buffer);
     return status;
 }

@@ -78,7 +78,7 @@ mb_status mb_trainer_run(mb_comm *comm, mb_lm *lm, mb_objective *objective, mb_s
                          mb_trainer_report *out_report);
 
 /* Loss terms and gradients of all records of ONE micro-batch given as id arrays, without an optimiser step
- * (moe-inspect gradients). Gradients end in the buffer bound here: caller's, [trained]. */
+ * (moe-inspect gradients). gradient [trained] is the caller's, in the host's memory. */
 mb_status mb_trainer_gradients(mb_lm *lm, mb_objective *objective, const mb_microbatch *microbatch,
                                float *gradient, mb_objective_terms *out_terms);
 

@@ -23,7 +23,7 @@ typedef struct mb_trainer_saver mb_trainer_saver;
 typedef struct mb_trainer_passes {
     mb_lm *lm;
     mb_objective *objective;
-    mb_arena *arena;
+    mb_arena *arena; /* of the host: batches, gradients of the objective */
     bool recompute;
     mb_lm_pass *pass[MB_OBJECTIVE_MAX_PASSES];
 } mb_trainer_passes;
@@ -49,6 +49,7 @@ typedef struct mb_trainer {
     const char *folder;
 
     mb_batches *batches;
+    mb_transfer *transfer;
     mb_lanes *lanes;
     mb_optimiser *optimiser;
     mb_schedule schedule;

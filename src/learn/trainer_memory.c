@@ -89,13 +89,36 @@ done:
 
 /* ---- 2. used ---- */
 
-static int64_t arena_bytes(const mb_trainer *trainer)
+/* What batches and objective took, in the host's memory. */
+static int64_t host_arena_bytes(const mb_trainer *trainer)
 {
-    size_t bytes = mb_arena_peak_bytes(trainer->passes.arena) + mb_arena_peak_bytes(trainer->step_arena);
+    return (int64_t)(mb_arena_peak_bytes(trainer->passes.arena) + mb_arena_peak_bytes(trainer->step_arena));
+}
+
+static int64_t pass_arena_bytes(const mb_trainer *trainer)
+{
+    size_t bytes = 0;
     for (int64_t i = 0; i < MB_OBJECTIVE_MAX_PASSES; i++)
         if (trainer->passes.pass[i] != NULL)
             bytes += mb_arena_peak_bytes(mb_lm_pass_arena(trainer->passes.pass[i]));
     return (int64_t)bytes;
+}
+
+/* The rest of the host's memory: what stands in none of the kinds. Windows are MPI's memory, a device's is
+ * counted by itself. */
+static int64_t other_bytes(const mb_trainer *trainer, const int64_t *used)
+{
+    const mb_params_bytes_used weights = mb_params_used(trainer->params);
+    int64_t other = mb_memory_peak_bytes() - used[CHECKPOINT] - host_arena_bytes(trainer);
+    if (!mb_ops_is_device(mb_lm_ops(trainer->lm))) {
+        other -= used[BLOCKS] + used[OPTIMISER] + used[GRADIENTS] + pass_arena_bytes(trainer) +
+                 mb_lm_rope_bytes(trainer->lm);
+        if (!mb_params_is_sharded(trainer->params)) {
+            other -= (int64_t)weights.trained;
+            if (!mb_params_is_shared(trainer->params)) other -= (int64_t)weights.frozen;
+        }
+    }
+    return other > 0 ? other : 0;
 }
 
 mb_status mb_trainer_memory_measure(mb_trainer *trainer)
@@ -103,7 +126,6 @@ mb_status mb_trainer_memory_measure(mb_trainer *trainer)
     mb_status status = MB_OK;
     const mb_params_bytes_used weights = mb_params_used(trainer->params);
     int64_t first, owned, used[MB_TRAINER_MEMORY_KINDS];
-    const bool in_windows = mb_params_is_sharded(trainer->params);
     mb_lanes_owned(trainer->lanes, &first, &owned);
     used[WEIGHTS] = (int64_t)weights.frozen + mb_lm_rope_bytes(trainer->lm);
     used[BLOCKS] = (int64_t)weights.slots;
@@ -111,14 +133,9 @@ mb_status mb_trainer_memory_measure(mb_trainer *trainer)
     used[OPTIMISER] = 8 * owned;
     used[GRADIENTS] = (int64_t)(trainer->scatter != NULL ? mb_scatter_peak_bytes(trainer->scatter)
                                                          : mb_lanes_bytes(trainer->lanes));
-    used[ACTIVATIONS] = arena_bytes(trainer);
+    used[ACTIVATIONS] = host_arena_bytes(trainer) + pass_arena_bytes(trainer);
     used[CHECKPOINT] = mb_trainer_save_used_bytes(trainer);
-    /* Windows are MPI's memory, not counted by ours. */
-    used[OTHER] = mb_memory_peak_bytes() - used[BLOCKS] - used[OPTIMISER] - used[GRADIENTS] -
-                  used[ACTIVATIONS] - used[CHECKPOINT] - mb_lm_rope_bytes(trainer->lm);
-    if (!in_windows) used[OTHER] -= (int64_t)weights.trained;
-    if (!in_windows && !mb_params_is_shared(trainer->params)) used[OTHER] -= (int64_t)weights.frozen;
-    if (used[OTHER] < 0) used[OTHER] = 0;
+    used[OTHER] = other_bytes(trainer, used);
     status = mb_trainer_forecast(trainer->comm, trainer->lm, trainer->objective, trainer->shard,
                                  trainer->options, trainer->memory);
     MB_TRY(mb_comm_agree(trainer->comm, status));

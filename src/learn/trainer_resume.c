@@ -15,6 +15,8 @@
 #include "learn/trainer_impl.h"
 #include "store/checkpoint.h"
 
+#define PIECE_ELEMENTS ((int64_t)1 << 20)
+
 /* ---- 1. settings and environment ---- */
 
 /* Does this key change what is computed? */
@@ -149,11 +151,50 @@ done:
     return status;
 }
 
+/* Elements [first, first + count) of the values (0) or a moment, piece by piece to where they are used. */
+static mb_status read_moment(mb_trainer *trainer, mb_h5 *file, int moment, int64_t first, int64_t count,
+                             float *piece)
+{
+    mb_status status = MB_OK;
+    int64_t owned, ignored;
+    mb_lanes_owned(trainer->lanes, &owned, &ignored);
+    for (int64_t at = first; at < first + count; at += PIECE_ELEMENTS) {
+        const int64_t left = first + count - at, n = left < PIECE_ELEMENTS ? left : PIECE_ELEMENTS;
+        if (moment == 0) {
+            MB_TRY(mb_h5_read_rows(file, MB_TRAINER_STATE_VALUES, MB_F32, at, n, piece));
+            MB_TRY(mb_params_upload(trainer->params, at, n, piece));
+        } else {
+            MB_TRY(mb_trainer_state_read_moment(file, moment, at, n, piece));
+            MB_TRY(mb_optimiser_upload(trainer->optimiser, moment, at - owned, n, piece));
+        }
+    }
+done:
+    return status;
+}
+
+/* What this rank keeps: all values, or of a model cut over the ranks its own; its own moments. */
+static mb_status read_values(mb_trainer *trainer, mb_h5 *file)
+{
+    mb_status status = MB_OK;
+    float *piece = NULL;
+    int64_t first, count;
+    const bool is_cut = mb_params_is_sharded(trainer->params);
+    mb_lanes_owned(trainer->lanes, &first, &count);
+    MB_NEW_ARRAY(piece, PIECE_ELEMENTS);
+    MB_TRY(read_moment(trainer, file, 0, is_cut ? first : 0,
+                       is_cut ? count : mb_params_trained_count(trainer->params), piece));
+    MB_TRY(read_moment(trainer, file, 1, first, count, piece));
+    MB_TRY(read_moment(trainer, file, 2, first, count, piece));
+done:
+    mb_free(piece);
+    return status;
+}
+
 static mb_status read_file(mb_trainer *trainer, const char *path)
 {
     mb_status status = MB_OK;
     mb_h5 *file = NULL;
-    int64_t first, count, elements = mb_params_trained_count(trainer->params);
+    int64_t elements = mb_params_trained_count(trainer->params);
     mb_trainer_state state;
     char *name = mb_files_join(path, "trainer.h5");
     if (name == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
@@ -164,17 +205,7 @@ static mb_status read_file(mb_trainer *trainer, const char *path)
         MB_RAISE(MB_EFORMAT, "%s has %lld trained elements, the model has %lld; remove this checkpoint", name,
                  (long long)state.elements, (long long)elements);
     }
-    mb_lanes_owned(trainer->lanes, &first, &count);
-    if (!mb_params_is_sharded(trainer->params))
-        MB_TRY(mb_h5_read_rows(file, MB_TRAINER_STATE_VALUES, MB_F32, 0, elements,
-                               mb_params_trained(trainer->params)));
-    if (count > 0) {
-        if (mb_params_is_sharded(trainer->params))
-            MB_TRY(mb_h5_read_rows(file, MB_TRAINER_STATE_VALUES, MB_F32, first, count,
-                                   mb_params_owned(trainer->params, first)));
-        MB_TRY(mb_trainer_state_read_moment(file, 1, first, count, mb_optimiser_moment1(trainer->optimiser)));
-        MB_TRY(mb_trainer_state_read_moment(file, 2, first, count, mb_optimiser_moment2(trainer->optimiser)));
-    }
+    MB_TRY(read_values(trainer, file));
     trainer->step = state.step;
     MB_TRY(mb_h5_get_int(file, "/", "tokens", &trainer->tokens));
     MB_TRY(mb_h5_get_int(file, "/", "records", &trainer->records));

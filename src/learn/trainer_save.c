@@ -253,10 +253,25 @@ static mb_status keep_piece(mb_trainer_saver *saver, bool is_aside, int moment, 
     return MB_OK;
 }
 
+/* n of my owned elements of one moment from element `at` on, as the host sees them: where they lie, or
+ * brought down into `room`. */
+static mb_status own_piece(mb_trainer *trainer, int moment, int64_t at, int64_t n, float *room, float **out)
+{
+    int64_t first, count;
+    mb_lanes_owned(trainer->lanes, &first, &count);
+    const bool is_device = mb_ops_is_device(mb_lm_ops(trainer->lm));
+    *out = is_device     ? room
+           : moment == 0 ? mb_params_owned(trainer->params, first) + at
+                         : mb_optimiser_moment(trainer->optimiser, moment) + at;
+    if (!is_device) return MB_OK;
+    if (moment == 0) return mb_params_download(trainer->params, first + at, n, room);
+    return mb_optimiser_download(trainer->optimiser, moment, at, n, room);
+}
+
 /* All ranks' parts of one moment to rank 0; ranges[2 r] and [2 r + 1] are first and count. A failed write
  * goes on receiving. */
-static mb_status gather_moment(mb_trainer *trainer, bool is_aside, int moment, float *mine,
-                               const int64_t *ranges, float *piece)
+static mb_status gather_moment(mb_trainer *trainer, bool is_aside, int moment, const int64_t *ranges,
+                               float *piece)
 {
     mb_status status = MB_OK, kept = MB_OK;
     const int rank = mb_comm_rank(trainer->comm);
@@ -264,7 +279,8 @@ static mb_status gather_moment(mb_trainer *trainer, bool is_aside, int moment, f
         const int64_t first = ranges[2 * owner], count = ranges[2 * owner + 1];
         for (int64_t at = 0; at < count; at += PIECE_ELEMENTS) {
             const int64_t n = count - at < PIECE_ELEMENTS ? count - at : PIECE_ELEMENTS;
-            float *data = owner == rank ? mine + at : piece;
+            float *data = piece;
+            if (owner == rank && kept == MB_OK) kept = own_piece(trainer, moment, at, n, piece, &data);
             if (owner != 0 && (rank == 0 || rank == owner)) MB_TRY(move_piece(trainer->comm, owner, data, n));
             if (rank == 0 && kept == MB_OK)
                 kept = keep_piece(trainer->saver, is_aside, moment, first + at, data, n);
@@ -301,11 +317,8 @@ static mb_status gather(mb_trainer *trainer, mb_status begun, bool is_aside)
     }
     MB_TRY(mb_comm_agree(trainer->comm, status));
     MB_TRY(gather_ranges(trainer, &ranges));
-    float *const mine[MOMENTS] = {mb_params_owned(trainer->params, ranges[2 * mb_comm_rank(trainer->comm)]),
-                                  mb_optimiser_moment1(trainer->optimiser),
-                                  mb_optimiser_moment2(trainer->optimiser)};
     for (int moment = 0; moment < MOMENTS; moment++) {
-        status = gather_moment(trainer, is_aside, moment, mine[moment], ranges, piece);
+        status = gather_moment(trainer, is_aside, moment, ranges, piece);
         MB_TRY(mb_comm_agree(trainer->comm, status));
     }
 done:

@@ -57,6 +57,63 @@ static mb_status check_finite(const mb_trainer_passes *passes, const mb_objectiv
     return MB_OK;
 }
 
+static mb_status check_passes(const mb_trainer_passes *passes, const mb_objective_pass *planned,
+                              int64_t count)
+{
+    int64_t backwards = 0;
+    for (int64_t i = 0; i < count; i++) {
+        backwards += planned[i].want.gradient;
+        if (planned[i].model != 0)
+            return mb_fail(MB_EUNSUPPORTED,
+                           "objective %s asks for a second model, and the trainer was given one",
+                           passes->objective->name);
+    }
+    if (backwards != 1 && mb_params_has_sink(mb_lm_params(passes->lm)))
+        return mb_fail(MB_EUNSUPPORTED,
+                       "objective %s makes %lld backward passes of a micro-batch; training.zero = 2 "
+                       "and 3 take one: set training.zero=1",
+                       passes->objective->name, (long long)backwards);
+    return MB_OK;
+}
+
+static mb_status run_forwards(mb_trainer_passes *passes, mb_objective_pass *planned, int64_t count,
+                              mb_lm_output *outputs)
+{
+    mb_status status = MB_OK;
+    const bool is_device = mb_ops_is_device(mb_lm_ops(passes->lm)); /* routing has to be fetched there */
+    for (int64_t i = 0; i < count; i++) {
+        planned[i].want.recompute = passes->recompute && planned[i].want.gradient;
+        planned[i].want.no_routing = is_device && !passes->objective->reads_routing;
+        if (passes->pass[i] == NULL) MB_TRY(mb_lm_pass_create(passes->lm, &passes->pass[i]));
+        MB_TRY(mb_lm_forward_start(passes->pass[i], &planned[i].batch, &planned[i].want, &outputs[i]));
+    }
+done:
+    return status;
+}
+
+static mb_status run_backwards(mb_trainer_passes *passes, const mb_objective_pass *planned, int64_t count,
+                               const mb_objective_gradient *gradients)
+{
+    mb_status status = MB_OK;
+    for (int64_t i = 0; i < count; i++) {
+        if (!planned[i].want.gradient) continue;
+        MB_TRY(mb_lm_backward(passes->pass[i], gradients[i].d_token_loss, gradients[i].d_router_logits,
+                              gradients[i].d_hidden));
+    }
+done:
+    return status;
+}
+
+static mb_status wait_forwards(mb_trainer_passes *passes, int64_t count)
+{
+    mb_status status = MB_OK;
+    for (int64_t i = 0; i < count; i++) MB_TRY(mb_lm_pass_wait(passes->pass[i]));
+done:
+    return status;
+}
+
+/* On a device the backward of a fused objective is queued behind the forward before the loss is looked at, so
+ * that the device is never without work. */
 mb_status mb_trainer_step_microbatch(mb_trainer_passes *passes, const mb_microbatch *microbatch,
                                      mb_objective_terms *out_terms)
 {
@@ -65,32 +122,19 @@ mb_status mb_trainer_step_microbatch(mb_trainer_passes *passes, const mb_microba
     mb_objective_pass planned[MB_OBJECTIVE_MAX_PASSES];
     mb_lm_output outputs[MB_OBJECTIVE_MAX_PASSES];
     mb_objective_gradient gradients[MB_OBJECTIVE_MAX_PASSES] = {{0}};
-    int64_t count = 0, backwards = 0;
+    const bool is_ahead = objective->is_fused && mb_ops_is_device(mb_lm_ops(passes->lm));
+    int64_t count = 0;
     mb_arena_reset(passes->arena);
     MB_TRY(objective->plan_passes(objective, microbatch, passes->arena, planned, &count));
-    for (int64_t i = 0; i < count; i++) backwards += planned[i].want.gradient;
-    if (backwards != 1 && mb_params_has_sink(mb_lm_params(passes->lm)))
-        MB_RAISE(MB_EUNSUPPORTED,
-                 "objective %s makes %lld backward passes of a micro-batch; training.zero = 2 "
-                 "and 3 take one: set training.zero=1",
-                 objective->name, (long long)backwards);
+    MB_TRY(check_passes(passes, planned, count));
     MB_TRY(mb_lm_gradient_begin(passes->lm));
-    for (int64_t i = 0; i < count; i++) {
-        planned[i].want.recompute = passes->recompute && planned[i].want.gradient;
-        if (planned[i].model != 0)
-            MB_RAISE(MB_EUNSUPPORTED, "objective %s asks for a second model, and the trainer was given one",
-                     objective->name);
-        if (passes->pass[i] == NULL) MB_TRY(mb_lm_pass_create(passes->lm, &passes->pass[i]));
-        MB_TRY(mb_lm_forward(passes->pass[i], &planned[i].batch, &planned[i].want, &outputs[i]));
-    }
+    MB_TRY(run_forwards(passes, planned, count, outputs));
+    if (is_ahead) MB_TRY(run_backwards(passes, planned, count, gradients));
+    MB_TRY(wait_forwards(passes, count));
     MB_TRY(
         objective->loss(objective, microbatch, passes->arena, planned, outputs, count, out_terms, gradients));
     MB_TRY(check_finite(passes, planned, outputs, out_terms));
-    for (int64_t i = 0; i < count; i++) {
-        if (!planned[i].want.gradient) continue;
-        MB_TRY(mb_lm_backward(passes->pass[i], gradients[i].d_token_loss, gradients[i].d_router_logits,
-                              gradients[i].d_hidden));
-    }
+    if (!is_ahead) MB_TRY(run_backwards(passes, planned, count, gradients));
 done:
     return status;
 }
@@ -119,7 +163,7 @@ mb_status mb_trainer_step_create_scatter(mb_trainer *trainer)
     MB_NEW_ARRAY(count, layers + 2);
     for (int64_t s = 0; s < layers + 2; s++)
         count[s] = mb_params_block_trained(trainer->params, layers - s, &first[s]);
-    MB_TRY(mb_scatter_create(trainer->comm, mb_params_trained_count(trainer->params), trainer->lane_total,
+    MB_TRY(mb_scatter_create(trainer->transfer, mb_params_trained_count(trainer->params), trainer->lane_total,
                              layers + 2, first, count, &trainer->scatter));
     trainer->sink = (mb_params_sink){trainer, sink_room, sink_complete};
     trainer->lane_first = mb_comm_rank(trainer->comm);
@@ -366,7 +410,7 @@ static mb_status sum_step(mb_trainer *trainer, const mb_batches_step *taken, int
         MB_TRY(mb_scatter_sum(trainer->scatter, trainer->lane_terms, width, trainer->terms));
     } else {
         MB_TRY(mb_comm_agree(trainer->comm, run_lanes(trainer, taken, step_targets)));
-        MB_TRY(mb_lanes_reduce(trainer->lanes, out_owned));
+        MB_TRY(mb_comm_agree(trainer->comm, mb_lanes_reduce(trainer->lanes, out_owned)));
         MB_TRY(mb_lanes_sum(trainer->lanes, trainer->lane_terms, width, trainer->terms));
     }
 done:

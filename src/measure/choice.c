@@ -291,26 +291,46 @@ done:
     return status;
 }
 
-static mb_status run_tile(const choice_work *work, mb_lm_pass *pass, int64_t vocab, int64_t first,
-                          int64_t end, mb_tile *tile, choice_answers *answers)
+/* A request of a tile, and the head rows of its input. */
+typedef struct choice_item {
+    int64_t request, head, heads;
+} choice_item;
+
+static int64_t list_tile(const choice_work *work, int64_t first, int64_t end, choice_item *items)
+{
+    int64_t n = 0, head = 0;
+    for (int64_t i = first; i < end; i++) {
+        const choice_input *input = &work->inputs[i];
+        for (int64_t r = input->first; r >= 0; r = work->requests[r].next)
+            items[n++] = (choice_item){r, head, input->heads};
+        head += input->heads;
+    }
+    return n;
+}
+
+/* Rows of logits are worked on by all threads, a request by one. items: room for all requests. */
+static mb_status run_tile(const choice_work *work, mb_lm_pass *pass, int64_t vocab, int threads,
+                          int64_t first, int64_t end, mb_tile *tile, choice_item *items,
+                          choice_answers *answers)
 {
     mb_status status = MB_OK;
     const bool by_logits = work->inputs[first].needs_logits;
-    const mb_lm_want want = {.argmax = !by_logits, .logits = by_logits};
+    const mb_lm_want want = {.argmax = !by_logits, .logits = by_logits, .no_routing = true};
     mb_lm_output out;
-    int64_t head = 0;
     MB_TRY(fill_tile(work, first, end, tile));
     mb_lm_batch batch = mb_tile_batch(tile);
     MB_TRY(mb_lm_forward(pass, &batch, &want, &out));
-    for (int64_t i = first; i < end; i++) {
-        const choice_input *input = &work->inputs[i];
-        for (int64_t r = input->first; r >= 0; r = work->requests[r].next) {
-            answers->data[answers->count++] =
-                by_logits ? answer_by_logits(work, r, out.logits + head * vocab, input->heads, vocab)
-                          : answer_by_loss(work, r, out.token_loss + head, out.argmax + head);
-        }
-        head += input->heads;
+    const int64_t n = list_tile(work, first, end, items);
+    choice_answer *answer = answers->data + answers->count;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (by_logits && n > 1)
+    for (int64_t k = 0; k < n; k++) {
+        const choice_item *item = &items[k];
+        answer[k] =
+            by_logits
+                ? answer_by_logits(work, item->request, out.logits + item->head * vocab, item->heads, vocab)
+                : answer_by_loss(work, item->request, out.token_loss + item->head, out.argmax + item->head);
     }
+    answers->count += n;
 done:
     return status;
 }
@@ -320,23 +340,26 @@ static mb_status run_tiles(mb_lm *lm, const choice_work *work, mb_comm_queue *qu
     mb_status status = MB_OK;
     mb_lm_pass *pass = NULL;
     mb_tile tile = {0};
+    choice_item *items = NULL;
     mb_progress progress;
     int64_t unit;
     mb_progress_start(&progress, work->task->name, "tiles", 0, work->tile_count);
     MB_NEW_ARRAY(answers->data, work->request_count + 1);
+    MB_NEW_ARRAY(items, work->request_count + 1);
     MB_TRY(mb_lm_pass_create(lm, &pass));
     for (;;) {
         if (mb_stop_is_set()) MB_RAISE(MB_ESTOPPED, "stopped in task %s; run again", work->task->name);
         MB_TRY(mb_comm_queue_next(queue, &unit));
         if (unit < 0) break;
-        MB_TRY(run_tile(work, pass, mb_lm_arch(lm)->vocab, work->tile_first[unit], work->tile_first[unit + 1],
-                        &tile, answers));
+        MB_TRY(run_tile(work, pass, mb_lm_arch(lm)->vocab, mb_ops_threads(mb_lm_ops(lm)),
+                        work->tile_first[unit], work->tile_first[unit + 1], &tile, items, answers));
         mb_progress_step(&progress, unit + 1, NULL);
     }
     mb_progress_end(&progress, work->tile_count, NULL);
 done:
     mb_lm_pass_destroy(&pass);
     mb_tile_destroy(&tile);
+    mb_free(items);
     return status;
 }
 

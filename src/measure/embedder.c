@@ -254,7 +254,7 @@ static mb_status embed_tile(embedder *e, int64_t index, int64_t first_record, fl
         MB_TRY(mb_encoder_run(e->model->encoder, &batch, dimension, NULL, e->pooled));
     } else {
         const mb_lm_batch batch = mb_tile_batch(tile);
-        const mb_lm_want want = {.hidden = true};
+        const mb_lm_want want = {.hidden = true, .no_routing = true};
         MB_TRY(mb_lm_forward(e->pass, &batch, &want, &out));
         MB_TRY(mb_encoder_pooling_run(&e->model->own_pooling, e->ops, out.hidden,
                                       mb_lm_arch(e->model->lm)->width, tile->offsets, tile->segments,

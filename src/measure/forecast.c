@@ -37,6 +37,17 @@ mb_forecast_machine mb_forecast_machine_assumed(int64_t cores)
                                  .network_us = 20};
 }
 
+void mb_forecast_machine_assume_gpus(mb_forecast_machine *machine, int64_t gpus)
+{
+    snprintf(machine->name, sizeof machine->name, "assumed for GPUs");
+    machine->is_measured = false;
+    machine->gpus = gpus;
+    machine->gpu_memory_bytes = 0;
+    machine->gflops_f32 = 15e3 * (double)gpus;
+    machine->gflops_bf16 = 150e3 * (double)gpus;
+    machine->memory_gb_per_s = 1200.0 * (double)gpus;
+}
+
 static mb_status check_rate(const char *path, const char *key, double value)
 {
     if (value > 0 && isfinite(value)) return MB_OK;
@@ -71,6 +82,11 @@ static mb_status read_machine(const json_t *json, const char *path, mb_forecast_
     *m = mb_forecast_machine_assumed(cores);
     MB_TRY(mb_json_opt_int(json, "threads", path, &m->threads));
     if (m->threads < 1) m->threads = cores;
+    MB_TRY(mb_json_opt_int(json, "gpus", path, &m->gpus));
+    if (m->gpus < 0)
+        MB_RAISE(MB_EFORMAT, "%s: gpus is %lld; it cannot be less than 0", path, (long long)m->gpus);
+    const json_t *gpu = json_array_get(json_object_get(json, "gpu_list"), 0);
+    if (m->gpus > 0 && gpu != NULL) MB_TRY(mb_json_opt_real(gpu, "memory_bytes", path, &m->gpu_memory_bytes));
     MB_TRY(mb_json_opt_string(json, "name", path, &name));
     snprintf(m->name, sizeof m->name, "%s", name != NULL ? name : path);
     if (!json_is_object(gflops)) MB_RAISE(MB_EFORMAT, "%s: gflops {f32, bf16} is missing", path);
@@ -190,10 +206,11 @@ mb_forecast_cost mb_forecast_cost_train(const mb_arch *arch, const mb_forecast_t
 
 /* ---- 3. seconds ---- */
 
-/* Threads at work on a node, and the share of the measured rates they get. */
+/* Threads at work on a node, or GPUs, one of a rank, and the share of the measured rates they get. */
 static double node_share(const mb_forecast_machine *m, const mb_forecast_layout *layout)
 {
     const int64_t nodes = layout->nodes > 0 ? layout->nodes : 1;
+    if (m->gpus > 0) return fmin(1, (double)layout->ranks / (double)nodes / (double)m->gpus);
     double threads = (double)layout->ranks * (double)layout->threads / (double)nodes;
     if (threads > (double)m->cores) threads = (double)m->cores;
     return threads / (double)m->threads;

@@ -20,10 +20,12 @@
 
 /* ---- rates ---- */
 
-/* Of one node. Rates are those of `threads` threads; fewer threads get their share of them. */
+/* Of one node. Rates are those of `threads` threads, or of `gpus` GPUs; fewer of them get their share. */
 typedef struct mb_forecast_machine {
     char name[64];
     int64_t cores, threads;
+    int64_t gpus;                   /* > 0: the rates are of so many GPUs, and memory is theirs */
+    double gpu_memory_bytes;        /* of one; 0: not known */
     double gflops_f32, gflops_bf16; /* of a large product */
     double memory_gb_per_s;
     double disk_write_gb_per_s, disk_read_gb_per_s;
@@ -31,12 +33,15 @@ typedef struct mb_forecast_machine {
     bool is_measured;                    /* read from a file; else only assumed */
 } mb_forecast_machine;
 
-/* A file as `moe-inspect machine measure=true out=FILE` writes it: name, cores, threads, gflops {f32, bf16},
- * memory_gb_per_s, and where known disk_write_gb_per_s, disk_read_gb_per_s, network_gb_per_s, network_us.
- * What the file does not say is assumed. MB_EFORMAT when a rate is not positive. */
+/* A file as `moe-inspect machine measure=true out=FILE` writes it: name, cores, threads, gflops {f32,
+ * bf16}, memory_gb_per_s, and where known gpus, gpu_list, disk_write_gb_per_s, disk_read_gb_per_s,
+ * network_gb_per_s, network_us. What the file does not say is assumed. MB_EFORMAT when a rate is not
+ * positive. */
 mb_status mb_forecast_machine_read(const char *path, mb_forecast_machine *out_machine);
 /* Rates for want of a file: low ones for a core of any kind. */
 mb_forecast_machine mb_forecast_machine_assumed(int64_t cores);
+/* Rates of so many GPUs in the place of the processors', low ones for a chip with bf16 tensor cores. */
+void mb_forecast_machine_assume_gpus(mb_forecast_machine *machine, int64_t gpus);
 
 /* ---- work ---- */
 

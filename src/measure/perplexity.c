@@ -71,35 +71,80 @@ done:
 
 /* ---- 2. this rank's tiles ---- */
 
+/* A tile being computed; on a device the sums of the one before are made meanwhile. */
+typedef struct tile_flight {
+    mb_lm_pass *pass;
+    const mb_tile *tile; /* NULL: none */
+    mb_lm_output out;
+} tile_flight;
+
+typedef struct tile_run {
+    const mb_shard *shard;
+    tile_flight flight[2];
+    int flights;
+    tile_sums *sums;
+} tile_run;
+
+static mb_status finish_flight(const tile_run *run, tile_flight *flight)
+{
+    mb_status status = MB_OK;
+    const mb_tile *tile = flight->tile;
+    flight->tile = NULL;
+    if (tile != NULL) MB_TRY(add_tile(run->shard, tile, flight->out.token_loss, run->sums));
+done:
+    return status;
+}
+
+/* All that is queued is done before the next tile is: a pass is waited for with everything before it. */
+static mb_status run_tile(tile_run *run, int64_t number, const mb_tile *tile)
+{
+    mb_status status = MB_OK;
+    const mb_lm_want want = {.no_routing = true};
+    const mb_lm_batch batch = mb_tile_batch(tile);
+    tile_flight *flight = &run->flight[number % run->flights],
+                *last = &run->flight[(number + run->flights - 1) % run->flights];
+    if (last->tile != NULL) MB_TRY(mb_lm_pass_wait(last->pass));
+    flight->out = (mb_lm_output){0};
+    if (batch.head_rows > 0) MB_TRY(mb_lm_forward_start(flight->pass, &batch, &want, &flight->out));
+    if (last != flight) MB_TRY(finish_flight(run, last));
+    flight->tile = tile;
+    if (last != flight) goto done;
+    MB_TRY(mb_lm_pass_wait(flight->pass));
+    MB_TRY(finish_flight(run, flight));
+done:
+    return status;
+}
+
 static mb_status run_tiles(mb_comm *comm, mb_lm *lm, mb_shard *shard, const mb_tile_plan *plan, int64_t limit,
                            bool only_masked, tile_sums *sums)
 {
     mb_status status = MB_OK;
-    mb_lm_pass *pass = NULL;
     mb_tile_stream *stream = NULL;
     const mb_tile *tile;
     mb_progress progress;
-    const mb_lm_want want = {0};
+    tile_run run = {.shard = shard, .flights = mb_ops_is_device(mb_lm_ops(lm)) ? 2 : 1, .sums = sums};
     int64_t first, count;
     mb_comm_share(comm, plan->count, &first, &count);
     mb_progress_start(&progress, "perplexity", "tiles", 0, count);
-    MB_TRY(mb_lm_pass_create(lm, &pass));
+    for (int f = 0; f < run.flights; f++) MB_TRY(mb_lm_pass_create(lm, &run.flight[f].pass));
     MB_TRY(mb_tile_stream_create(shard, plan, limit,
-                                 only_masked ? MB_TILE_MASKED_TARGETS : MB_TILE_ALL_TARGETS, &stream));
+                                 only_masked ? MB_TILE_MASKED_TARGETS : MB_TILE_ALL_TARGETS, run.flights,
+                                 &stream));
     if (count > 0) mb_tile_stream_start(stream, first);
     for (int64_t t = first; t < first + count; t++) {
-        mb_lm_output out = {0};
         if (mb_stop_is_set()) MB_RAISE(MB_ESTOPPED, "stopped while measuring perplexity; run again");
         MB_TRY(mb_tile_stream_take(stream, &tile));
         if (t + 1 < first + count) mb_tile_stream_start(stream, t + 1);
-        mb_lm_batch batch = mb_tile_batch(tile);
-        if (batch.head_rows > 0) MB_TRY(mb_lm_forward(pass, &batch, &want, &out));
-        MB_TRY(add_tile(shard, tile, out.token_loss, sums));
+        MB_TRY(run_tile(&run, t - first, tile));
         mb_progress_step(&progress, t + 1 - first, NULL);
+    }
+    for (int f = 0; f < run.flights; f++) { /* one at most */
+        if (run.flight[f].tile != NULL) MB_TRY(mb_lm_pass_wait(run.flight[f].pass));
+        MB_TRY(finish_flight(&run, &run.flight[f]));
     }
     mb_progress_end(&progress, count, NULL);
 done:
-    mb_lm_pass_destroy(&pass);
+    for (int f = 0; f < 2; f++) mb_lm_pass_destroy(&run.flight[f].pass);
     mb_tile_stream_destroy(&stream);
     return status;
 }

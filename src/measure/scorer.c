@@ -1,6 +1,11 @@
 /* scorer.c: the scoring pass.
  *
- * 1. options   2. state   3. one tile   4. one part   5. all parts   6. run
+ * A tile is launched (its forward passes begin) and finished (the host makes scores of what came out). On the
+ * host one follows the other; on a device the tile before is finished while this one is computed, also where
+ * the two belong to different parts.
+ *
+ * 1. options   2. state   3. scores of a tile   4. launching and finishing   5. one part   6. all parts   7.
+ * run
  */
 #include "measure/scorer.h"
 
@@ -45,16 +50,32 @@ const mb_option *mb_scorer_option_table(int64_t *out_count)
 
 /* ---- 2. state ---- */
 
+enum { MOST_FLIGHTS = 2 };
+
+/* A tile from launch to finish, with passes of its own. */
+typedef struct scorer_flight {
+    mb_lm_pass *router_pass, *source_pass;
+    mb_lm_output router, source;
+    const mb_tile *tile;
+    mb_scores_part *part;
+    bool ends_part;
+} scorer_flight;
+
 typedef struct scorer {
     mb_comm *comm;
     mb_lm *router_lm, *source_lm;
-    mb_lm_pass *router_pass, *source_pass;
+    scorer_flight flight[MOST_FLIGHTS], *flying; /* flying: launched and not landed, NULL none */
+    int flights, next_flight;
+    mb_scores_part part[MOST_FLIGHTS]; /* in turn: a tile of the last may still fly */
+    int next_part;
+    mb_scorer_router *means; /* of a tile: [its records x layers], and so many are there */
+    int64_t mean_room;
+    int threads;
     mb_shard *shard;
     mb_shard_columns records;
     const mb_scorer_options *options;
     mb_scorer_plan plan;
     mb_tile_stream *stream; /* NULL when no score needs a model */
-    const mb_tile *tile;    /* being computed */
     mb_share share;
     mb_tile_part work;    /* of our share */
     mb_comm_queue *queue; /* of its parts */
@@ -65,10 +86,21 @@ typedef struct scorer {
     mb_progress progress;
 } scorer;
 
+static void part_reset(mb_scores_part *part)
+{
+    mb_free(part->values);
+    mb_free(part->layers);
+    *part = (mb_scores_part){0};
+}
+
 static void scorer_reset(scorer *s)
 {
-    mb_lm_pass_destroy(&s->router_pass);
-    mb_lm_pass_destroy(&s->source_pass);
+    for (int f = 0; f < MOST_FLIGHTS; f++) {
+        mb_lm_pass_destroy(&s->flight[f].router_pass);
+        mb_lm_pass_destroy(&s->flight[f].source_pass);
+        part_reset(&s->part[f]);
+    }
+    mb_free(s->means);
     mb_tile_stream_destroy(&s->stream);
     mb_scorer_plan_reset(&s->plan);
     mb_comm_queue_destroy(&s->queue);
@@ -111,65 +143,154 @@ static void put_layer(const scorer *s, mb_scores_part *part, mb_scorer_kind kind
     if (layer == layers - 1 && kind != MB_SCORER_GOOD_LOGITS) *total /= (double)layers;
 }
 
-/* ---- 3. one tile ---- */
+/* ---- 3. scores of a tile ---- */
 
-/* Router scores of the tile's records from the logits of the asked layers. */
-static void score_routers(scorer *s, bool of_source, const mb_lm_output *out, mb_scores_part *part)
-{
-    const mb_arch *arch = mb_lm_arch(of_source ? s->source_lm : s->router_lm);
-    const int64_t gates = mb_arch_gates(arch), good = mb_arch_good(arch);
-    for (int64_t i = 0; i < s->tile->records; i++) {
-        int64_t row = s->tile->row_first[i], n = s->tile->row_first[i + 1] - row, record = s->tile->record[i];
-        for (int64_t l = 0; l < s->plan.layer_count; l++) {
-            mb_scorer_router mean = {NAN, NAN, NAN};
-            if (n > 0)
-                mean = mb_scorer_record_router(out->router_logits[s->plan.layers[l]] + row * gates, n, gates,
-                                               good);
-            if (of_source) {
-                put_layer(s, part, MB_SCORER_ENTROPY, record, l, mean.entropy);
-            } else {
-                put_layer(s, part, MB_SCORER_GOOD_MASS, record, l, mean.good_mass);
-                put_layer(s, part, MB_SCORER_GOOD_LOGITS, record, l, mean.good_logits);
-            }
-        }
-    }
-}
-
-static void score_losses(scorer *s, const mb_lm_output *out, mb_scores_part *part)
-{
-    for (int64_t i = 0; i < s->tile->records; i++) {
-        double sum = 0;
-        int64_t from = s->tile->head_first[i], to = s->tile->head_first[i + 1];
-        for (int64_t h = from; h < to; h++) sum += out->token_loss[h];
-        *value_at(s, part, MB_SCORER_PERPLEXITY, s->tile->record[i]) =
-            to > from ? exp(sum / (double)(to - from)) : NAN;
-    }
-}
-
-static mb_status score_tile(scorer *s, mb_scores_part *part)
+/* Means of every record and asked layer, [records, layers], on all threads: each by itself, so that its
+ * bits are the same on any number of them. NaN for a record without tokens. */
+static mb_status router_means(scorer *s, const mb_tile *tile, const mb_arch *arch, const mb_lm_output *out)
 {
     mb_status status = MB_OK;
-    const bool has_head = s->plan.wants[MB_SCORER_PERPLEXITY];
-    mb_lm_output out = {0};
-    mb_lm_batch batch = mb_tile_batch(s->tile);
-    if (wants_source(&s->plan)) {
-        mb_lm_want want = {.routers = has_head && batch.head_rows > 0 ? 0 : s->plan.routers};
-        bool has_work = batch.head_rows > 0 || (batch.tokens > 0 && s->plan.wants[MB_SCORER_ENTROPY]);
-        if (has_work) MB_TRY(mb_lm_forward(s->source_pass, &batch, &want, &out));
-        if (has_head) score_losses(s, &out, part);
-        if (s->plan.wants[MB_SCORER_ENTROPY]) score_routers(s, true, &out, part);
+    const int64_t gates = mb_arch_gates(arch), good = mb_arch_good(arch), layers = s->plan.layer_count,
+                  n = tile->records * layers;
+    if (n > s->mean_room) {
+        MB_FREE(s->means);
+        s->mean_room = 0;
+        MB_NEW_ARRAY(s->means, n);
+        s->mean_room = n;
     }
-    if (wants_router(&s->plan)) {
-        mb_lm_want want = {.routers = s->plan.routers};
-        batch.head_rows = 0;
-        if (batch.tokens > 0) MB_TRY(mb_lm_forward(s->router_pass, &batch, &want, &out));
-        score_routers(s, false, &out, part);
+#pragma omp parallel for schedule(dynamic) num_threads(s->threads) if (n > 1)
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t first = tile->row_first[i / layers], rows = tile->row_first[i / layers + 1] - first;
+        s->means[i] = (mb_scorer_router){NAN, NAN, NAN};
+        if (rows > 0)
+            s->means[i] = mb_scorer_record_router(
+                out->router_logits[s->plan.layers[i % layers]] + first * gates, rows, gates, good);
     }
 done:
     return status;
 }
 
-/* ---- 4. one part ---- */
+/* Router scores of the tile's records from the logits of the asked layers. */
+static mb_status score_routers(scorer *s, const scorer_flight *flight, bool of_source)
+{
+    mb_status status = MB_OK;
+    const mb_tile *tile = flight->tile;
+    const int64_t layers = s->plan.layer_count;
+    MB_TRY(router_means(s, tile, mb_lm_arch(of_source ? s->source_lm : s->router_lm),
+                        of_source ? &flight->source : &flight->router));
+    for (int64_t i = 0; i < tile->records * layers; i++) {
+        const mb_scorer_router *mean = &s->means[i];
+        const int64_t record = tile->record[i / layers], l = i % layers;
+        if (of_source) {
+            put_layer(s, flight->part, MB_SCORER_ENTROPY, record, l, mean->entropy);
+        } else {
+            put_layer(s, flight->part, MB_SCORER_GOOD_MASS, record, l, mean->good_mass);
+            put_layer(s, flight->part, MB_SCORER_GOOD_LOGITS, record, l, mean->good_logits);
+        }
+    }
+done:
+    return status;
+}
+
+static void score_losses(scorer *s, const scorer_flight *flight)
+{
+    const mb_tile *tile = flight->tile;
+    for (int64_t i = 0; i < tile->records; i++) {
+        double sum = 0;
+        int64_t from = tile->head_first[i], to = tile->head_first[i + 1];
+        for (int64_t h = from; h < to; h++) sum += flight->source.token_loss[h];
+        *value_at(s, flight->part, MB_SCORER_PERPLEXITY, tile->record[i]) =
+            to > from ? exp(sum / (double)(to - from)) : NAN;
+    }
+}
+
+/* ---- 4. launching and finishing ---- */
+
+int mb_scorer_passes(const mb_ops *ops)
+{
+    return mb_ops_is_device(ops) ? MOST_FLIGHTS : 1;
+}
+
+static mb_status launch(scorer *s, scorer_flight *flight)
+{
+    mb_status status = MB_OK;
+    const bool has_head = s->plan.wants[MB_SCORER_PERPLEXITY], has_entropy = s->plan.wants[MB_SCORER_ENTROPY];
+    mb_lm_batch batch = mb_tile_batch(flight->tile);
+    flight->router = flight->source = (mb_lm_output){0};
+    if (wants_source(&s->plan)) {
+        const mb_lm_want want = {.routers = has_head && batch.head_rows > 0 ? 0 : s->plan.routers,
+                                 .no_routing = !has_entropy};
+        if (batch.head_rows > 0 || (batch.tokens > 0 && has_entropy))
+            MB_TRY(mb_lm_forward_start(flight->source_pass, &batch, &want, &flight->source));
+    }
+    if (wants_router(&s->plan)) {
+        const mb_lm_want want = {.routers = s->plan.routers};
+        batch.head_rows = 0;
+        if (batch.tokens > 0)
+            MB_TRY(mb_lm_forward_start(flight->router_pass, &batch, &want, &flight->router));
+    }
+done:
+    return status;
+}
+
+/* What was launched is there. */
+static mb_status await(const scorer_flight *flight)
+{
+    mb_status status = MB_OK;
+    if (flight->source_pass != NULL) MB_TRY(mb_lm_pass_wait(flight->source_pass));
+    if (flight->router_pass != NULL) MB_TRY(mb_lm_pass_wait(flight->router_pass));
+done:
+    return status;
+}
+
+/* Scores of a tile that is there, and the file of its part where it is the last of it. */
+static mb_status finish_tile(scorer *s, const scorer_flight *flight)
+{
+    mb_status status = MB_OK;
+    const mb_scorer_plan *plan = &s->plan;
+    if (plan->wants[MB_SCORER_PERPLEXITY]) score_losses(s, flight);
+    if (plan->wants[MB_SCORER_ENTROPY]) MB_TRY(score_routers(s, flight, true));
+    if (wants_router(plan)) MB_TRY(score_routers(s, flight, false));
+    if (!flight->ends_part) goto done;
+    MB_TRY(mb_scores_part_write(s->path, s->key, plan->columns, plan->column_count, plan->layer_count,
+                                flight->part));
+    part_reset(flight->part);
+done:
+    return status;
+}
+
+static mb_status land(scorer *s)
+{
+    mb_status status = MB_OK;
+    if (s->flying == NULL) goto done;
+    MB_TRY(await(s->flying));
+    MB_TRY(finish_tile(s, s->flying));
+    s->flying = NULL;
+done:
+    return status;
+}
+
+/* The device waits for the host no longer than it takes to queue a tile: all it was given is done before
+ * the next is queued, and what came of it is worked on after. */
+static mb_status fly(scorer *s, const mb_tile *tile, mb_scores_part *part, bool ends_part)
+{
+    mb_status status = MB_OK;
+    const scorer_flight *last = s->flying;
+    scorer_flight *flight = &s->flight[s->next_flight];
+    s->next_flight = (s->next_flight + 1) % s->flights;
+    flight->tile = tile;
+    flight->part = part;
+    flight->ends_part = ends_part;
+    if (last != NULL) MB_TRY(await(last));
+    if (tile != NULL) MB_TRY(launch(s, flight));
+    s->flying = flight;
+    if (last != NULL) MB_TRY(finish_tile(s, last));
+    if (s->flights == 1) MB_TRY(land(s));
+done:
+    return status;
+}
+
+/* ---- 5. one part ---- */
 
 /* Scores that need no model. */
 static mb_status score_text(scorer *s, mb_scores_part *part)
@@ -229,13 +350,17 @@ static mb_status score_tiles(scorer *s, int64_t unit, mb_scores_part *part, int6
     mb_status status = MB_OK;
     const int64_t end = s->plan.tiles.window[unit + 1];
     for (int64_t t = s->plan.tiles.window[unit]; t < end; t++) {
-        if (mb_stop_is_set()) MB_RAISE(MB_ESTOPPED, "stopped; the finished parts stay, run again to go on");
-        if (s->stream != NULL) MB_TRY(mb_tile_stream_take(s->stream, &s->tile));
+        const mb_tile *tile = NULL;
+        if (mb_stop_is_set()) {
+            MB_TRY(land(s));
+            MB_RAISE(MB_ESTOPPED, "stopped; the finished parts stay, run again to go on");
+        }
+        if (s->stream != NULL) MB_TRY(mb_tile_stream_take(s->stream, &tile));
         if (t + 1 == end)
             MB_TRY(next_part(s, out_next));
         else if (s->stream != NULL)
             mb_tile_stream_start(s->stream, t + 1);
-        if (s->stream != NULL) MB_TRY(score_tile(s, part));
+        MB_TRY(fly(s, tile, part, t + 1 == end));
         /* Parts are handed out in order, a share's from all over the plan: about where all ranks are. */
         mb_progress_step(&s->progress, (t + 1) * s->work.tiles / s->plan.tiles.count, NULL);
     }
@@ -247,22 +372,19 @@ static mb_status score_part(scorer *s, int64_t unit, int64_t *out_next)
 {
     mb_status status = MB_OK;
     const mb_scorer_plan *plan = &s->plan;
-    mb_scores_part part = {0};
-    part.rows = part_rows(s, unit, &part.first);
-    MB_NEW_ARRAY(part.values, plan->column_count * part.rows);
-    MB_NEW_ARRAY(part.layers, plan->column_count * part.rows * plan->layer_count);
+    mb_scores_part *part = &s->part[s->next_part];
+    s->next_part = (s->next_part + 1) % s->flights;
+    part->rows = part_rows(s, unit, &part->first);
+    MB_NEW_ARRAY(part->values, plan->column_count * part->rows);
+    MB_NEW_ARRAY(part->layers, plan->column_count * part->rows * plan->layer_count);
     if (s->stream != NULL) mb_tile_stream_wait(s->stream);
-    MB_TRY(score_text(s, &part));
-    MB_TRY(score_tiles(s, unit, &part, out_next));
-    MB_TRY(
-        mb_scores_part_write(s->path, s->key, plan->columns, plan->column_count, plan->layer_count, &part));
+    MB_TRY(score_text(s, part));
+    MB_TRY(score_tiles(s, unit, part, out_next));
 done:
-    mb_free(part.values);
-    mb_free(part.layers);
     return status;
 }
 
-/* ---- 5. all parts ---- */
+/* ---- 6. all parts ---- */
 
 static mb_status score_parts(scorer *s)
 {
@@ -272,6 +394,7 @@ static mb_status score_parts(scorer *s)
     mb_progress_start(&s->progress, "scoring", "tiles", 0, s->work.tiles);
     MB_TRY(next_part(s, &unit));
     for (; unit >= 0; unit = next) MB_TRY(score_part(s, unit, &next));
+    MB_TRY(land(s));
     mb_progress_end(&s->progress, s->work.tiles, NULL);
     if (s->stream == NULL) goto done;
     const double seconds = mb_clock_seconds() - began, waited = mb_tile_stream_waited(s->stream);
@@ -320,7 +443,23 @@ done:
     return status;
 }
 
-/* ---- 6. run ---- */
+/* ---- 7. run ---- */
+
+/* Of all flights that there are at a time. */
+static mb_status create_passes(scorer *s)
+{
+    mb_status status = MB_OK;
+    mb_lm *lm = wants_router(&s->plan) ? s->router_lm : wants_source(&s->plan) ? s->source_lm : NULL;
+    const mb_ops *ops = lm != NULL ? mb_lm_ops(lm) : NULL;
+    s->flights = ops != NULL ? mb_scorer_passes(ops) : 1;
+    s->threads = ops != NULL ? mb_ops_threads(ops) : 1;
+    for (int f = 0; f < s->flights; f++) {
+        if (wants_router(&s->plan)) MB_TRY(mb_lm_pass_create(s->router_lm, &s->flight[f].router_pass));
+        if (wants_source(&s->plan)) MB_TRY(mb_lm_pass_create(s->source_lm, &s->flight[f].source_pass));
+    }
+done:
+    return status;
+}
 
 static mb_status prepare(scorer *s)
 {
@@ -331,12 +470,12 @@ static mb_status prepare(scorer *s)
         mb_info("%lld of %lld records are longer than %lld tokens: scored on their first tokens",
                 (long long)s->plan.tiles.cut, (long long)mb_shard_count(s->shard), (long long)s->plan.limit);
     }
-    if (wants_router(&s->plan)) MB_TRY(mb_lm_pass_create(s->router_lm, &s->router_pass));
-    if (wants_source(&s->plan)) MB_TRY(mb_lm_pass_create(s->source_lm, &s->source_pass));
+    MB_TRY(create_passes(s));
     if (wants_router(&s->plan) || wants_source(&s->plan))
-        MB_TRY(mb_tile_stream_create(
-            s->shard, &s->plan.tiles, s->plan.limit,
-            s->plan.wants[MB_SCORER_PERPLEXITY] ? MB_TILE_ALL_TARGETS : MB_TILE_NO_TARGETS, &s->stream));
+        MB_TRY(mb_tile_stream_create(s->shard, &s->plan.tiles, s->plan.limit,
+                                     s->plan.wants[MB_SCORER_PERPLEXITY] ? MB_TILE_ALL_TARGETS
+                                                                         : MB_TILE_NO_TARGETS,
+                                     s->flights, &s->stream));
     if (mb_comm_rank(s->comm) == 0) MB_TRY(make_key(s));
 done:
     return status;
@@ -367,7 +506,9 @@ mb_status mb_scorer_run(mb_comm *comm, mb_lm *opt_router_lm, mb_lm *opt_source_l
     MB_TRY(mb_comm_queue_create(comm, s.work.windows, &s.queue));
     MB_TRY(mb_comm_agree(comm, score_parts(&s)));
     MB_TRY(mb_comm_allreduce_i64(comm, &s.skipped, 1, MB_COMM_SUM));
-    int64_t activations = pass_bytes(s.router_pass) + pass_bytes(s.source_pass);
+    int64_t activations = 0;
+    for (int f = 0; f < s.flights; f++)
+        activations += pass_bytes(s.flight[f].router_pass) + pass_bytes(s.flight[f].source_pass);
     MB_TRY(mb_comm_allreduce_i64(comm, &activations, 1, MB_COMM_MAX));
     MB_TRY(mb_comm_agree(comm, finish(&s, &names)));
     *out_report = (mb_scorer_report){.activation_bytes = activations,

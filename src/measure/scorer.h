@@ -50,6 +50,10 @@ typedef struct mb_scorer_report {
                                  else, and on ranks but 0, NULL */
 } mb_scorer_report;
 
+/* Passes per model that are open at a time: on a device the next tile is queued before the host works on
+ * what came of the last. */
+int mb_scorer_passes(const mb_ops *ops);
+
 /* router_lm gives good_mass, good_logits (NULL when none is asked for); source_lm, the unconverted model,
  * gives perplexity and entropy of its routers (NULL likewise). Collective. A record's score does not depend
  * on its tile-mates (bitwise where the backend is row-stable). Restart does only missing parts. MB_ESTOPPED

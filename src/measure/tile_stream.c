@@ -1,4 +1,4 @@
-/* tile_stream: two tiles, one being read, one being computed; a thread, a lock and a condition.
+/* tile_stream: tiles in a ring, one being read, the others in use; a thread, a lock and a condition.
  *
  * 1. the reader   2. creation   3. use
  */
@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 
+enum { MOST_HELD = 2 };
 typedef enum stream_state { STREAM_IDLE, STREAM_ASKED, STREAM_READY, STREAM_END } stream_state;
 
 struct mb_tile_stream {
@@ -18,8 +19,8 @@ struct mb_tile_stream {
     const mb_tile_plan *plan;
     int64_t limit;
     mb_tile_targets targets;
-    mb_tile tile[2];
-    int back; /* the one the reader fills */
+    mb_tile tile[MOST_HELD + 1];
+    int held, back; /* back: the one the reader fills, of held + 1 */
     pthread_t thread;
     bool has_thread, has_lock;
     pthread_mutex_t lock; /* of all below */
@@ -62,11 +63,13 @@ static void *reader(void *opaque)
 /* ---- 2. creation ---- */
 
 mb_status mb_tile_stream_create(mb_shard *shard, const mb_tile_plan *plan, int64_t limit,
-                                mb_tile_targets targets, mb_tile_stream **out_stream)
+                                mb_tile_targets targets, int held, mb_tile_stream **out_stream)
 {
     mb_status status = MB_OK;
     mb_tile_stream *s = NULL;
+    assert(held >= 1 && held <= MOST_HELD);
     MB_NEW(s);
+    s->held = held;
     s->shard = shard;
     s->plan = plan;
     s->limit = limit;
@@ -99,8 +102,7 @@ void mb_tile_stream_destroy(mb_tile_stream **stream)
         pthread_cond_destroy(&s->changed);
         pthread_mutex_destroy(&s->lock);
     }
-    mb_tile_destroy(&s->tile[0]);
-    mb_tile_destroy(&s->tile[1]);
+    for (int i = 0; i <= MOST_HELD; i++) mb_tile_destroy(&s->tile[i]);
     MB_FREE(*stream);
 }
 
@@ -139,7 +141,7 @@ mb_status mb_tile_stream_take(mb_tile_stream *stream, const mb_tile **out_tile)
     stream->state = STREAM_IDLE;
     const mb_status status = stream->status;
     const mb_tile *tile = &stream->tile[stream->back];
-    stream->back = 1 - stream->back;
+    stream->back = (stream->back + 1) % (stream->held + 1);
     pthread_mutex_unlock(&stream->lock);
     if (status != MB_OK) return mb_fail(status, "%s", stream->message);
     *out_tile = tile;

@@ -3,12 +3,10 @@
  * 1. forward
  * 2. backward
  *
- * Forward: n = norm(x); q, k, v = W n + b; OLMoE: RMS norm over the whole of q and of k, Qwen3: of each head;
- * clip; rotate; attend within segments (and their kept keys); x += W_o o. Kept: x, the raw q and k (when they
- * are normed or clipped after), rotated q and k, v, o, lse.
+ * Forward: n = norm(x); q, k, v = W n + b; OLMoE: RMS norm over the whole of q and of k, Qwen3: of each
+ * head; clip; rotate; attend within segments (and their kept keys); x += W_o o. Kept: x, the raw q and k
+ * (when they are normed or clipped after), rotated q and k, v, o, lse.
  */
-#include <string.h>
-
 #include "model/block.h"
 
 /* ---- 1. forward ---- */
@@ -61,26 +59,14 @@ done:
 
 /* Puts the new keys and values behind those kept and attends to all of them. */
 static mb_status attention_attend_kept(const mb_block_context *c, const mb_block *block, mb_block_saved *s,
-                                       mb_attention_shape *shape)
+                                       const mb_attention_shape *shape)
 {
     mb_status status = MB_OK;
-    const mb_arena_mark mark = mb_arena_mark_get(c->p.arena);
     mb_kv_cache *cache = c->opt_cache;
-    int32_t *first, *count;
-    MB_ARENA_ARRAY(c->p.arena, first, shape->segments);
-    MB_ARENA_ARRAY(c->p.arena, count, shape->segments);
-    for (int64_t i = 0; i < shape->segments; i++) {
-        const int32_t rows = shape->offsets[i + 1] - shape->offsets[i], slot = c->opt_slot[i];
-        MB_TRY(mb_kv_cache_write(cache, block->index, slot, &s->k, &s->v, shape->offsets[i], rows));
-        first[i] = cache->first[slot];
-        count[i] = cache->length[slot] + rows;
-    }
-    shape->opt_key_first = first;
-    shape->opt_key_count = count;
+    MB_TRY(mb_kv_cache_write(cache, block->index, &s->k, &s->v, c->opt_cache_row));
     MB_TRY(mb_ops_attention(c->p.ops, shape, &s->q, &cache->k[block->index], &cache->v[block->index], &s->o,
                             &s->lse));
 done:
-    mb_arena_release(c->p.arena, mark);
     return status;
 }
 

@@ -164,7 +164,42 @@ mb_status mb_block_keep(const mb_block_context *context, const mb_tensor *x, mb_
     mb_status status = MB_OK;
     const int64_t width = mb_tensor_count(x) / x->shape[0];
     MB_TRY(block_new(context, mb_tensor_view2(x->dtype, NULL, x->shape[0], width), out));
-    memcpy(out->data, x->data, mb_tensor_bytes(x));
+    MB_TRY(mb_ops_copy(context->p.ops, x->data, mb_tensor_bytes(x), out->data));
+done:
+    return status;
+}
+
+/* Where uploads are queued, what they read has to stay: a copy in the host arena. */
+static mb_status block_stage(const mb_block_context *context, const void *host, size_t bytes,
+                             const void **out)
+{
+    mb_status status = MB_OK;
+    char *copy;
+    *out = host;
+    if (!mb_ops_is_device(context->p.ops)) goto done;
+    MB_ARENA_ARRAY(context->host, copy, bytes);
+    memcpy(copy, host, bytes);
+    *out = copy;
+done:
+    return status;
+}
+
+mb_status mb_block_send(const mb_block_context *context, const void *host, mb_tensor *out)
+{
+    mb_status status = MB_OK;
+    const void *staged;
+    MB_TRY(block_stage(context, host, mb_tensor_bytes(out), &staged));
+    MB_TRY(mb_ops_upload(context->p.ops, staged, mb_tensor_bytes(out), out->data));
+done:
+    return status;
+}
+
+mb_status mb_block_input(const mb_block_context *context, const void *host, size_t bytes, const void **out)
+{
+    mb_status status = MB_OK;
+    const void *staged;
+    MB_TRY(block_stage(context, host, bytes, &staged));
+    MB_TRY(mb_ops_input(context->p.ops, context->p.arena, staged, bytes, out));
 done:
     return status;
 }

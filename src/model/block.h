@@ -1,4 +1,5 @@
-/* block: one decoder layer, its parameters, what a pass keeps of it, and its two halves forward and backward.
+/* block: one decoder layer, its parameters, what a pass keeps of it, and its two halves forward and
+ * backward.
  *
  * Layer: model.  Uses: projection, arch, ops.
  * Source: transformers' modeling_llama.py, modeling_olmoe.py and their sisters.
@@ -7,7 +8,8 @@
  * matrices ("act" below) has the context's dtype. The residual stream x [T, D] is changed in place:
  * x += attention(norm(x)); x += ffn(norm(x)). So is its gradient on the way back. What a half needs for its
  * backward pass is kept in mb_block_saved, in the pass's arena; norms, gathers and SwiGLU are made again
- * rather than kept.
+ * rather than kept. All of it, the arrays of numbers too, lies in the backend's memory (ops.h): nothing here
+ * is read by the host.
  */
 #ifndef MB_BLOCK_H
 #define MB_BLOCK_H
@@ -45,24 +47,25 @@ typedef struct mb_block_saved {
     mb_tensor out;             /* act [P, D] of experts */
     mb_tensor router_logits;   /* [T, E'], without the trash bias */
     mb_tensor probs, weights;  /* [T, E'], [T, K] */
-    int32_t *ids;              /* [T, K] */
+    int32_t *ids;              /* [T, K], the backend's as well */
     mb_dispatch dispatch;
     bool is_gate_only; /* stopped after the router */
 } mb_block_saved;
 
 typedef struct mb_block_context {
     mb_projection_context p; /* row_index is that of tokens */
+    mb_arena *host;          /* of what the host sends (mb_block_send); stays until the pass has waited */
     const mb_arch *arch;
     const mb_tensor *rope; /* [Pmax, Dh] */
     int64_t tokens;
     const int32_t *positions;
-    mb_attention_shape shape; /* its window is set per block */
-    mb_dtype dtype;           /* of act tensors: f32 or bf16 */
-    mb_tensor normed;         /* [T, D] f32 work space */
-    mb_tensor normed_act;     /* [T, D] act work space; normed itself when act is f32 */
-    bool gradient;            /* keep what the backward pass needs */
-    mb_kv_cache *opt_cache;   /* keys and values of earlier calls are there and new ones are put there */
-    const int32_t *opt_slot;  /* [S] the cache's slot of each segment */
+    mb_attention_shape shape;     /* its window is set per block */
+    mb_dtype dtype;               /* of act tensors: f32 or bf16 */
+    mb_tensor normed;             /* [T, D] f32 work space */
+    mb_tensor normed_act;         /* [T, D] act work space; normed itself when act is f32 */
+    bool gradient;                /* keep what the backward pass needs */
+    mb_kv_cache *opt_cache;       /* keys and values of earlier calls are there and new ones are put there: */
+    const int32_t *opt_cache_row; /* [T] row of the cache for each new one; shape speaks of all of them */
 } mb_block_context;
 
 /* Point at the parameters and work out what has to be computed backward. Frees nothing on failure: call
@@ -79,6 +82,10 @@ mb_status mb_block_act3(const mb_block_context *context, int64_t n0, int64_t n1,
 /* x itself when act is f32, else x rounded. */
 mb_status mb_block_cast(const mb_block_context *context, const mb_tensor *x, mb_tensor *out);
 mb_status mb_block_keep(const mb_block_context *context, const mb_tensor *x, mb_tensor *out);
+/* Numbers of the host's memory, which is free again at once, into a tensor that is there; and as ops take
+ * them: themselves, or a copy in the arena. */
+mb_status mb_block_send(const mb_block_context *context, const void *host, mb_tensor *out);
+mb_status mb_block_input(const mb_block_context *context, const void *host, size_t bytes, const void **out);
 /* The gradient a trained parameter takes, NULL for a frozen one. */
 mb_tensor *mb_block_gradient(mb_param *param);
 

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "model/encoder_state.h"
+#include "model/staging.h"
 #include "store/contenthash.h"
 #include "store/safetensors.h"
 
@@ -24,6 +25,7 @@ typedef struct reader {
     const char *prefix;
     float *scratch;
     int64_t scratch_count;
+    mb_staging *staging; /* of a device */
 } reader;
 
 static const char *const prefixes[] = {"", "bert.", "roberta.", "new.", "gte.", "model."};
@@ -38,8 +40,8 @@ static const char *find_prefix(const mb_safetensors *file)
     return "";
 }
 
-/* "<prefix><stem with layer number>.<suffix>" of the first alternative that is there, else of the first. Each
- * alternative has one # for the number of a layer. */
+/* "<prefix><stem with layer number>.<suffix>" of the first alternative that is there, else of the first.
+ * Each alternative has one # for the number of a layer. */
 static bool find_name(const reader *r, const char *stems, int64_t layer, const char *suffixes,
                       char out[NAME_BYTES])
 {
@@ -81,6 +83,27 @@ done:
     return status;
 }
 
+/* n values in dtype to where they stay. */
+static mb_status put_values(reader *r, const float *values, int64_t n, mb_dtype dtype, void *data)
+{
+    mb_status status = MB_OK;
+    const size_t bytes = mb_dtype_bytes(dtype);
+    const int64_t most = (int64_t)(MB_STAGING_BYTES / bytes);
+    void *room;
+    if (r->staging == NULL) {
+        MB_TRY(mb_dtype_from_f32(dtype, values, n, data));
+        goto done;
+    }
+    for (int64_t first = 0; first < n; first += most) {
+        const int64_t piece = n - first < most ? n - first : most;
+        MB_TRY(mb_staging_room(r->staging, &room));
+        MB_TRY(mb_dtype_from_f32(dtype, values + first, piece, room));
+        MB_TRY(mb_staging_send(r->staging, (size_t)piece * bytes, (char *)data + (size_t)first * bytes));
+    }
+done:
+    return status;
+}
+
 /* Part `part` of `parts` equal runs of rows of a tensor [parts * rows, width] (width 0: a vector),
  * in dtype. */
 static mb_status read_tensor(reader *r, const char *name, int64_t rows, int64_t width, int part, int parts,
@@ -98,7 +121,7 @@ static mb_status read_tensor(reader *r, const char *name, int64_t rows, int64_t 
     }
     MB_TRY(mb_safetensors_read_f32(r->file, name, width > 0 ? 2 : 1, shape, r->scratch));
     MB_TRY(add_buffer(r->encoder, (size_t)n * mb_dtype_bytes(dtype), &data));
-    MB_TRY(mb_dtype_from_f32(dtype, r->scratch + n * part, n, data));
+    MB_TRY(put_values(r, r->scratch + n * part, n, dtype, data));
     *out = width > 0 ? mb_tensor_view2(dtype, data, rows, width) : mb_tensor_view1(dtype, data, rows);
 done:
     return status;
@@ -193,22 +216,36 @@ static mb_status read_table(reader *r, const char *stem, int64_t rows, mb_dtype 
     return read_tensor(r, name, rows, r->encoder->config.width, 0, 1, dtype, out);
 }
 
+static mb_status make_rotary(reader *r)
+{
+    mb_status status = MB_OK;
+    mb_encoder *e = r->encoder;
+    const mb_encoder_config *c = &e->config;
+    const int64_t n = c->max_positions * c->head_width;
+    void *data = NULL;
+    float *table = NULL;
+    if (!(c->rope_theta > 0)) goto done;
+    MB_TRY(add_buffer(e, (size_t)n * sizeof *table, &data));
+    MB_NEW_ARRAY(table, n);
+    mb_encoder_config_rope(c, table);
+    MB_TRY(put_values(r, table, n, MB_F32, data));
+    e->rotary = mb_tensor_view2(MB_F32, data, c->max_positions, c->head_width);
+done:
+    mb_free(table);
+    return status;
+}
+
 static mb_status read_all(reader *r)
 {
     mb_status status = MB_OK;
     mb_encoder *e = r->encoder;
     const mb_encoder_config *c = &e->config;
-    void *data = NULL;
     MB_TRY(read_table(r, "embeddings.word_embeddings", c->vocab, e->dtype, &e->words));
     if (c->position_rows > 0)
         MB_TRY(read_table(r, "embeddings.position_embeddings", c->position_rows, MB_F32, &e->positions));
     if (c->types > 0) MB_TRY(read_table(r, "embeddings.token_type_embeddings", c->types, MB_F32, &e->types));
     MB_TRY(read_norm(r, "embeddings.LayerNorm", 0, &e->norm));
-    if (c->rope_theta > 0) {
-        MB_TRY(add_buffer(e, (size_t)(c->max_positions * c->head_width) * sizeof(float), &data));
-        mb_encoder_config_rope(c, data);
-        e->rotary = mb_tensor_view2(MB_F32, data, c->max_positions, c->head_width);
-    }
+    MB_TRY(make_rotary(r));
     for (int64_t i = 0; i < c->layers; i++)
         MB_TRY(c->family == MB_ENCODER_GTE ? read_layer_gte(r, i, &e->layers[i])
                                            : read_layer_bert(r, i, &e->layers[i]));
@@ -236,14 +273,17 @@ mb_status mb_encoder_open(mb_ops *ops, const char *folder, mb_dtype dtype, mb_en
     MB_TRY(mb_encoder_pooling_read(folder, &e->pooling));
     MB_TRY(mb_encoder_pooling_width(&e->pooling, e->config.width, &width));
     MB_NEW_ARRAY(e->layers, e->config.layers);
-    MB_TRY(mb_arena_create((size_t)1 << 16, &e->arena));
+    MB_TRY(mb_arena_create_on(mb_ops_allocator(ops), (size_t)1 << 16, &e->arena));
+    MB_TRY(mb_arena_create_on(mb_ops_host_allocator(ops), (size_t)1 << 16, &e->host));
     MB_TRY(mb_safetensors_open(folder, &file));
     r = (reader){.encoder = e, .file = file, .prefix = find_prefix(file)};
+    if (mb_ops_is_device(ops)) MB_TRY(mb_staging_create(ops, &r.staging));
     MB_TRY(read_all(&r));
     *out_encoder = e;
     e = NULL;
 done:
     mb_free(r.scratch);
+    mb_staging_destroy(&r.staging);
     mb_safetensors_close(&file);
     mb_encoder_destroy(&e);
     return status;
@@ -264,6 +304,7 @@ void mb_encoder_destroy(mb_encoder **encoder)
     mb_free(e->folder);
     mb_encoder_pooling_reset(&e->pooling);
     mb_arena_destroy(&e->arena);
+    mb_arena_destroy(&e->host);
     MB_FREE(*encoder);
 }
 

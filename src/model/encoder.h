@@ -7,7 +7,8 @@
  * Weights: safetensors of any float dtype, names with or without the "bert.", "roberta.", "new.", "gte." or
  * "model." in front, norms called weight/bias or gamma/beta, packed (qkv_proj, up_gate_proj) or apart.
  * Poolers, heads and position_ids buffers are passed over. Inference only. Norms and biases stay f32;
- * matrices and the word table are kept in the dtype of computing.
+ * matrices and the word table are kept in the dtype of computing. Weights and activations lie in the
+ * backend's memory (ops.h), what a caller gives and gets in the host's.
  */
 #ifndef MB_ENCODER_H
 #define MB_ENCODER_H
@@ -17,8 +18,8 @@
 
 typedef struct mb_encoder mb_encoder;
 
-/* dtype: f32 or bf16, of computing and of matrices in memory. MB_ENOTFOUND/MB_ESHAPE/MB_EDATA name folder and
- * tensor. */
+/* dtype: f32 or bf16, of computing and of matrices in memory. MB_ENOTFOUND/MB_ESHAPE/MB_EDATA name folder
+ * and tensor. */
 mb_status mb_encoder_open(mb_ops *ops, const char *folder, mb_dtype dtype, mb_encoder **out_encoder);
 void mb_encoder_destroy(mb_encoder **encoder);
 
@@ -46,8 +47,8 @@ typedef struct mb_encoder_batch {
 mb_status mb_encoder_run(mb_encoder *encoder, const mb_encoder_batch *batch, int64_t dimension,
                          float *opt_hidden, float *opt_pooled);
 
-/* Bytes by kind before anything is opened. packed: the most a backend's packed matrices take; activations: of
- * a run over `tokens` rows. */
+/* Bytes by kind before anything is opened. packed: the most a backend's packed matrices take; activations:
+ * of a run over `tokens` rows. */
 typedef struct mb_encoder_plan {
     size_t weights, packed, activations;
 } mb_encoder_plan;

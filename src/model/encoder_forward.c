@@ -3,7 +3,7 @@
  * Post-norm layers: x = norm(x + attention(x)); x = norm(x + ffn(x)). The sums are made by the products
  * themselves, which add to x.
  *
- * 1. checks   2. embedding   3. attention   4. feed-forward   5. layers   6. run
+ * 1. checks   2. what the host sends   3. embedding   4. attention   5. feed-forward   6. layers   7. run
  */
 #include <math.h>
 #include <string.h>
@@ -13,8 +13,12 @@
 typedef struct run {
     mb_encoder *e;
     const mb_encoder_batch *batch;
-    int32_t *positions; /* [T] row of the position table, or of the rotary table */
-    mb_tensor x, y;     /* [T, D]: the stream, and where a norm puts it */
+    /* As ops take them: */
+    const int32_t *ids, *offsets;
+    const int32_t *positions; /* [T] row of the position table, or of the rotary table */
+    const int32_t *types;     /* [T] all 0 */
+    const int32_t *opt_rows;  /* [S] rows that alone are pooled */
+    mb_tensor x, y;           /* [T, D]: the stream, and where a norm puts it */
 } run;
 
 static mb_status new2(run *r, mb_dtype dtype, int64_t rows, int64_t width, mb_tensor *out)
@@ -48,7 +52,57 @@ done:
     return status;
 }
 
-/* ---- 2. embedding ---- */
+/* ---- 2. what the host sends ---- */
+
+/* The one row of each record that all kinds of pooling take, when they all take the same; else NULL. */
+static mb_status single_rows(run *r, int32_t **out_rows)
+{
+    mb_status status = MB_OK;
+    const mb_encoder_pooling *pooling = &r->e->pooling;
+    int32_t *rows;
+    for (int i = 0; i < pooling->mode_count; i++) {
+        const bool is_single = pooling->modes[i] == MB_ENCODER_CLS || pooling->modes[i] == MB_ENCODER_LAST;
+        if (!is_single || pooling->modes[i] != pooling->modes[0]) goto done;
+    }
+    MB_ARENA_ARRAY(r->e->host, rows, r->batch->segments);
+    for (int64_t s = 0; s < r->batch->segments; s++)
+        rows[s] = pooling->modes[0] == MB_ENCODER_CLS ? r->batch->offsets[s] : r->batch->offsets[s + 1] - 1;
+    *out_rows = rows;
+done:
+    return status;
+}
+
+static mb_status send_ids(run *r, const int32_t *host, int64_t n, const int32_t **out)
+{
+    mb_status status = MB_OK;
+    const void *ids;
+    MB_TRY(mb_ops_input(r->e->ops, r->e->arena, host, (size_t)n * sizeof *host, &ids));
+    *out = ids;
+done:
+    return status;
+}
+
+static mb_status send_batch(run *r, const int32_t *opt_rows)
+{
+    mb_status status = MB_OK;
+    const mb_encoder_batch *b = r->batch;
+    int32_t *positions, *types;
+    MB_ARENA_ARRAY(r->e->host, positions, b->tokens);
+    MB_ARENA_ARRAY(r->e->host, types, b->tokens);
+    memset(types, 0, (size_t)b->tokens * sizeof *types);
+    for (int64_t s = 0; s < b->segments; s++)
+        for (int32_t i = b->offsets[s]; i < b->offsets[s + 1]; i++)
+            positions[i] = (int32_t)r->e->config.first_position + i - b->offsets[s];
+    MB_TRY(send_ids(r, b->ids, b->tokens, &r->ids));
+    MB_TRY(send_ids(r, b->offsets, b->segments + 1, &r->offsets));
+    MB_TRY(send_ids(r, positions, b->tokens, &r->positions));
+    MB_TRY(send_ids(r, types, b->tokens, &r->types));
+    MB_TRY(send_ids(r, opt_rows, b->segments, &r->opt_rows));
+done:
+    return status;
+}
+
+/* ---- 3. embedding ---- */
 
 /* sum += table[ids], in f32. */
 static mb_status add_table(run *r, const int32_t *ids, const mb_tensor *table, mb_tensor *sum)
@@ -68,20 +122,13 @@ static mb_status embed(run *r)
     mb_status status = MB_OK;
     mb_encoder *e = r->e;
     const int64_t t = r->batch->tokens, d = e->config.width;
-    int32_t *type;
     mb_tensor sum;
-    MB_ARENA_ARRAY(e->arena, r->positions, t);
-    for (int64_t s = 0; s < r->batch->segments; s++)
-        for (int32_t i = r->batch->offsets[s]; i < r->batch->offsets[s + 1]; i++)
-            r->positions[i] = (int32_t)e->config.first_position + i - r->batch->offsets[s];
     MB_TRY(new2(r, e->dtype, t, d, &r->x));
     MB_TRY(new2(r, e->dtype, t, d, &r->y));
     const mb_arena_mark mark = mb_arena_mark_get(e->arena);
-    MB_ARENA_ARRAY(e->arena, type, t);
-    memset(type, 0, (size_t)t * sizeof *type);
     MB_TRY(new2(r, MB_F32, t, d, &sum));
-    MB_TRY(mb_ops_embedding(e->ops, r->batch->ids, &e->words, &sum));
-    MB_TRY(add_table(r, type, &e->types, &sum));
+    MB_TRY(mb_ops_embedding(e->ops, r->ids, &e->words, &sum));
+    MB_TRY(add_table(r, r->types, &e->types, &sum));
     MB_TRY(add_table(r, r->positions, &e->positions, &sum));
     MB_TRY(mb_ops_layer_norm(e->ops, &sum, &e->norm.weight, &e->norm.bias, (float)e->config.eps, &r->x));
     mb_arena_release(e->arena, mark);
@@ -89,7 +136,7 @@ done:
     return status;
 }
 
-/* ---- 3. attention ---- */
+/* ---- 4. attention ---- */
 
 static mb_status project(run *r, mb_encoder_linear *linear, const mb_tensor *x, bool accumulate, mb_tensor *y)
 {
@@ -110,7 +157,7 @@ static mb_status attend(run *r, mb_encoder_layer *layer, mb_tensor *o)
     const int64_t t = r->batch->tokens, d = e->config.width;
     mb_tensor q, k, v, lse;
     const mb_attention_shape shape = {.segments = r->batch->segments,
-                                      .offsets = r->batch->offsets,
+                                      .offsets = r->offsets,
                                       .heads = e->config.heads,
                                       .kv_heads = e->config.heads,
                                       .head_width = e->config.head_width,
@@ -133,7 +180,7 @@ done:
     return status;
 }
 
-/* ---- 4. feed-forward ---- */
+/* ---- 5. feed-forward ---- */
 
 /* y += ffn(y), by the error function or tanh; gated when the layer has a gate. */
 static mb_status feed_forward(run *r, mb_encoder_layer *layer, mb_tensor *y)
@@ -156,18 +203,26 @@ done:
     return status;
 }
 
-/* ---- 5. layers ---- */
+/* ---- 6. layers ---- */
 
-/* The given rows of x, in place: they rise, so none is written before it is read. */
-static void keep_rows(mb_tensor *x, const int32_t *rows, int64_t n)
+/* Go on with the rows to be pooled alone: of o, into a tensor of its own, and of x, into y's memory. */
+static mb_status keep_rows(run *r, mb_tensor *o)
 {
-    const size_t bytes = (size_t)x->shape[1] * mb_dtype_bytes(x->dtype);
-    for (int64_t i = 0; i < n; i++)
-        memmove((char *)x->data + (size_t)i * bytes, (char *)x->data + (size_t)rows[i] * bytes, bytes);
-    *x = mb_tensor_rows(x, 0, n);
+    mb_status status = MB_OK;
+    mb_encoder *e = r->e;
+    const int64_t n = r->batch->segments;
+    mb_tensor kept, x = mb_tensor_rows(&r->y, 0, n);
+    MB_TRY(new2(r, e->dtype, n, e->config.width, &kept));
+    MB_TRY(mb_ops_embedding(e->ops, r->opt_rows, o, &kept));
+    MB_TRY(mb_ops_embedding(e->ops, r->opt_rows, &r->x, &x));
+    *o = kept;
+    r->y = mb_tensor_rows(&r->x, 0, n);
+    r->x = x;
+done:
+    return status;
 }
 
-static mb_status run_layer(run *r, mb_encoder_layer *layer, const int32_t *opt_rows)
+static mb_status run_layer(run *r, mb_encoder_layer *layer, bool is_last)
 {
     mb_status status = MB_OK;
     mb_encoder *e = r->e;
@@ -178,11 +233,7 @@ static mb_status run_layer(run *r, mb_encoder_layer *layer, const int32_t *opt_r
     const mb_arena_mark parts = mb_arena_mark_get(e->arena);
     MB_TRY(attend(r, layer, &o));
     mb_arena_release(e->arena, parts);
-    if (opt_rows != NULL) {
-        keep_rows(&o, opt_rows, r->batch->segments);
-        keep_rows(&r->x, opt_rows, r->batch->segments);
-        r->y = mb_tensor_rows(&r->y, 0, r->batch->segments);
-    }
+    if (is_last && r->opt_rows != NULL) MB_TRY(keep_rows(r, &o));
     MB_TRY(project(r, &layer->o, &o, true, &r->x));
     MB_TRY(mb_ops_layer_norm(e->ops, &r->x, &layer->attention_norm.weight, &layer->attention_norm.bias, eps,
                              &r->y));
@@ -194,36 +245,18 @@ done:
     return status;
 }
 
-/* The one row of each record that all kinds of pooling take, when they all take the same; else NULL. */
-static mb_status single_rows(run *r, int32_t **out_rows)
-{
-    mb_status status = MB_OK;
-    const mb_encoder_pooling *pooling = &r->e->pooling;
-    int32_t *rows;
-    for (int i = 0; i < pooling->mode_count; i++) {
-        const bool is_single = pooling->modes[i] == MB_ENCODER_CLS || pooling->modes[i] == MB_ENCODER_LAST;
-        if (!is_single || pooling->modes[i] != pooling->modes[0]) goto done;
-    }
-    MB_ARENA_ARRAY(r->e->arena, rows, r->batch->segments);
-    for (int64_t s = 0; s < r->batch->segments; s++)
-        rows[s] = pooling->modes[0] == MB_ENCODER_CLS ? r->batch->offsets[s] : r->batch->offsets[s + 1] - 1;
-    *out_rows = rows;
-done:
-    return status;
-}
-
-/* ---- 6. run ---- */
+/* ---- 7. run ---- */
 
 /* Pooled vectors of hidden [T, D], or of one row per record. */
-static mb_status pool(run *r, const float *hidden, bool is_single, int64_t dimension, float *out)
+static mb_status pool(run *r, const float *hidden, int64_t dimension, float *out)
 {
     mb_status status = MB_OK;
     mb_encoder *e = r->e;
     const int64_t s = r->batch->segments;
     const int32_t *offsets = r->batch->offsets;
     int32_t *single;
-    if (is_single) {
-        MB_ARENA_ARRAY(e->arena, single, s + 1);
+    if (r->opt_rows != NULL) {
+        MB_ARENA_ARRAY(e->host, single, s + 1);
         for (int64_t i = 0; i <= s; i++) single[i] = (int32_t)i;
         offsets = single;
     }
@@ -238,17 +271,23 @@ mb_status mb_encoder_run(mb_encoder *e, const mb_encoder_batch *batch, int64_t d
     mb_status status = MB_OK;
     run r = {.e = e, .batch = batch};
     int32_t *rows = NULL;
+    void *host;
     mb_tensor hidden;
     mb_arena_reset(e->arena);
+    mb_arena_reset(e->host);
     MB_TRY(check_batch(e, batch));
     if (opt_hidden == NULL) MB_TRY(single_rows(&r, &rows));
+    MB_TRY(send_batch(&r, rows));
     MB_TRY(embed(&r));
     for (int64_t i = 0; i < e->config.layers; i++)
-        MB_TRY(run_layer(&r, &e->layers[i], i + 1 == e->config.layers ? rows : NULL));
+        MB_TRY(run_layer(&r, &e->layers[i], i + 1 == e->config.layers));
     MB_TRY(new2(&r, MB_F32, r.x.shape[0], e->config.width, &hidden));
     MB_TRY(mb_ops_cast(e->ops, &r.x, &hidden));
-    if (opt_hidden != NULL) memcpy(opt_hidden, hidden.data, mb_tensor_bytes(&hidden));
-    if (opt_pooled != NULL) MB_TRY(pool(&r, hidden.data, rows != NULL, dimension, opt_pooled));
+    MB_TRY(mb_ops_output(e->ops, e->host, hidden.data, mb_tensor_bytes(&hidden), &host));
+    MB_TRY(mb_ops_wait(e->ops));
+    if (opt_hidden != NULL) memcpy(opt_hidden, host, mb_tensor_bytes(&hidden));
+    if (opt_pooled != NULL) MB_TRY(pool(&r, host, dimension, opt_pooled));
 done:
+    if (status != MB_OK) (void)mb_ops_wait(e->ops); /* the caller's arrays are free again */
     return status;
 }

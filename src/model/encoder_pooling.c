@@ -390,21 +390,55 @@ static void normalise(float *vector, int64_t n)
     for (int64_t d = 0; d < n; d++) vector[d] = (float)((double)vector[d] / length);
 }
 
-/* All Dense modules; *rows is the input and, afterwards, the output, in the ops' scratch. */
+/* One Dense module, from rows to out; on a device by copies in the ops' scratch. */
+static mb_status run_dense_one(mb_encoder_dense *dense, mb_ops *ops, const float *rows, int64_t segments,
+                               float *out)
+{
+    mb_status status = MB_OK;
+    const mb_arena_mark mark = mb_arena_mark_get(mb_ops_scratch(ops));
+    const bool is_device = mb_ops_is_device(ops);
+    mb_weight there = {0}, *weight = is_device ? &there : &dense->weight;
+    const size_t n = (size_t)(segments * dense->out) * sizeof *out;
+    const void *x_data, *w_data, *b_data;
+    float *y_data = out;
+    MB_TRY(
+        mb_ops_input(ops, mb_ops_scratch(ops), rows, (size_t)(segments * dense->in) * sizeof *rows, &x_data));
+    MB_TRY(mb_ops_input(ops, mb_ops_scratch(ops), dense->weight.tensor.data,
+                        mb_tensor_bytes(&dense->weight.tensor), &w_data));
+    MB_TRY(mb_ops_input(ops, mb_ops_scratch(ops), dense->bias.data, mb_tensor_bytes(&dense->bias), &b_data));
+    if (is_device) {
+        MB_ARENA_ARRAY(mb_ops_scratch(ops), y_data, segments * dense->out);
+        mb_weight_init(&there, mb_tensor_view2(MB_F32, (void *)w_data, dense->out, dense->in));
+    }
+    mb_tensor x = mb_tensor_view2(MB_F32, (void *)x_data, segments, dense->in),
+              b = mb_tensor_view1(MB_F32, (void *)b_data, dense->out),
+              y = mb_tensor_view2(MB_F32, y_data, segments, dense->out);
+    MB_TRY(mb_ops_linear(ops, &x, weight, &b, false, &y));
+    if (is_device) MB_TRY(mb_ops_download(ops, y_data, n, out));
+    MB_TRY(mb_ops_wait(ops));
+done:
+    if (status != MB_OK) (void)mb_ops_wait(ops); /* what is queued reads the caller's rows */
+    if (is_device) mb_weight_reset(&there);
+    mb_arena_release(mb_ops_scratch(ops), mark);
+    return status;
+}
+
+/* All Dense modules; *rows is the input and, afterwards, the output (mb_free). */
 static mb_status run_dense(mb_encoder_pooling *pooling, mb_ops *ops, int64_t segments, float **rows)
 {
     mb_status status = MB_OK;
+    float *next = NULL;
     for (int i = 0; i < pooling->dense_count; i++) {
         mb_encoder_dense *dense = &pooling->dense[i];
-        float *next;
-        MB_ARENA_ARRAY(mb_ops_scratch(ops), next, segments * dense->out);
-        mb_tensor x = mb_tensor_view2(MB_F32, *rows, segments, dense->in),
-                  y = mb_tensor_view2(MB_F32, next, segments, dense->out);
-        MB_TRY(mb_ops_linear(ops, &x, &dense->weight, &dense->bias, false, &y));
+        MB_NEW_ARRAY(next, segments * dense->out);
+        MB_TRY(run_dense_one(dense, ops, *rows, segments, next));
         for (int64_t j = 0; dense->is_tanh && j < segments * dense->out; j++) next[j] = tanhf(next[j]);
+        mb_free(*rows);
         *rows = next;
+        next = NULL;
     }
 done:
+    mb_free(next);
     return status;
 }
 
@@ -412,18 +446,17 @@ mb_status mb_encoder_pooling_run(mb_encoder_pooling *pooling, mb_ops *ops, const
                                  const int32_t *offsets, int64_t segments, int64_t dimension, float *out)
 {
     mb_status status = MB_OK;
-    const mb_arena_mark mark = mb_arena_mark_get(mb_ops_scratch(ops));
     const int64_t first = width * pooling->mode_count;
     int64_t full = 0;
-    float *rows;
-    double *sum;
+    float *rows = NULL;
+    double *sum = NULL;
     MB_TRY(mb_encoder_pooling_width(pooling, width, &full));
     const int64_t kept = dimension > 0 ? dimension : full;
     if (kept > full)
         MB_RAISE(MB_EUSAGE, "embed.dimension is %lld, but the vectors have %lld numbers", (long long)kept,
                  (long long)full);
-    MB_ARENA_ARRAY(mb_ops_scratch(ops), rows, segments * first);
-    MB_ARENA_ARRAY(mb_ops_scratch(ops), sum, width);
+    MB_NEW_ARRAY(rows, segments * first);
+    MB_NEW_ARRAY(sum, width);
     for (int64_t s = 0; s < segments; s++)
         pool_segment(pooling, hidden + offsets[s] * width, offsets[s + 1] - offsets[s], width, sum,
                      rows + s * first);
@@ -433,6 +466,7 @@ mb_status mb_encoder_pooling_run(mb_encoder_pooling *pooling, mb_ops *ops, const
         if (pooling->normalise) normalise(out + s * kept, kept);
     }
 done:
-    mb_arena_release(mb_ops_scratch(ops), mark);
+    mb_free(rows);
+    mb_free(sum);
     return status;
 }

@@ -2,7 +2,8 @@
  * files say.
  *
  * Layer: model.  Uses: ops, store (safetensors).
- * Source: modules of sentence-transformers (Reimers & Gurevych 2019): Transformer, Pooling, Dense, Normalize.
+ * Source: modules of sentence-transformers (Reimers & Gurevych 2019): Transformer, Pooling, Dense,
+ * Normalize.
  *
  * Read: modules.json (the list of modules and their folders), sentence_bert_config.json (max_seq_length,
  * do_lower_case), the Pooling and Dense folders, config_sentence_transformers.json (the default prompt),
@@ -23,7 +24,7 @@ typedef enum mb_encoder_mode {
     MB_ENCODER_MODES
 } mb_encoder_mode;
 
-/* y = act(x W^T + b) over pooled vectors. Owned memory. */
+/* y = act(x W^T + b) over pooled vectors. Owned memory, the host's. */
 typedef struct mb_encoder_dense {
     int64_t in, out;
     mb_weight weight;
@@ -55,9 +56,10 @@ mb_status mb_encoder_pooling_choose(mb_encoder_pooling *pooling, const char *nam
 char *mb_encoder_pooling_describe(const mb_encoder_pooling *pooling, char *out_text, size_t bytes);
 /* Numbers of a pooled vector for hidden states of this width; MB_ESHAPE when a Dense module does not fit. */
 mb_status mb_encoder_pooling_width(const mb_encoder_pooling *pooling, int64_t width, int64_t *out_width);
-/* hidden [T, width] f32, segments offsets[S + 1] none of them empty -> out [S, that width]. In f64 sums, so a
- * record's vector does not depend on its neighbours. Cut to its first `dimension` numbers (0: all)
- * before it is normalised; out is [S, dimension] then. MB_EUSAGE when there are not so many. */
+/* All in the host's memory: hidden [T, width] f32, segments offsets[S + 1] none of them empty -> out [S,
+ * that width]. In f64 sums, so a record's vector does not depend on its neighbours. Cut to its first
+ * `dimension` numbers (0: all) before it is normalised; out is [S, dimension] then. MB_EUSAGE when there are
+ * not so many. */
 mb_status mb_encoder_pooling_run(mb_encoder_pooling *pooling, mb_ops *ops, const float *hidden, int64_t width,
                                  const int32_t *offsets, int64_t segments, int64_t dimension, float *out);
 

@@ -32,7 +32,8 @@ struct mb_encoder {
     mb_encoder_norm norm;
     mb_buffer **buffers; /* of all tensors */
     int64_t buffer_count, buffer_capacity;
-    mb_arena *arena; /* of one run */
+    mb_arena *arena; /* of one run: activations, the backend's memory */
+    mb_arena *host;  /* and what the host prepares for it, and gets */
     char *folder;
     char hash[MB_HASH_TEXT];
 };

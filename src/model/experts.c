@@ -7,8 +7,6 @@
  * n = norm(x); logits = W_g n; softmax over all E' columns (trash columns with their bias), top K; picks of
  * experts >= E are trash: they take weight and give nothing. x += sum_k w_k expert_k(n).
  */
-#include <string.h>
-
 #include "model/block.h"
 
 /* ---- 1. routing ---- */
@@ -18,14 +16,12 @@ static mb_status experts_route(const mb_block_context *c, const mb_block_saved *
 {
     mb_status status = MB_OK;
     const mb_arena_mark mark = mb_arena_mark_get(c->p.arena);
-    const int64_t t = c->tokens, good = c->arch->experts, all = mb_arch_gates(c->arch);
+    const int64_t good = c->arch->experts, all = mb_arch_gates(c->arch);
     const float bias = (float)c->arch->trash_logit_bias;
     mb_tensor logits = s->router_logits;
     if (all > good && bias != 0) {
         MB_TRY(mb_block_keep(c, &s->router_logits, &logits));
-        float *value = mb_tensor_f32(&logits);
-        for (int64_t i = 0; i < t; i++)
-            for (int64_t e = good; e < all; e++) value[i * all + e] += bias;
+        MB_TRY(mb_ops_shift_columns(c->p.ops, good, bias, &logits));
     }
     MB_TRY(mb_ops_route(c->p.ops, &logits, c->arch->picks, c->arch->normalise_picks, probs, s->ids, weights));
 done:
@@ -53,10 +49,8 @@ static mb_status experts_rows(const mb_block_context *c, const mb_block_saved *s
     if (c->p.row_index == NULL || c->p.dropout <= 0) goto done;
     int64_t *rows;
     const int64_t picks = c->arch->picks;
-    MB_ARENA_ARRAY(c->p.arena, rows, s->dispatch.rows);
-    for (int64_t i = 0; i < c->tokens * picks; i++)
-        if (s->dispatch.slot_row[i] >= 0)
-            rows[s->dispatch.slot_row[i]] = c->p.row_index[i / picks] * picks + i % picks;
+    MB_ARENA_ARRAY(c->p.arena, rows, c->tokens * picks);
+    MB_TRY(mb_ops_expand_rows(c->p.ops, &s->dispatch, c->p.row_index, c->tokens, picks, rows));
     out->row_index = rows;
 done:
     return status;
@@ -135,9 +129,9 @@ static mb_status experts_backward_route(const mb_block_context *c, const mb_bloc
     mb_status status = MB_OK;
     MB_TRY(mb_block_new2(c, c->tokens, mb_arch_gates(c->arch), dlogits));
     if (opt_outside != NULL)
-        memcpy(dlogits->data, opt_outside, mb_tensor_bytes(dlogits));
+        MB_TRY(mb_block_send(c, opt_outside, dlogits));
     else
-        memset(dlogits->data, 0, mb_tensor_bytes(dlogits));
+        MB_TRY(mb_ops_zero(c->p.ops, dlogits->data, mb_tensor_bytes(dlogits)));
     if (dweights->dims > 0)
         MB_TRY(mb_ops_route_backward(c->p.ops, &s->probs, s->ids, &s->weights, c->arch->normalise_picks,
                                      dweights, dlogits));
@@ -221,7 +215,7 @@ mb_status mb_experts_backward(const mb_block_context *context, mb_block *block, 
     }
     if (block->needs_ffn_input) {
         MB_TRY(mb_block_new2(c, c->tokens, c->arch->width, &dn));
-        memset(dn.data, 0, mb_tensor_bytes(&dn));
+        MB_TRY(mb_ops_zero(c->p.ops, dn.data, mb_tensor_bytes(&dn)));
         out = &dn;
     }
     MB_TRY(experts_backward_run(c, block, s, &normed, dx, &dweights, out));

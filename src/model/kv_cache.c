@@ -2,21 +2,19 @@
 #include "model/kv_cache.h"
 
 #include <assert.h>
-#include <string.h>
-
-#include "base/memory.h"
 
 size_t mb_kv_cache_plan(const mb_arch *arch, mb_dtype dtype, int64_t rows)
 {
     return (size_t)(2 * arch->layers * rows * arch->kv_heads * arch->head_width) * mb_dtype_bytes(dtype);
 }
 
-mb_status mb_kv_cache_create(const mb_arch *arch, const mb_allocator *allocator, mb_dtype dtype,
-                             int64_t slots, int64_t rows, mb_kv_cache **out_cache)
+mb_status mb_kv_cache_create(const mb_arch *arch, mb_ops *ops, mb_dtype dtype, int64_t slots, int64_t rows,
+                             mb_kv_cache **out_cache)
 {
     mb_status status = MB_OK;
     mb_kv_cache *cache = NULL;
     MB_NEW(cache);
+    cache->ops = ops;
     cache->layers = arch->layers;
     cache->slots = slots;
     cache->rows = rows;
@@ -30,7 +28,7 @@ mb_status mb_kv_cache_create(const mb_arch *arch, const mb_allocator *allocator,
                  INT32_MAX);
     for (int64_t s = 0; s < slots; s++) mb_kv_cache_place(cache, s, s * (rows / slots), rows / slots);
     const size_t bytes = mb_kv_cache_plan(arch, dtype, rows), one = bytes / (size_t)arch->layers / 2;
-    MB_TRY(mb_buffer_create(allocator, bytes, &cache->data));
+    MB_TRY(mb_buffer_create(mb_ops_allocator(ops), bytes, &cache->data));
     for (int64_t l = 0; l < arch->layers; l++) {
         char *at = (char *)cache->data->data + (size_t)l * 2 * one;
         cache->k[l] = mb_tensor_view3(dtype, at, rows, arch->kv_heads, arch->head_width);
@@ -71,36 +69,47 @@ void mb_kv_cache_cut(mb_kv_cache *cache, int64_t slot, int64_t length)
     cache->length[slot] = (int32_t)length;
 }
 
-static void cache_copy(const mb_tensor *from, int64_t from_row, mb_tensor *to, int64_t to_row, int64_t n)
-{
-    const size_t row = (size_t)(to->shape[1] * to->shape[2]) * mb_dtype_bytes(to->dtype);
-    memcpy((char *)to->data + (size_t)to_row * row, (const char *)from->data + (size_t)from_row * row,
-           (size_t)n * row);
-}
-
-void mb_kv_cache_copy(mb_kv_cache *cache, int64_t from, int64_t to)
-{
-    assert(from != to && from < cache->slots && to < cache->slots);
-    assert(cache->length[from] <= cache->room[to]);
-    for (int64_t l = 0; l < cache->layers; l++) {
-        const int64_t source = cache->first[from], target = cache->first[to];
-        cache_copy(&cache->k[l], source, &cache->k[l], target, cache->length[from]);
-        cache_copy(&cache->v[l], source, &cache->v[l], target, cache->length[from]);
-    }
-    cache->length[to] = cache->length[from];
-}
-
-mb_status mb_kv_cache_write(mb_kv_cache *cache, int64_t layer, int64_t slot, const mb_tensor *k,
-                            const mb_tensor *v, int64_t first, int64_t n)
+mb_status mb_kv_cache_copy(mb_kv_cache *cache, int64_t from, int64_t to)
 {
     mb_status status = MB_OK;
-    const int64_t length = cache->length[slot], row = cache->first[slot] + length;
+    assert(from != to && from < cache->slots && to < cache->slots);
+    assert(cache->length[from] <= cache->room[to]);
+    const int64_t n = cache->length[from], source = cache->first[from], target = cache->first[to];
+    for (int64_t l = 0; l < cache->layers; l++)
+        for (int i = 0; i < 2; i++) {
+            const mb_tensor *rows = i == 0 ? &cache->k[l] : &cache->v[l];
+            const mb_tensor a = mb_tensor_rows(rows, source, n), b = mb_tensor_rows(rows, target, n);
+            MB_TRY(mb_ops_copy(cache->ops, a.data, mb_tensor_bytes(&a), b.data));
+        }
+    cache->length[to] = cache->length[from];
+done:
+    return status;
+}
+
+mb_status mb_kv_cache_rows(const mb_kv_cache *cache, const int32_t *offsets, const int32_t *slot,
+                           int64_t segments, int32_t *out_rows, int32_t *out_first, int32_t *out_count)
+{
+    mb_status status = MB_OK;
+    for (int64_t s = 0; s < segments; s++) {
+        const int32_t one = slot[s], n = offsets[s + 1] - offsets[s], length = cache->length[one];
+        if (length + n > cache->room[one])
+            MB_RAISE(MB_ERANGE, "generation: %lld tokens do not fit the %lld rows of their slot",
+                     (long long)(length + n), (long long)cache->room[one]);
+        out_first[s] = cache->first[one];
+        out_count[s] = length + n;
+        for (int32_t i = 0; i < n; i++) out_rows[offsets[s] + i] = cache->first[one] + length + i;
+    }
+done:
+    return status;
+}
+
+mb_status mb_kv_cache_write(mb_kv_cache *cache, int64_t layer, const mb_tensor *k, const mb_tensor *v,
+                            const int32_t *rows)
+{
+    mb_status status = MB_OK;
     assert(k->dtype == cache->k[layer].dtype && v->dtype == k->dtype);
-    if (length + n > cache->room[slot])
-        MB_RAISE(MB_ERANGE, "generation: %lld tokens do not fit the %lld rows of their slot",
-                 (long long)(length + n), (long long)cache->room[slot]);
-    cache_copy(k, first, &cache->k[layer], row, n);
-    cache_copy(v, first, &cache->v[layer], row, n);
+    MB_TRY(mb_ops_scatter_rows(cache->ops, k, rows, &cache->k[layer]));
+    MB_TRY(mb_ops_scatter_rows(cache->ops, v, rows, &cache->v[layer]));
 done:
     return status;
 }

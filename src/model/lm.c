@@ -153,11 +153,20 @@ static mb_status lm_make_rope(mb_lm *lm)
 {
     mb_status status = MB_OK;
     const int64_t positions = lm->arch.max_positions, d = lm->arch.head_width;
+    const bool is_device = mb_ops_is_device(lm->ops);
+    float *table = NULL;
     MB_TRY(
         mb_buffer_create(mb_ops_allocator(lm->ops), (size_t)(positions * d) * sizeof(float), &lm->rope_data));
-    mb_rotary_table(&lm->arch.rotary, lm->arch.rope_theta, positions, d, lm->rope_data->data);
+    if (is_device) MB_NEW_ARRAY(table, positions * d);
+    mb_rotary_table(&lm->arch.rotary, lm->arch.rope_theta, positions, d,
+                    is_device ? table : lm->rope_data->data);
+    if (is_device) {
+        MB_TRY(mb_ops_upload(lm->ops, table, lm->rope_data->bytes, lm->rope_data->data));
+        MB_TRY(mb_ops_wait(lm->ops));
+    }
     lm->rope = mb_tensor_view2(MB_F32, lm->rope_data->data, positions, d);
 done:
+    mb_free(table);
     return status;
 }
 

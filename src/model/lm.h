@@ -4,9 +4,13 @@
  * Source: Touvron et al. (2023) Llama 2; Muennighoff et al. (2024) OLMoE; behaviour of transformers'
  * modeling_llama.py and modeling_olmoe.py.
  *
- * A pass is one forward over a packed micro-batch: records one after another without padding, never attending
- * across each other. A model may have several passes open at once (an objective of several forwards); each
- * pass owns its activations in an arena that is reused when the pass is reset.
+ * A pass is one forward over a packed micro-batch: records one after another without padding, never
+ * attending across each other. A model may have several passes open at once (an objective of several
+ * forwards); each pass owns its activations in an arena that is reused when the pass is reset. Weights,
+ * activations, gradients and kept keys lie in the backend's memory (ops.h); what a caller gives and gets
+ * here lies in the host's. A forward of the same sizes (tokens, segments, head rows) and wants as the one
+ * before it uses the same addresses, once a pass is steady (its third forward), and all its uploads come
+ * first.
  */
 #ifndef MB_LM_H
 #define MB_LM_H
@@ -37,7 +41,7 @@ typedef struct mb_lm_options {
     bool shard;        /* all weights are cut over the ranks and come block by block (params.h) */
     bool ahead;        /* sharded: fetch the next block while one is used, also on one node, where it only
                           costs memory (between nodes it is done in any case) */
-    bool share;        /* frozen weights lie once per node */
+    bool share;        /* frozen weights lie once per node; nothing on a device */
 } mb_lm_options;
 
 /* Collective when opt_comm has several ranks (it agrees: all fail or none), and so is destroy then. */
@@ -61,7 +65,8 @@ const char *mb_lm_base(const mb_lm *lm); /* HF folder under it all (tokenizer fi
                                             created one. Borrowed */
 const char *mb_lm_hash(mb_lm *lm); /* content hash of the folder(s) it came from; "" for a created one */
 
-/* Packed rows. All arrays are the caller's and must outlive the pass's backward. */
+/* Packed rows. All arrays are the caller's, in the host's memory (a device gets copies of them, once, at the
+ * start of the forward), and must outlive the pass's backward. */
 typedef struct mb_lm_batch {
     int64_t tokens, segments;     /* T, S */
     const int32_t *ids;           /* [T] */
@@ -89,34 +94,47 @@ typedef struct mb_lm_want {
     bool logits; /* [Nh, V] of head rows: for inspection and generation, never for whole training batches */
     int64_t routers; /* stop after this many routers (scoring): 1..mb_lm_routers; 0: no limit. The last block
                         is run only up to its gate. Excludes head, hidden, gradient. */
+    bool no_routing; /* the routers' logits and ids are not read: none are given (on a device they would have
+                        to be fetched, T (E' + K) numbers a layer) */
 } mb_lm_want;
 
-/* Outputs of a forward, owned by the pass until it is reset. Pointers not asked for are NULL. */
+/* Outputs of a forward, in the host's memory, owned by the pass until its next forward. Pointers not asked
+ * for are NULL. */
 typedef struct mb_lm_output {
-    float *token_loss; /* [Nh] */
-    int32_t *argmax;   /* [Nh] */
-    float *logits;     /* [Nh, V] */
-    float *hidden;     /* [T, D] */
-    int64_t routers;
+    float *token_loss;     /* [Nh] */
+    int32_t *argmax;       /* [Nh] */
+    float *logits;         /* [Nh, V] */
+    float *hidden;         /* [T, D] */
+    int64_t routers;       /* 0 with no_routing */
     float **router_logits; /* [routers] of [T, E'], without the trash bias */
     int32_t **router_ids;  /* [routers] of [T, K] */
 } mb_lm_output;
 
 mb_status mb_lm_pass_create(mb_lm *lm, mb_lm_pass **out_pass);
 void mb_lm_pass_destroy(mb_lm_pass **pass);
+/* A forward in two steps, for work of the host in between: start returns once all of it is queued, with the
+ * pointers in *out, and wait when what they point to is there. Where the backend is the host all is done
+ * when start returns. */
+mb_status mb_lm_forward_start(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want,
+                              mb_lm_output *out);
+mb_status mb_lm_pass_wait(mb_lm_pass *pass);
+/* Both. */
 mb_status mb_lm_forward(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want,
                         mb_lm_output *out);
 
 /* Gradients that enter: token losses (unless fused), router logits per router ([T,E'] each; entries or the
- * array may be NULL), hidden [T,D] (NULL none). Adds into the bound gradients of trained tensors; computes
- * nothing below the lowest trained block. */
+ * array may be NULL), hidden [T,D] (NULL none), all in the host's memory and free again when this returns.
+ * Adds into the bound gradients of trained tensors (params.h: the backend's memory); computes nothing below
+ * the lowest trained block. On a device it returns once queued: later ops see the gradients, the host after
+ * mb_ops_wait. */
 mb_status mb_lm_backward(mb_lm_pass *pass, const float *opt_d_token_loss, float *const *opt_d_router_logits,
                          const float *opt_d_hidden);
-/* With gradients by block (mb_params_set_sink): bind those of the head before the forward, which may add into
- * them. A pass whose forward kept anything for a gradient must get its backward, once. */
+/* With gradients by block (mb_params_set_sink): bind those of the head before the forward, which may add
+ * into them. A pass whose forward kept anything for a gradient must get its backward, once. */
 mb_status mb_lm_gradient_begin(mb_lm *lm);
-int64_t mb_lm_rope_bytes(const mb_lm *lm);    /* of the table of angles, which belongs to the weights */
-mb_arena *mb_lm_pass_arena(mb_lm_pass *pass); /* for the caller's step scratch; reset by the next forward */
+int64_t mb_lm_rope_bytes(const mb_lm *lm); /* of the table of angles, which belongs to the weights */
+/* Of its activations, in the backend's memory; reset by the next forward. Its peak is what the pass took. */
+mb_arena *mb_lm_pass_arena(mb_lm_pass *pass);
 
 /* Save: "full" HF folder (config.json, weights, and the tokenizer and generation files of the source folder
  * copied), "delta" (delta.json {base, base_hash} + delta.safetensors), or the adapter when LoRA is on. Into

@@ -15,6 +15,7 @@ static mb_status backward_head_rows(mb_lm_pass *pass, const float *opt_weight, m
     mb_status status = MB_OK;
     mb_lm *lm = pass->lm;
     const mb_block_context *c = &pass->context;
+    const void *weight;
     mb_tensor loss;
     if (opt_weight == NULL) {
         *out_dh = pass->head_dh;
@@ -22,8 +23,9 @@ static mb_status backward_head_rows(mb_lm_pass *pass, const float *opt_weight, m
     }
     MB_TRY(mb_block_new2(c, pass->batch.head_rows, lm->arch.width, out_dh));
     MB_TRY(mb_block_new1(c, pass->batch.head_rows, &loss));
-    MB_TRY(mb_ops_head_loss(lm->ops, &pass->head_h, &lm->head->weight, pass->batch.targets, &loss, NULL,
-                            opt_weight, out_dh, mb_block_gradient(lm->head)));
+    MB_TRY(mb_block_input(c, opt_weight, (size_t)pass->batch.head_rows * sizeof *opt_weight, &weight));
+    MB_TRY(mb_ops_head_loss(lm->ops, &pass->head_h, &lm->head->weight, pass->sent.targets, &loss, NULL,
+                            weight, out_dh, mb_block_gradient(lm->head)));
 done:
     return status;
 }
@@ -41,7 +43,7 @@ static mb_status backward_head(mb_lm_pass *pass, const float *opt_weight, mb_ten
     MB_TRY(mb_block_new2(&pass->context, pass->batch.head_rows, lm->arch.width, &dhead));
     MB_TRY(mb_ops_rms_norm_backward(lm->ops, &dh, &pass->head_x, &lm->final_norm->value, &pass->head_rstd,
                                     false, &dhead, mb_block_gradient(lm->final_norm)));
-    if (below) MB_TRY(mb_ops_embedding_backward(lm->ops, pass->batch.head_row, &dhead, dx));
+    if (below) MB_TRY(mb_ops_embedding_backward(lm->ops, pass->sent.head_row, &dhead, dx));
 done:
     mb_arena_release(pass->arena, mark);
     return status;
@@ -49,10 +51,18 @@ done:
 
 static mb_status backward_hidden(mb_lm_pass *pass, const float *d_hidden, mb_tensor *dx)
 {
+    mb_status status = MB_OK;
     mb_lm *lm = pass->lm;
-    const mb_tensor dh = mb_tensor_view2(MB_F32, (void *)d_hidden, pass->batch.tokens, lm->arch.width);
-    return mb_ops_rms_norm_backward(lm->ops, &dh, &pass->x, &lm->final_norm->value, &pass->x_rstd, true, dx,
-                                    mb_block_gradient(lm->final_norm));
+    const mb_arena_mark mark = mb_arena_mark_get(pass->arena);
+    const int64_t t = pass->batch.tokens, d = lm->arch.width;
+    const void *data;
+    MB_TRY(mb_block_input(&pass->context, d_hidden, (size_t)(t * d) * sizeof *d_hidden, &data));
+    const mb_tensor dh = mb_tensor_view2(MB_F32, (void *)data, t, d);
+    MB_TRY(mb_ops_rms_norm_backward(lm->ops, &dh, &pass->x, &lm->final_norm->value, &pass->x_rstd, true, dx,
+                                    mb_block_gradient(lm->final_norm)));
+done:
+    mb_arena_release(pass->arena, mark);
+    return status;
 }
 
 /* ---- 2. blocks ---- */
@@ -151,6 +161,19 @@ done:
     return status;
 }
 
+/* What is sent from here on stays in an arena of its own: the next forward need not wait for this backward,
+ * whose uploads may still be queued then. */
+static mb_status backward_begin(mb_lm_pass *pass)
+{
+    mb_status status = MB_OK;
+    if (pass->is_queued_back) MB_TRY(mb_lm_pass_wait(pass));
+    mb_arena_reset(pass->host_back);
+    pass->context.host = pass->host_back;
+    pass->is_queued_back = true;
+done:
+    return status;
+}
+
 mb_status mb_lm_backward(mb_lm_pass *pass, const float *opt_d_token_loss, float *const *opt_d_router_logits,
                          const float *opt_d_hidden)
 {
@@ -162,9 +185,10 @@ mb_status mb_lm_backward(mb_lm_pass *pass, const float *opt_d_token_loss, float 
     mb_tensor dx;
     MB_TRY(backward_check(pass, opt_d_hidden));
     if (lowest > layers) goto done;
+    MB_TRY(backward_begin(pass));
     MB_TRY(mb_lm_gradient_begin(lm));
     MB_TRY(mb_block_new2(&pass->context, pass->batch.tokens, lm->arch.width, &dx));
-    memset(dx.data, 0, mb_tensor_bytes(&dx));
+    MB_TRY(mb_ops_zero(lm->ops, dx.data, mb_tensor_bytes(&dx)));
     MB_TRY(backward_ends(pass, opt_d_token_loss, opt_d_hidden, &dx));
     for (int64_t i = layers - 1; i >= 0 && i >= lowest; i--) {
         const float *outside = NULL;
@@ -174,7 +198,7 @@ mb_status mb_lm_backward(mb_lm_pass *pass, const float *opt_d_token_loss, float 
     }
     if (!lm->embedding->trained) goto done;
     MB_TRY(mb_params_gradient_begin(lm->params, MB_PARAMS_EMBEDDING));
-    MB_TRY(mb_ops_embedding_backward(lm->ops, pass->batch.ids, &dx, &lm->embedding->gradient));
+    MB_TRY(mb_ops_embedding_backward(lm->ops, pass->sent.ids, &dx, &lm->embedding->gradient));
     MB_TRY(mb_params_gradient_end(lm->params, MB_PARAMS_EMBEDDING));
 done:
     mb_arena_release(pass->arena, mark);

@@ -2,8 +2,13 @@
  *
  * 1. passes
  * 2. checks of a batch
- * 3. embedding and blocks
- * 4. final norm and head
+ * 3. what the host sends
+ * 4. embedding and blocks
+ * 5. final norm and head
+ * 6. outputs, the whole
+ *
+ * On a device all arrays of a batch go there in one upload from page-locked memory, before anything else;
+ * then every op is queued; then the outputs asked for are fetched. The host waits once, at the end.
  */
 #include <math.h>
 #include <string.h>
@@ -18,11 +23,14 @@ mb_status mb_lm_pass_create(mb_lm *lm, mb_lm_pass **out_pass)
     mb_lm_pass *pass = NULL;
     MB_NEW(pass);
     pass->lm = lm;
+    pass->ops = lm->ops;
     MB_NEW_ARRAY(pass->saved, lm->arch.layers);
     MB_NEW_ARRAY(pass->inputs, lm->arch.layers);
     MB_NEW_ARRAY(pass->router_logits, lm->arch.layers);
     MB_NEW_ARRAY(pass->router_ids, lm->arch.layers);
-    MB_TRY(mb_arena_create((size_t)1 << 16, &pass->arena));
+    MB_TRY(mb_arena_create_on(mb_ops_allocator(lm->ops), (size_t)1 << 16, &pass->arena));
+    MB_TRY(mb_arena_create_on(mb_ops_host_allocator(lm->ops), (size_t)1 << 16, &pass->host));
+    MB_TRY(mb_arena_create_on(mb_ops_host_allocator(lm->ops), (size_t)1 << 16, &pass->host_back));
     *out_pass = pass;
     pass = NULL;
 done:
@@ -34,7 +42,11 @@ void mb_lm_pass_destroy(mb_lm_pass **pass)
 {
     mb_lm_pass *p = *pass;
     if (p == NULL) return;
+    if (p->is_queued || p->is_queued_back) (void)mb_ops_wait(p->ops); /* what is queued uses the arenas */
+    mb_lm_replay_destroy(&p->replay);
     mb_arena_destroy(&p->arena);
+    mb_arena_destroy(&p->host);
+    mb_arena_destroy(&p->host_back);
     mb_free(p->saved);
     mb_free(p->inputs);
     mb_free(p->router_logits);
@@ -110,7 +122,95 @@ done:
     return status;
 }
 
-/* ---- 3. embedding and blocks ---- */
+/* ---- 3. what the host sends ---- */
+
+typedef struct forward_part {
+    const void *host;
+    size_t bytes;
+    const void **out; /* as ops take it */
+} forward_part;
+
+static size_t forward_lines(size_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
+/* Arrays of the host (NULL: none) as ops take them: themselves, or on a device parts of one copy. */
+static mb_status forward_send_parts(mb_lm_pass *pass, const forward_part *parts, int count)
+{
+    mb_status status = MB_OK;
+    char *staged, *data;
+    size_t bytes = 0;
+    for (int i = 0; i < count; i++) {
+        *parts[i].out = parts[i].host;
+        if (parts[i].host != NULL) bytes += forward_lines(parts[i].bytes);
+    }
+    if (!mb_ops_is_device(pass->ops)) goto done;
+    MB_ARENA_ARRAY(pass->host, staged, bytes);
+    MB_ARENA_ARRAY(pass->arena, data, bytes);
+    size_t at = 0;
+    for (int i = 0; i < count; i++) {
+        if (parts[i].host == NULL) continue;
+        memcpy(staged + at, parts[i].host, parts[i].bytes);
+        *parts[i].out = data + at;
+        at += forward_lines(parts[i].bytes);
+    }
+    MB_TRY(mb_ops_upload(pass->ops, staged, bytes, data));
+done:
+    return status;
+}
+
+/* Where new keys go and where all of a segment's lie, in the host arena. */
+static mb_status forward_cache(mb_lm_pass *pass, int32_t **out_rows, int32_t **out_first, int32_t **out_count)
+{
+    mb_status status = MB_OK;
+    const mb_lm_batch *b = &pass->batch;
+    if (b->opt_cache == NULL) goto done;
+    MB_ARENA_ARRAY(pass->host, *out_rows, b->tokens);
+    MB_ARENA_ARRAY(pass->host, *out_first, b->segments);
+    MB_ARENA_ARRAY(pass->host, *out_count, b->segments);
+    MB_TRY(mb_kv_cache_rows(b->opt_cache, b->offsets, b->opt_slot, b->segments, *out_rows, *out_first,
+                            *out_count));
+done:
+    return status;
+}
+
+static mb_status forward_send(mb_lm_pass *pass)
+{
+    mb_status status = MB_OK;
+    const mb_lm_batch *b = &pass->batch;
+    mb_lm_batch *sent = &pass->sent;
+    mb_block_context *c = &pass->context;
+    const size_t t = (size_t)b->tokens, s = (size_t)b->segments, n = (size_t)b->head_rows;
+    const bool has_dropout = c->p.dropout > 0, is_fused = n > 0 && pass->want.gradient;
+    int32_t *rows = NULL, *first = NULL, *count = NULL;
+    const void *ids, *positions, *offsets, *row_index, *head_row, *targets, *weight, *to, *from, *keys;
+    MB_TRY(forward_cache(pass, &rows, &first, &count));
+    const forward_part parts[] = {{b->ids, t * sizeof *b->ids, &ids},
+                                  {b->positions, t * sizeof *b->positions, &positions},
+                                  {b->offsets, (s + 1) * sizeof *b->offsets, &offsets},
+                                  {has_dropout ? b->row_index : NULL, t * sizeof *b->row_index, &row_index},
+                                  {n > 0 ? b->head_row : NULL, n * sizeof *b->head_row, &head_row},
+                                  {n > 0 ? b->targets : NULL, n * sizeof *b->targets, &targets},
+                                  {is_fused ? b->opt_head_weight : NULL, n * sizeof(float), &weight},
+                                  {rows, t * sizeof *rows, &to},
+                                  {first, s * sizeof *first, &from},
+                                  {count, s * sizeof *count, &keys}};
+    MB_TRY(forward_send_parts(pass, parts, (int)(sizeof parts / sizeof parts[0])));
+    *sent = *b;
+    sent->ids = ids, sent->positions = positions, sent->offsets = offsets, sent->row_index = row_index;
+    sent->head_row = head_row, sent->targets = targets, sent->opt_head_weight = weight;
+    c->positions = positions;
+    c->p.row_index = row_index;
+    c->shape.offsets = offsets;
+    c->shape.opt_key_first = from;
+    c->shape.opt_key_count = keys;
+    c->opt_cache_row = to;
+done:
+    return status;
+}
+
+/* ---- 4. embedding and blocks ---- */
 
 /* Where some segment is so long that its frequencies differ, every row has a rope row of its own. */
 static mb_status forward_rope(mb_lm_pass *pass)
@@ -118,15 +218,40 @@ static mb_status forward_rope(mb_lm_pass *pass)
     mb_status status = MB_OK;
     const mb_arch *arch = &pass->lm->arch;
     const mb_lm_batch *b = &pass->batch;
+    const int64_t width = arch->head_width;
+    const void *table, *numbers;
+    float *rope;
     int32_t *rows;
     if (!mb_rotary_is_long(&arch->rotary, b->positions, b->offsets, b->segments)) goto done;
-    MB_TRY(mb_block_new2(&pass->context, b->tokens, arch->head_width, &pass->long_rope));
-    mb_rotary_rows(&arch->rotary, arch->rope_theta, arch->head_width, b->positions, b->offsets, b->segments,
-                   mb_tensor_f32(&pass->long_rope));
-    MB_ARENA_ARRAY(pass->arena, rows, b->tokens);
+    MB_ARENA_ARRAY(pass->host, rope, b->tokens * width);
+    MB_ARENA_ARRAY(pass->host, rows, b->tokens);
+    mb_rotary_rows(&arch->rotary, arch->rope_theta, width, b->positions, b->offsets, b->segments, rope);
     for (int64_t t = 0; t < b->tokens; t++) rows[t] = (int32_t)t;
-    pass->context.positions = rows;
+    MB_TRY(mb_ops_input(pass->ops, pass->arena, rope, (size_t)(b->tokens * width) * sizeof *rope, &table));
+    MB_TRY(mb_ops_input(pass->ops, pass->arena, rows, (size_t)b->tokens * sizeof *rows, &numbers));
+    pass->long_rope = mb_tensor_view2(MB_F32, (void *)table, b->tokens, width);
+    pass->context.positions = numbers;
     pass->context.rope = &pass->long_rope;
+done:
+    return status;
+}
+
+/* Everything of the pass's last forward is gone. */
+static mb_status forward_reset(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want)
+{
+    mb_status status = MB_OK;
+    const size_t layers = (size_t)pass->lm->arch.layers;
+    if (pass->is_queued) MB_TRY(mb_lm_pass_wait(pass));
+    mb_arena_reset(pass->arena);
+    mb_arena_reset(pass->host);
+    memset(pass->saved, 0, layers * sizeof *pass->saved);
+    memset(pass->inputs, 0, layers * sizeof *pass->inputs);
+    pass->is_ready = false;
+    pass->batch = *batch;
+    pass->want = *want;
+    pass->head_dh = pass->loss = pass->logits = pass->hidden = (mb_tensor){0};
+    pass->argmax = NULL;
+    pass->is_queued = true;
 done:
     return status;
 }
@@ -138,40 +263,40 @@ static mb_status forward_begin(mb_lm_pass *pass, const mb_lm_batch *batch, const
     mb_block_context *c = &pass->context;
     const float scale = 1.0f / sqrtf((float)lm->arch.head_width);
     const bool has_lora = lm->lora.is_on;
-    mb_arena_reset(pass->arena);
-    memset(pass->saved, 0, (size_t)lm->arch.layers * sizeof *pass->saved);
-    memset(pass->inputs, 0, (size_t)lm->arch.layers * sizeof *pass->inputs);
-    pass->is_ready = false;
-    pass->batch = *batch;
-    pass->want = *want;
-    pass->head_dh = (mb_tensor){0};
+    MB_TRY(forward_reset(pass, batch, want));
     *c = (mb_block_context){
         .p = {.ops = lm->ops,
               .arena = pass->arena,
               .dropout = has_lora && batch->row_index != NULL ? (float)lm->lora.options.dropout : 0,
-              .seed = batch->seed,
-              .row_index = batch->row_index},
+              .seed = batch->seed},
+        .host = pass->host,
         .arch = &lm->arch,
         .rope = &lm->rope,
         .tokens = batch->tokens,
-        .positions = batch->positions,
         .dtype = lm->dtype,
         .gradient = want->gradient && !want->recompute,
-        .opt_cache = batch->opt_cache,
-        .opt_slot = batch->opt_slot};
+        .opt_cache = batch->opt_cache};
     c->shape = (mb_attention_shape){.segments = batch->segments,
-                                    .offsets = batch->offsets,
                                     .heads = lm->arch.heads,
                                     .kv_heads = lm->arch.kv_heads,
                                     .head_width = lm->arch.head_width,
                                     .scale = scale};
+    MB_TRY(forward_send(pass));
     MB_TRY(forward_rope(pass));
     MB_TRY(mb_block_new2(c, batch->tokens, lm->arch.width, &pass->x));
     MB_TRY(mb_block_new2(c, batch->tokens, lm->arch.width, &c->normed));
     c->normed_act = c->normed;
     if (c->dtype != MB_F32) MB_TRY(mb_block_act2(c, batch->tokens, lm->arch.width, &c->normed_act));
+done:
+    return status;
+}
+
+static mb_status forward_embed(mb_lm_pass *pass)
+{
+    mb_status status = MB_OK;
+    mb_lm *lm = pass->lm;
     MB_TRY(mb_params_acquire(lm->params, MB_PARAMS_EMBEDDING));
-    status = mb_ops_embedding(lm->ops, batch->ids, &lm->embedding->value, &pass->x);
+    status = mb_ops_embedding(lm->ops, pass->sent.ids, &lm->embedding->value, &pass->x);
     mb_params_release(lm->params, MB_PARAMS_EMBEDDING);
 done:
     return status;
@@ -194,19 +319,15 @@ done:
     return status;
 }
 
-/* A block of the forward pass proper; *routers counts those met so far. */
-static mb_status forward_block(mb_lm_pass *pass, int64_t index, bool gate_only, int64_t *routers)
+/* A block of the forward pass proper. */
+static mb_status forward_block(mb_lm_pass *pass, int64_t index, bool gate_only)
 {
     mb_status status = MB_OK;
     const mb_block *block = &pass->lm->blocks[index];
-    const mb_block_saved *saved = &pass->saved[index];
     if (pass->want.gradient && pass->want.recompute && block->needs_any)
         MB_TRY(mb_block_keep(&pass->context, &pass->x, &pass->inputs[index]));
     MB_TRY(mb_lm_forward_block(pass, index, gate_only, &pass->x));
-    if (!block->is_moe) goto done;
-    pass->router_logits[*routers] = mb_tensor_f32(&saved->router_logits);
-    pass->router_ids[*routers] = saved->ids;
-    ++*routers;
+    if (block->is_moe) pass->routers++;
 done:
     return status;
 }
@@ -224,72 +345,66 @@ static int64_t forward_count(const mb_lm_pass *pass)
     return arch->layers;
 }
 
-/* Blocks as far as something asked for depends on them; *out_routers of them have routers. */
-static mb_status forward_blocks(mb_lm_pass *pass, int64_t *out_routers)
+/* Blocks as far as something asked for depends on them. */
+static mb_status forward_blocks(mb_lm_pass *pass)
 {
     mb_status status = MB_OK;
     const mb_lm_batch *b = &pass->batch;
     const int64_t blocks = forward_count(pass);
     const bool is_moe = mb_arch_is_moe(&pass->lm->arch, blocks - 1);
     const bool routers_only = is_moe && b->head_rows == 0 && !pass->want.hidden && b->opt_cache == NULL;
-    *out_routers = 0;
-    for (int64_t i = 0; i < blocks; i++)
-        MB_TRY(forward_block(pass, i, routers_only && i == blocks - 1, out_routers));
-    for (int64_t i = 0; b->opt_cache != NULL && i < b->segments; i++)
-        mb_kv_cache_grow(b->opt_cache, b->opt_slot[i], b->offsets[i + 1] - b->offsets[i]);
+    pass->routers = 0;
+    for (int64_t i = 0; i < blocks; i++) MB_TRY(forward_block(pass, i, routers_only && i == blocks - 1));
 done:
     return status;
 }
 
-/* ---- 4. final norm and head ---- */
+/* ---- 5. final norm and head ---- */
 
-static mb_status forward_hidden(mb_lm_pass *pass, mb_lm_output *out)
+static mb_status forward_hidden(mb_lm_pass *pass)
 {
     mb_status status = MB_OK;
     mb_lm *lm = pass->lm;
-    mb_tensor hidden;
     MB_TRY(mb_block_new1(&pass->context, pass->batch.tokens, &pass->x_rstd));
-    MB_TRY(mb_block_new2(&pass->context, pass->batch.tokens, lm->arch.width, &hidden));
-    MB_TRY(mb_ops_rms_norm(lm->ops, &pass->x, &lm->final_norm->value, (float)lm->arch.rms_eps, &hidden,
+    MB_TRY(mb_block_new2(&pass->context, pass->batch.tokens, lm->arch.width, &pass->hidden));
+    MB_TRY(mb_ops_rms_norm(lm->ops, &pass->x, &lm->final_norm->value, (float)lm->arch.rms_eps, &pass->hidden,
                            &pass->x_rstd));
-    out->hidden = mb_tensor_f32(&hidden);
 done:
     return status;
 }
 
-static mb_status forward_head(mb_lm_pass *pass, mb_lm_output *out)
+static mb_status forward_head(mb_lm_pass *pass)
 {
     mb_status status = MB_OK;
     mb_lm *lm = pass->lm;
-    const mb_lm_batch *b = &pass->batch;
+    const mb_lm_batch *b = &pass->sent;
     const mb_block_context *c = &pass->context;
     const bool trains = mb_params_lowest_trained(lm->params) <= lm->arch.layers;
     const bool fused = pass->want.gradient && trains && b->opt_head_weight != NULL;
-    mb_tensor loss, logits;
+    mb_tensor loss;
     MB_TRY(mb_block_new2(c, b->head_rows, lm->arch.width, &pass->head_x));
     MB_TRY(mb_block_act2(c, b->head_rows, lm->arch.width, &pass->head_h));
     MB_TRY(mb_block_new1(c, b->head_rows, &pass->head_rstd));
     MB_TRY(mb_block_new1(c, b->head_rows, &loss));
-    if (pass->want.argmax) MB_ARENA_ARRAY(pass->arena, out->argmax, b->head_rows);
+    if (pass->want.argmax) MB_ARENA_ARRAY(pass->arena, pass->argmax, b->head_rows);
     MB_TRY(mb_ops_embedding(lm->ops, b->head_row, &pass->x, &pass->head_x));
     MB_TRY(mb_ops_rms_norm(lm->ops, &pass->head_x, &lm->final_norm->value, (float)lm->arch.rms_eps,
                            &pass->head_h, &pass->head_rstd));
     if (fused) MB_TRY(mb_block_new2(c, b->head_rows, lm->arch.width, &pass->head_dh));
     if (b->targets != NULL) {
-        MB_TRY(mb_ops_head_loss(lm->ops, &pass->head_h, &lm->head->weight, b->targets, &loss, out->argmax,
+        MB_TRY(mb_ops_head_loss(lm->ops, &pass->head_h, &lm->head->weight, b->targets, &loss, pass->argmax,
                                 fused ? b->opt_head_weight : NULL, fused ? &pass->head_dh : NULL,
                                 fused ? mb_block_gradient(lm->head) : NULL));
-        out->token_loss = mb_tensor_f32(&loss);
+        pass->loss = loss;
     }
     if (!pass->want.logits) goto done;
-    MB_TRY(mb_block_new2(c, b->head_rows, lm->arch.vocab, &logits));
-    MB_TRY(mb_ops_linear(lm->ops, &pass->head_h, &lm->head->weight, NULL, false, &logits));
-    out->logits = mb_tensor_f32(&logits);
+    MB_TRY(mb_block_new2(c, b->head_rows, lm->arch.vocab, &pass->logits));
+    MB_TRY(mb_ops_linear(lm->ops, &pass->head_h, &lm->head->weight, NULL, false, &pass->logits));
 done:
     return status;
 }
 
-static mb_status forward_end(mb_lm_pass *pass, mb_lm_output *out)
+static mb_status forward_end(mb_lm_pass *pass)
 {
     mb_status status = MB_OK;
     mb_lm *lm = pass->lm;
@@ -297,15 +412,83 @@ static mb_status forward_end(mb_lm_pass *pass, mb_lm_output *out)
     if (pass->batch.head_rows == 0 && !pass->want.hidden) goto done;
     MB_TRY(mb_params_acquire(lm->params, last));
     if (lm->arch.tied_head) MB_TRY(mb_params_acquire(lm->params, MB_PARAMS_EMBEDDING));
-    if (pass->want.hidden) status = forward_hidden(pass, out);
-    if (status == MB_OK && pass->batch.head_rows > 0) status = forward_head(pass, out);
+    if (pass->want.hidden) status = forward_hidden(pass);
+    if (status == MB_OK && pass->batch.head_rows > 0) status = forward_head(pass);
     if (lm->arch.tied_head) mb_params_release(lm->params, MB_PARAMS_EMBEDDING);
     mb_params_release(lm->params, last);
 done:
     return status;
 }
 
-mb_status mb_lm_forward(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want, mb_lm_output *out)
+/* ---- 6. outputs, the whole ---- */
+
+/* Every op of a forward, from what was sent to the outputs as ops make them. */
+static mb_status forward_queue(mb_lm_pass *pass)
+{
+    mb_status status = MB_OK;
+    MB_TRY(forward_embed(pass));
+    MB_TRY(forward_blocks(pass));
+    MB_TRY(forward_end(pass));
+done:
+    return status;
+}
+
+/* A tensor the ops made, as the host reads it once the pass has waited; NULL when there is none. */
+static mb_status forward_fetch(mb_lm_pass *pass, const mb_tensor *tensor, float **out)
+{
+    mb_status status = MB_OK;
+    void *host;
+    MB_TRY(mb_ops_output(pass->ops, pass->host, tensor->data, mb_tensor_bytes(tensor), &host));
+    *out = host;
+done:
+    return status;
+}
+
+static mb_status forward_fetch_ids(mb_lm_pass *pass, const int32_t *ids, int64_t n, int32_t **out)
+{
+    mb_status status = MB_OK;
+    void *host;
+    MB_TRY(mb_ops_output(pass->ops, pass->host, ids, (size_t)n * sizeof *ids, &host));
+    *out = host;
+done:
+    return status;
+}
+
+/* Logits and ids of the routers that were run. */
+static mb_status forward_routing(mb_lm_pass *pass, mb_lm_output *out)
+{
+    mb_status status = MB_OK;
+    const mb_lm *lm = pass->lm;
+    int64_t n = 0;
+    for (int64_t i = 0; n < pass->routers; i++) {
+        const mb_block_saved *saved = &pass->saved[i];
+        if (!lm->blocks[i].is_moe) continue;
+        MB_TRY(forward_fetch(pass, &saved->router_logits, &pass->router_logits[n]));
+        MB_TRY(
+            forward_fetch_ids(pass, saved->ids, pass->batch.tokens * lm->arch.picks, &pass->router_ids[n]));
+        n++;
+    }
+    out->routers = n;
+    out->router_logits = n > 0 ? pass->router_logits : NULL;
+    out->router_ids = n > 0 ? pass->router_ids : NULL;
+done:
+    return status;
+}
+
+static mb_status forward_collect(mb_lm_pass *pass, mb_lm_output *out)
+{
+    mb_status status = MB_OK;
+    MB_TRY(forward_fetch(pass, &pass->loss, &out->token_loss));
+    MB_TRY(forward_fetch_ids(pass, pass->argmax, pass->batch.head_rows, &out->argmax));
+    MB_TRY(forward_fetch(pass, &pass->logits, &out->logits));
+    MB_TRY(forward_fetch(pass, &pass->hidden, &out->hidden));
+    if (!pass->want.no_routing) MB_TRY(forward_routing(pass, out));
+done:
+    return status;
+}
+
+mb_status mb_lm_forward_start(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want,
+                              mb_lm_output *out)
 {
     mb_status status = MB_OK;
     mb_lm_output result = {0};
@@ -314,13 +497,31 @@ mb_status mb_lm_forward(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_
     if (fused && pass->lm->head->trained && pass->lm->head->gradient.data == NULL)
         MB_RAISE(MB_EUSAGE, "forward: the head trains and no gradient is bound (mb_params_bind_gradient)");
     MB_TRY(forward_begin(pass, batch, want));
-    MB_TRY(forward_blocks(pass, &result.routers));
-    MB_TRY(forward_end(pass, &result));
-    if (result.routers > 0) {
-        result.router_logits = pass->router_logits;
-        result.router_ids = pass->router_ids;
-    }
+    MB_TRY(mb_lm_replay_forward(pass, forward_queue));
+    for (int64_t i = 0; batch->opt_cache != NULL && i < batch->segments; i++)
+        mb_kv_cache_grow(batch->opt_cache, batch->opt_slot[i], batch->offsets[i + 1] - batch->offsets[i]);
+    MB_TRY(forward_collect(pass, &result));
     pass->is_ready = want->gradient;
+    *out = result;
+done:
+    return status;
+}
+
+mb_status mb_lm_pass_wait(mb_lm_pass *pass)
+{
+    mb_status status = MB_OK;
+    MB_TRY(mb_ops_wait(pass->ops));
+    pass->is_queued = pass->is_queued_back = false;
+done:
+    return status;
+}
+
+mb_status mb_lm_forward(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want, mb_lm_output *out)
+{
+    mb_status status = MB_OK;
+    mb_lm_output result;
+    MB_TRY(mb_lm_forward_start(pass, batch, want, &result));
+    MB_TRY(mb_lm_pass_wait(pass));
     *out = result;
 done:
     return status;

@@ -228,7 +228,7 @@ mb_status mb_lora_merge(mb_lora *lora, mb_ops *ops, mb_params *params)
                      mb_dtype_name(w->value.dtype));
         MB_TRY(mb_ops_scale(ops, b->lora_scale, &b->value));
         MB_TRY(mb_ops_linear_dx(ops, &b->value, &a->weight, true, &w->value));
-        memset(b->value.data, 0, mb_tensor_bytes(&b->value));
+        MB_TRY(mb_ops_zero(ops, b->value.data, mb_tensor_bytes(&b->value)));
         mb_weight_changed(&b->weight);
         mb_weight_changed(&w->weight);
     }

@@ -4,22 +4,19 @@
  * 2. which train
  * 3. memory: one flat space for what trains, one buffer per block for what is frozen
  * 4. access, gradients, staleness
- * 5. values, whatever they are kept in
  */
 #include "model/params.h"
 
 #include <assert.h>
 #include <fnmatch.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/hash.h"
 #include "base/option.h"
-#include "base/rng.h"
 #include "comm/window.h"
 #include "model/params_shard.h"
 #include "model/quantise.h"
+#include "model/staging.h"
 
 struct mb_params {
     mb_ops *ops;
@@ -28,6 +25,7 @@ struct mb_params {
     int64_t count, capacity;
     mb_param **sorted; /* by name, once it is decided what trains */
     bool is_sealed;
+    mb_staging *staging; /* values lie on a device */
     mb_buffer *trained;
     mb_buffer **frozen; /* [layers + 2], entry block + 1 */
     int64_t trained_count, lowest;
@@ -191,6 +189,7 @@ void mb_params_destroy(mb_params **params)
     mb_window_destroy(&p->shared);
     for (int64_t b = 0; p->frozen != NULL && b < p->layers + 2; b++) mb_buffer_destroy(&p->frozen[b]);
     mb_buffer_destroy(&p->trained);
+    mb_staging_destroy(&p->staging);
     mb_free(p->frozen);
     mb_free(p->sorted);
     mb_free(p->list);
@@ -394,7 +393,8 @@ void mb_params_spread(mb_params *params, mb_comm *comm, bool shard, bool share)
     assert(!params->is_sealed);
     params->comm = comm;
     params->shard = shard && params_has_ranks(params);
-    params->share = share && !params->shard && comm != NULL && mb_comm_largest_node(comm) > 1;
+    params->share = share && !params->shard && comm != NULL && mb_comm_largest_node(comm) > 1 &&
+                    !mb_ops_is_device(params->ops);
 }
 
 /* Own memory of this process for what is not spread. */
@@ -402,6 +402,7 @@ static mb_status params_allocate(mb_params *params)
 {
     mb_status status = MB_OK;
     const mb_allocator *allocator = mb_ops_allocator(params->ops);
+    if (mb_ops_is_device(params->ops)) MB_TRY(mb_staging_create(params->ops, &params->staging));
     if (params->trained_count > 0 && !params->shard)
         MB_TRY(mb_buffer_create(allocator, (size_t)params->trained_count * sizeof(float), &params->trained));
     for (int64_t b = -1; b <= params->layers; b++) {
@@ -443,11 +444,12 @@ mb_status mb_params_seal(mb_params *params, const char *patterns)
     MB_TRY(status);
     if (params->share) MB_TRY(params_share(params));
     if (params->shard)
-        MB_TRY(mb_params_shard_create(params->comm, params->list, params->count, params->layers,
+        MB_TRY(mb_params_shard_create(params->comm, params->ops, params->list, params->count, params->layers,
                                       &params->sharded));
     for (int64_t i = 0; i < params->count; i++) {
         mb_param *param = &params->list[i];
         param->shard = params->sharded;
+        param->staging = params->staging;
         if (param->trained && params->trained != NULL)
             param->value.data = (float *)params->trained->data + param->flat;
         if (param->value.dims == 2) params_init_weight(params, param);
@@ -521,6 +523,32 @@ float *mb_params_owned(mb_params *params, int64_t first)
     return params->trained != NULL ? (float *)params->trained->data + first : NULL;
 }
 
+mb_status mb_params_download(mb_params *params, int64_t first, int64_t n, float *host)
+{
+    mb_status status = MB_OK;
+    if (n == 0) goto done;
+    const float *values = mb_params_owned(params, first);
+    if (params->staging != NULL)
+        MB_TRY(mb_staging_get(params->staging, values, (size_t)n * sizeof *host, host));
+    else
+        memcpy(host, values, (size_t)n * sizeof *host);
+done:
+    return status;
+}
+
+mb_status mb_params_upload(mb_params *params, int64_t first, int64_t n, const float *host)
+{
+    mb_status status = MB_OK;
+    if (n == 0) goto done;
+    float *values = mb_params_owned(params, first);
+    if (params->staging != NULL)
+        MB_TRY(mb_staging_put(params->staging, host, (size_t)n * sizeof *host, values));
+    else
+        memcpy(values, host, (size_t)n * sizeof *host);
+done:
+    return status;
+}
+
 void mb_params_bind_gradient(mb_params *params, float *gradient)
 {
     for (int64_t i = 0; i < params->count; i++) {
@@ -534,6 +562,13 @@ void mb_params_changed(mb_params *params)
     for (int64_t i = 0; i < params->count; i++)
         if (params->list[i].trained && params->list[i].value.dims == 2)
             mb_weight_changed(&params->list[i].weight);
+}
+
+uint64_t mb_params_version(const mb_params *params)
+{
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < params->count; i++) sum += params->list[i].weight.version;
+    return sum;
 }
 
 mb_status mb_params_sync(mb_params *params)
@@ -665,87 +700,4 @@ void mb_params_set_ahead(mb_params *params)
 int64_t mb_params_lowest_trained(const mb_params *params)
 {
     return params->lowest;
-}
-
-/* ---- 5. values ---- */
-
-/* A parameter that is cut over the ranks, as a whole: the same one in memory of its own (mb_free of
- * out->value.data). */
-static mb_status params_whole(const mb_param *param, mb_param *out)
-{
-    mb_status status = MB_OK;
-    char *data;
-    MB_NEW_ARRAY(data, param->bytes);
-    *out = *param;
-    out->shard = NULL;
-    params_point(out, data);
-    out->weight.packed = NULL;
-    out->weight.tensor.data = data;
-    out->weight.scale.data = out->scale;
-done:
-    return status;
-}
-
-mb_status mb_params_get_f32(const mb_param *param, float *out)
-{
-    mb_status status = MB_OK;
-    mb_param whole = {0};
-    if (param->shard != NULL) {
-        MB_TRY(params_whole(param, &whole));
-        MB_TRY(mb_params_shard_read(param->shard, param, whole.value.data));
-        MB_TRY(mb_params_get_f32(&whole, out));
-    } else if (param->value.dims == 2) {
-        mb_weight_read(&param->weight, 0, param->value.shape[0], out);
-    } else {
-        memcpy(out, param->value.data, mb_tensor_bytes(&param->value));
-    }
-done:
-    mb_free(whole.value.data);
-    return status;
-}
-
-mb_status mb_params_set_f32(mb_param *param, const float *value)
-{
-    mb_status status = MB_OK;
-    mb_param whole = {0};
-    if (param->is_elsewhere) goto done;
-    if (param->shard != NULL) {
-        MB_TRY(params_whole(param, &whole));
-        MB_TRY(mb_params_set_f32(&whole, value));
-        mb_params_shard_put(param->shard, param, whole.value.data);
-    } else if (params_is_quantised(param)) {
-        mb_quantise_rows(value, &param->weight);
-    } else {
-        MB_TRY(
-            mb_dtype_from_f32(param->value.dtype, value, mb_tensor_count(&param->value), param->value.data));
-    }
-    if (param->value.dims == 2) mb_weight_changed(&param->weight);
-done:
-    mb_free(whole.value.data);
-    return status;
-}
-
-mb_status mb_params_randomise(mb_params *params, uint64_t seed, double std)
-{
-    mb_status status = MB_OK;
-    float *value = NULL;
-    for (int64_t i = 0; i < params->count; i++) {
-        mb_param *param = &params->list[i];
-        if (params_is_lora(param)) continue;
-        const int64_t n = mb_tensor_count(&param->value);
-        const uint32_t sub = (uint32_t)mb_hash_u64(param->name, strlen(param->name), 0);
-        const bool is_bias = mb_str_is_suffix(param->name, ".bias");
-        MB_FREE(value);
-        MB_NEW_ARRAY(value, n);
-#pragma omp parallel for schedule(static) if (n > 65536)
-        for (int64_t j = 0; j < n; j++)
-            value[j] = is_bias ? 0
-                       : param->value.dims == 1
-                           ? 1
-                           : (float)(std * mb_rng_normal(seed, MB_RNG_INIT, sub, (uint64_t)j));
-        MB_TRY(mb_params_set_f32(param, value));
-    }
-done:
-    mb_free(value);
-    return status;
 }

@@ -7,6 +7,11 @@
  * tensors lie one after another in one flat f32 array, in the order of the list (which is a function of arch
  * and adapter alone), so that optimiser, checkpoints and reductions see one array. Frozen tensors have no
  * gradient and no moments.
+ *
+ * Values and gradients lie in the backend's memory (ops.h): mb_params_trained, mb_params_owned, a
+ * parameter's value.data and gradient.data, and what is bound as gradient are pointers the host cannot
+ * follow where that is a device's. Host values: mb_params_get_f32 and set_f32 of one parameter,
+ * mb_params_download and upload of a part of the trained space.
  */
 #ifndef MB_PARAMS_H
 #define MB_PARAMS_H
@@ -32,10 +37,11 @@ typedef struct mb_param {
     size_t at, scale_at; /* of a frozen one: where it lies in its block's memory, and its scales after it */
     size_t bytes;        /* it takes there, scales included; of a trained one: of its values */
     struct mb_params_shard
-        *shard;        /* it is cut over the ranks: data is NULL but between acquire and release */
-    bool is_elsewhere; /* another rank of the node fills it: setting it does nothing */
-    bool from_delta;   /* read from a delta folder: differs from the base whether it trains or not */
-    float lora_scale;  /* of a lora_B: what its product is multiplied by */
+        *shard;                 /* it is cut over the ranks: data is NULL but between acquire and release */
+    bool is_elsewhere;          /* another rank of the node fills it: setting it does nothing */
+    bool from_delta;            /* read from a delta folder: differs from the base whether it trains or not */
+    float lora_scale;           /* of a lora_B: what its product is multiplied by */
+    struct mb_staging *staging; /* the way to values on a device; NULL: they lie in the host's memory */
 } mb_param;
 
 typedef struct mb_params mb_params;
@@ -49,12 +55,13 @@ mb_status mb_params_add(mb_params *params, const char *name, int64_t block, int 
 /* Decide what trains (mb_params_seal does it too; alone it serves plans, where nothing is allocated and ops
  * may be NULL). */
 mb_status mb_params_choose(mb_params *params, const char *patterns);
-/* How frozen matrices are kept, said before seal: dtype f32 or bf16 (norms, biases and routers stay f32), and
- * bits 8 or 4 to quantise those of the decoder layers (group columns share a scale); 0: not. */
+/* How frozen matrices are kept, said before seal: dtype f32 or bf16 (norms, biases and routers stay f32),
+ * and bits 8 or 4 to quantise those of the decoder layers (group columns share a scale); 0: not. */
 void mb_params_store(mb_params *params, mb_dtype dtype, int bits, int64_t group);
 /* Where weights live, said before seal, which is collective then. shard: everything is cut over the ranks of
  * comm. share: frozen tensors lie once per node, filled by its first rank (call mb_params_filled after
- * filling and before use). With one rank (of the node) nothing is different. The comm is borrowed. */
+ * filling and before use); it says nothing on a device, where each rank has its own. With one rank (of the
+ * node) nothing is different. The comm is borrowed. */
 void mb_params_spread(mb_params *params, mb_comm *comm, bool shard, bool share);
 bool mb_params_is_sharded(const mb_params *params);
 bool mb_params_is_shared(const mb_params *params);    /* frozen ones lie once per node */
@@ -65,7 +72,8 @@ mb_status mb_params_describe_storage(const mb_params *params, mb_str *text);
 mb_status mb_params_filled(mb_params *params);
 /* Bytes a parameter takes as it is (to be) kept. */
 size_t mb_params_bytes(const mb_params *params, const mb_param *param);
-/* A parameter's values as f32, whatever it is kept in, and back (rounded, quantised). [elements] */
+/* A parameter's values as f32 in the host's memory, whatever and wherever it is kept in, and back (rounded,
+ * quantised). [elements]. The array is free again when set returns, and later ops see the values. */
 mb_status mb_params_get_f32(const mb_param *param, float *out);
 mb_status mb_params_set_f32(mb_param *param, const float *value);
 /* Decide what trains, allocate everything. MB_EUSAGE when a pattern matches nothing (names the nearest). */
@@ -82,8 +90,14 @@ int64_t mb_params_trained_count(const mb_params *params); /* elements */
 float *mb_params_trained(mb_params *params);              /* [that many]; NULL when 0 or sharded */
 /* From element `first` on, which this rank owns (mb_lanes_owned); good for the owned elements. */
 float *mb_params_owned(mb_params *params, int64_t first);
-void mb_params_bind_gradient(mb_params *params, float *gradient); /* [that many], or NULL to unbind */
-void mb_params_changed(mb_params *params); /* trained values changed: packed forms are stale */
+/* n trained values from element `first` on (sharded: of those this rank owns) into the host's memory and
+ * back. As get_f32 and set_f32; follow uploads by mb_params_sync. */
+mb_status mb_params_download(mb_params *params, int64_t first, int64_t n, float *host);
+mb_status mb_params_upload(mb_params *params, int64_t first, int64_t n, const float *host);
+/* [that many] in the backend's memory, or NULL to unbind: */
+void mb_params_bind_gradient(mb_params *params, float *gradient);
+void mb_params_changed(mb_params *params);           /* trained values changed: packed forms are stale */
+uint64_t mb_params_version(const mb_params *params); /* another number after any matrix changed */
 /* The same after owned values changed, for sharded ones: all ranks see them afterwards. Collective. */
 mb_status mb_params_sync(mb_params *params);
 
@@ -93,8 +107,8 @@ mb_status mb_params_sync(mb_params *params);
 typedef struct mb_params_sink {
     void *context;
     mb_status (*room)(void *context, int64_t block,
-                      float **out); /* zeroed, [trained elements of the block] */
-    mb_status (*complete)(void *context, int64_t block);
+                      float **out); /* zeroed, [trained elements of the block], the backend's memory */
+    mb_status (*complete)(void *context, int64_t block); /* queued: later ops see it */
 } mb_params_sink;
 /* Borrowed; NULL: none. Unbinds all gradients. */
 void mb_params_set_sink(mb_params *params, const mb_params_sink *opt_sink);
@@ -129,10 +143,9 @@ mb_status mb_params_read_delta(mb_params *params, const char *folder);
  * order. */
 mb_status mb_params_randomise(mb_params *params, uint64_t seed, double std);
 /* Write HF weights (LoRA tensors left out) into folder: model.safetensors or shards. only_trained: just the
- * trained tensors (and those that came from a delta), as `stem` delta. opt_source: the folder the frozen ones
- * were read from, which are kept rounded (bf16, quantised) in memory and written as they are there; without
- * it
- * a quantised tensor is MB_EUNSUPPORTED. */
+ * trained tensors (and those that came from a delta), as `stem` delta. opt_source: the folder the frozen
+ * ones were read from, which are kept rounded (bf16, quantised) in memory and written as they are there;
+ * without it a quantised tensor is MB_EUNSUPPORTED. */
 mb_status mb_params_write(mb_params *params, const char *folder, const char *stem, mb_dtype dtype,
                           int64_t shard_bytes, bool only_trained, const char *opt_source);
 

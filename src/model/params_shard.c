@@ -14,6 +14,7 @@
 
 #include "comm/lanes.h"
 #include "comm/window.h"
+#include "model/staging.h"
 
 enum { SLOTS = 4, NONE = -2 }; /* a tied head needs two blocks at a time; one ahead; one to spare */
 
@@ -26,15 +27,21 @@ typedef struct place { /* of a block */
 } place;
 
 typedef struct slot {
-    char *data;
+    char *data;    /* in the backend's memory */
+    char *landing; /* where gets arrive: data, or page-locked memory of the host */
     size_t capacity;
     int64_t block; /* NONE: nothing worth keeping */
     int users;
     bool is_pending; /* gets are under way */
+    bool is_rising;  /* its copy up may be under way */
 } slot;
 
 struct mb_params_shard {
     mb_comm *comm;
+    mb_ops *ops;
+    bool is_device;
+    mb_staging *staging; /* on a device, for what I own */
+    float *mine;         /* trained elements I own: in the window, or on the device */
     mb_window *window;
     char *base;
     size_t bytes;     /* of my window */
@@ -97,13 +104,39 @@ static int64_t lay_out(mb_params_shard *s, mb_param *list, int64_t count)
 
 /* ---- 2. Life ---- */
 
-mb_status mb_params_shard_create(mb_comm *comm, mb_param *list, int64_t count, int64_t layers,
+static size_t owned_bytes(const mb_params_shard *s)
+{
+    const int rank = mb_comm_rank(s->comm);
+    return (size_t)(s->owned[rank + 1] - s->owned[rank]) * sizeof(float);
+}
+
+static void give(const mb_allocator *memory, void *data)
+{
+    if (data != NULL) memory->free(memory->context, data);
+}
+
+/* The trained elements I own, where the optimiser works on them. */
+static mb_status place_owned(mb_params_shard *s)
+{
+    mb_status status = MB_OK;
+    const mb_allocator *memory = mb_ops_allocator(s->ops);
+    s->mine = (float *)(s->base + s->trained);
+    if (!s->is_device) goto done;
+    MB_TRY(mb_staging_create(s->ops, &s->staging));
+    s->mine = memory->alloc(memory->context, owned_bytes(s));
+    if (s->mine == NULL) MB_RAISE(MB_ENOMEM, "no memory for the trained values of this rank");
+done:
+    return status;
+}
+
+mb_status mb_params_shard_create(mb_comm *comm, mb_ops *ops, mb_param *list, int64_t count, int64_t layers,
                                  mb_params_shard **out_shard)
 {
     mb_status status = MB_OK;
     mb_params_shard *s = NULL;
-    const int size = mb_comm_size(comm), rank = mb_comm_rank(comm);
+    const int size = mb_comm_size(comm);
     MB_NEW(s);
+    s->ops = ops, s->is_device = mb_ops_is_device(ops);
     s->comm = comm, s->layers = layers, s->last = NONE;
     s->ahead = mb_comm_local_size(comm) < size;
     for (int i = 0; i < SLOTS; i++) s->slots[i].block = NONE;
@@ -117,8 +150,9 @@ mb_status mb_params_shard_create(mb_comm *comm, mb_param *list, int64_t count, i
         s->owned[r] = first * MB_LANES_BLOCK < n ? first * MB_LANES_BLOCK : n;
     }
     s->owned[size] = n;
-    s->bytes = s->trained + (size_t)(s->owned[rank + 1] - s->owned[rank]) * sizeof(float);
+    s->bytes = s->trained + owned_bytes(s);
     MB_TRY(mb_window_create(comm, s->bytes, (void **)&s->base, &s->window));
+    MB_TRY(mb_comm_agree(comm, place_owned(s)));
     *out_shard = s;
     s = NULL;
 done:
@@ -126,12 +160,27 @@ done:
     return status;
 }
 
+/* Nothing that is queued uses it any more. */
+static void slot_free(mb_params_shard *s, slot *t)
+{
+    give(mb_ops_allocator(s->ops), t->data);
+    if (s->is_device) give(mb_ops_host_allocator(s->ops), t->landing);
+    s->held -= t->capacity;
+    t->data = t->landing = NULL;
+    t->capacity = 0;
+}
+
 void mb_params_shard_destroy(mb_params_shard **shard)
 {
     mb_params_shard *s = *shard;
     if (s == NULL) return;
+    if (s->is_device) {
+        (void)mb_ops_wait(s->ops);
+        give(mb_ops_allocator(s->ops), s->mine);
+    }
+    mb_staging_destroy(&s->staging);
     mb_window_destroy(&s->window);
-    for (int i = 0; i < SLOTS; i++) mb_free(s->slots[i].data);
+    for (int i = 0; i < SLOTS; i++) slot_free(s, &s->slots[i]);
     mb_free(s->order);
     mb_free(s->places);
     mb_free(s->owned);
@@ -206,6 +255,32 @@ static slot *slot_choose(mb_params_shard *s, size_t bytes)
     return best;
 }
 
+/* Copies up are over: landings are free. */
+static mb_status slots_wait(mb_params_shard *s)
+{
+    mb_status status = MB_OK;
+    if (s->is_device) MB_TRY(mb_ops_wait(s->ops));
+    for (int i = 0; i < SLOTS; i++) s->slots[i].is_rising = false;
+done:
+    return status;
+}
+
+static mb_status slot_grow(mb_params_shard *s, slot *t, size_t bytes)
+{
+    mb_status status = MB_OK;
+    const mb_allocator *memory = mb_ops_allocator(s->ops), *pinned = mb_ops_host_allocator(s->ops);
+    MB_TRY(slots_wait(s));
+    slot_free(s, t);
+    t->data = memory->alloc(memory->context, bytes);
+    t->landing = t->data == NULL || !s->is_device ? t->data : pinned->alloc(pinned->context, bytes);
+    if (t->landing == NULL) MB_RAISE(MB_ENOMEM, "no memory for a block of %.0f MB", 1e-6 * (double)bytes);
+    t->capacity = bytes;
+    s->held += bytes;
+    if (s->held > s->peak) s->peak = s->held;
+done:
+    return status;
+}
+
 /* Start to bring a block in. */
 static mb_status slot_fetch(mb_params_shard *s, int64_t block, slot **out_slot)
 {
@@ -215,17 +290,10 @@ static mb_status slot_fetch(mb_params_shard *s, int64_t block, slot **out_slot)
     slot *t = slot_choose(s, bytes);
     assert(t != NULL);
     t->block = NONE;
-    if (t->data == NULL || t->capacity < bytes) {
-        s->held -= t->capacity;
-        t->capacity = 0;
-        MB_FREE(t->data);
-        MB_NEW_ARRAY(t->data, bytes);
-        t->capacity = bytes;
-        s->held += bytes;
-        if (s->held > s->peak) s->peak = s->held;
-    }
-    MB_TRY(get_frozen(s, p, 0, p->frozen, t->data));
-    MB_TRY(get_trained(s, p->flat, p->trained, (float *)(t->data + lines(p->frozen))));
+    if (t->landing == NULL || t->capacity < bytes) MB_TRY(slot_grow(s, t, bytes));
+    if (t->is_rising) MB_TRY(slots_wait(s));
+    MB_TRY(get_frozen(s, p, 0, p->frozen, t->landing));
+    MB_TRY(get_trained(s, p->flat, p->trained, (float *)(t->landing + lines(p->frozen))));
     t->block = block;
     t->is_pending = true;
     *out_slot = t;
@@ -253,6 +321,19 @@ static void point(mb_params_shard *s, int64_t block, char *data)
 
 /* ---- 5. Acquire and release ---- */
 
+/* All gets are there: on with the block to where it is used. */
+static mb_status slot_land(mb_params_shard *s, slot *t)
+{
+    mb_status status = MB_OK;
+    t->is_pending = false;
+    if (!s->is_device) goto done;
+    MB_TRY(mb_ops_upload(s->ops, t->landing, slot_bytes(&s->places[t->block + 1]), t->data));
+    t->is_rising = true;
+done:
+    if (status != MB_OK) t->block = NONE;
+    return status;
+}
+
 /* The block after this one in the direction of travel, brought in while this one is worked on. */
 static mb_status fetch_ahead(mb_params_shard *s, int64_t block)
 {
@@ -272,7 +353,8 @@ mb_status mb_params_shard_acquire(mb_params_shard *s, int64_t block)
     if (t == NULL) MB_TRY(slot_fetch(s, block, &t));
     if (t->is_pending) {
         MB_TRY(mb_window_wait(s->window));
-        for (int i = 0; i < SLOTS; i++) s->slots[i].is_pending = false;
+        for (int i = 0; i < SLOTS; i++)
+            if (s->slots[i].is_pending) MB_TRY(slot_land(s, &s->slots[i]));
     }
     if (t->users++ == 0) {
         point(s, block, t->data);
@@ -304,39 +386,52 @@ done:
     return status;
 }
 
-void mb_params_shard_put(mb_params_shard *s, const mb_param *param, const void *bytes)
+/* Those of its values that I own, where they belong. */
+static mb_status put_trained(mb_params_shard *s, const mb_param *param, const float *values)
+{
+    mb_status status = MB_OK;
+    const int rank = mb_comm_rank(s->comm);
+    const size_t low = (size_t)s->owned[rank];
+    size_t at;
+    const size_t n = overlap((size_t)param->flat, (size_t)mb_tensor_count(&param->value), low,
+                             (size_t)s->owned[rank + 1], &at);
+    if (n == 0) return MB_OK;
+    const size_t to = (size_t)param->flat + at - low;
+    memcpy((float *)(s->base + s->trained) + to, values + at, n * sizeof *values);
+    if (s->is_device) MB_TRY(mb_staging_put(s->staging, values + at, n * sizeof *values, s->mine + to));
+done:
+    return status;
+}
+
+mb_status mb_params_shard_put(mb_params_shard *s, const mb_param *param, const void *bytes)
 {
     const place *p = &s->places[param->block + 1];
-    const int rank = mb_comm_rank(s->comm);
-    size_t at, low, n;
-    if (param->trained) {
-        low = (size_t)s->owned[rank];
-        n = overlap((size_t)param->flat, (size_t)mb_tensor_count(&param->value), low,
-                    (size_t)s->owned[rank + 1], &at);
-        if (n > 0)
-            memcpy((float *)(s->base + s->trained) + ((size_t)param->flat + at - low),
-                   (const float *)bytes + at, n * sizeof(float));
-        return;
-    }
-    low = (size_t)rank * p->piece;
-    n = overlap(param->at, param->bytes, low, low + p->piece, &at);
+    size_t at;
+    if (param->trained) return put_trained(s, param, bytes);
+    const size_t low = (size_t)mb_comm_rank(s->comm) * p->piece,
+                 n = overlap(param->at, param->bytes, low, low + p->piece, &at);
     if (n > 0) memcpy(s->base + p->offset + (param->at + at - low), (const char *)bytes + at, n);
+    return MB_OK;
 }
 
 float *mb_params_shard_owned(mb_params_shard *s, int64_t first)
 {
-    return (float *)(s->base + s->trained) + (first - s->owned[mb_comm_rank(s->comm)]);
+    return s->mine + (first - s->owned[mb_comm_rank(s->comm)]);
 }
 
+/* A rank that failed alone still lets the others pass. */
 mb_status mb_params_shard_sync(mb_params_shard *s)
 {
+    mb_status status = MB_OK;
     for (int i = 0; i < SLOTS; i++) {
         assert(s->slots[i].users == 0);
         if (s->slots[i].is_pending) (void)mb_window_wait(s->window);
         s->slots[i].is_pending = false;
         s->slots[i].block = NONE;
     }
-    return mb_window_sync(s->window);
+    if (s->is_device) status = mb_staging_get(s->staging, s->mine, owned_bytes(s), s->base + s->trained);
+    const mb_status synced = mb_window_sync(s->window);
+    return status != MB_OK ? status : synced;
 }
 
 bool mb_params_shard_is_ahead(const mb_params_shard *s)

@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "model/staging.h"
+
 #define SOURCE_PIECE 16384 /* elements converted at a time */
 
 /* ---- 1. names ---- */
@@ -169,7 +171,7 @@ static mb_status source_raise(const mb_params_source *s, const char *folder, int
 {
     mb_status status = MB_OK;
     MB_RAISE(MB_EDATA, "%s: tensor %s holds NaN or Inf at element %lld; the model is damaged", folder,
-             s->name, (long long)at);
+             s->name, (long long)(s->first + at));
 done:
     return status;
 }
@@ -218,6 +220,28 @@ mb_status mb_params_source_read(const mb_params_source *source, const char *fold
     return source_convert(source, folder, out);
 }
 
+/* Plain values to a device, piece by piece; each in the dtype it is kept in, which is the file's or f32. */
+static mb_status source_send(const mb_params_source *source, const char *folder, bool is_copy,
+                             mb_param *param)
+{
+    mb_status status = MB_OK;
+    const size_t from = mb_dtype_bytes(source->dtype), to = mb_dtype_bytes(param->value.dtype);
+    const int64_t most = (int64_t)(MB_STAGING_BYTES / to);
+    void *room;
+    for (int64_t first = 0; first < source->count; first += most) {
+        mb_params_source piece = *source;
+        piece.first = first;
+        piece.count = source->count - first < most ? source->count - first : most;
+        piece.data = (const char *)source->data + (size_t)first * from;
+        MB_TRY(mb_staging_room(param->staging, &room));
+        MB_TRY(is_copy ? source_copy(&piece, folder, room) : source_convert(&piece, folder, room));
+        MB_TRY(mb_staging_send(param->staging, (size_t)piece.count * to,
+                               (char *)param->value.data + (size_t)first * to));
+    }
+done:
+    return status;
+}
+
 mb_status mb_params_source_load(const mb_params_source *source, const char *folder, mb_param *param)
 {
     mb_status status = MB_OK;
@@ -226,9 +250,11 @@ mb_status mb_params_source_load(const mb_params_source *source, const char *fold
     const bool is_plain = param->weight.bits == 0 && param->value.data != NULL;
     const bool is_copy =
         source->dtype == param->value.dtype && (source->dtype == MB_F32 || source->dtype == MB_BF16);
-    if (is_plain && is_copy) {
+    if (is_plain && param->staging != NULL && (is_copy || param->value.dtype == MB_F32)) {
+        MB_TRY(source_send(source, folder, is_copy, param));
+    } else if (is_plain && param->staging == NULL && is_copy) {
         MB_TRY(source_copy(source, folder, param->value.data));
-    } else if (is_plain && param->value.dtype == MB_F32) {
+    } else if (is_plain && param->staging == NULL && param->value.dtype == MB_F32) {
         MB_TRY(source_convert(source, folder, mb_tensor_f32(&param->value)));
     } else {
         MB_NEW_ARRAY(value, source->count);

@@ -3,8 +3,8 @@
  *
  * Layer: model.  Uses: params, store (safetensors).
  *
- * Names read: those of 4.x (and of 5.x's save_pretrained, which writes the same), 5.x's own (the experts of a
- * layer fused into experts.gate_up_proj [E, 2 F, D] and experts.down_proj [E, D, F]; Mixtral's
+ * Names read: those of 4.x (and of 5.x's save_pretrained, which writes the same), 5.x's own (the experts of
+ * a layer fused into experts.gate_up_proj [E, 2 F, D] and experts.down_proj [E, D, F]; Mixtral's
  * block_sparse_moe called mlp), and both without the leading "model." (a model saved without its head).
  */
 #ifndef MB_PARAMS_SOURCE_H
@@ -18,6 +18,7 @@ typedef struct mb_params_source {
     const void *data; /* where the parameter begins in the map (may be unaligned) */
     mb_dtype dtype;
     int64_t count;
+    int64_t first; /* of a piece: its first element in the parameter, for messages */
 } mb_params_source;
 
 /* MB_ENOTFOUND, MB_ESHAPE: name folder and tensor. */

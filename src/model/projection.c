@@ -8,7 +8,6 @@
 
 #include <assert.h>
 #include <stdio.h>
-#include <string.h>
 
 /* ---- 1. finding the parameters ---- */
 
@@ -199,7 +198,7 @@ mb_status mb_projection_backward(const mb_projection_context *context, mb_projec
         assert(opt_x != NULL);
         if (!p->weight->trained) {
             MB_TRY(projection_new(context, MB_F32, dw.shape[0], dw.shape[1], &dw));
-            memset(dw.data, 0, mb_tensor_bytes(&dw));
+            MB_TRY(mb_ops_zero(context->ops, dw.data, mb_tensor_bytes(&dw)));
         }
         MB_TRY(mb_ops_linear_dw(context->ops, dy, opt_x, &dw, bias_trained ? &p->bias->gradient : NULL));
     }

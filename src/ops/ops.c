@@ -218,11 +218,18 @@ mb_status mb_ops_copy(mb_ops *ops, const void *from, size_t bytes, void *to)
     return MB_OK;
 }
 
+static void zero_host(const mb_ops *ops, char *data, size_t bytes)
+{
+    const size_t part = (size_t)1 << 16;
+#pragma omp parallel for schedule(static) num_threads(ops->threads) if (bytes > 8 * part)
+    for (size_t at = 0; at < bytes; at += part) memset(data + at, 0, bytes - at < part ? bytes - at : part);
+}
+
 mb_status mb_ops_zero(mb_ops *ops, void *data, size_t bytes)
 {
     if (bytes == 0) return MB_OK;
     if (ops->memory != NULL) return ops->memory->zero(ops, data, bytes);
-    memset(data, 0, bytes);
+    zero_host(ops, data, bytes);
     return MB_OK;
 }
 
@@ -264,10 +271,6 @@ done:
 void *mb_ops_stream(mb_ops *ops)
 {
     return ops->stream;
-}
-const char *mb_ops_device(const mb_ops *ops)
-{
-    return ops->device;
 }
 
 bool mb_ops_can_record(const mb_ops *ops)

@@ -138,11 +138,9 @@ mb_status mb_ops_input(mb_ops *ops, mb_arena *arena, const void *host, size_t by
  * mb_ops_host_allocator). */
 mb_status mb_ops_output(mb_ops *ops, mb_arena *host_arena, const void *data, size_t bytes, void **out);
 
-/* For whoever brings data of its own to a device (comm): the queue the ops are in (CUDA: a cudaStream_t),
- * NULL on host backends; and the device, a name no other of the node has (CUDA: its PCI address), "" on
- * host backends. */
+/* For whoever queues work of its own between ops (comm): what ops are queued in (CUDA: a cudaStream_t);
+ * NULL where they are done at once. */
 void *mb_ops_stream(mb_ops *ops);
-const char *mb_ops_device(const mb_ops *ops);
 
 /* Recorded work: where hundreds of small ops are queued again and again with the same arguments (a step of
  * generation), a device takes them as one piece. What is queued between begin and end is kept, not run,

@@ -53,7 +53,6 @@ struct mb_ops {
     const mb_ops_memory *memory; /* NULL: the host's own */
     bool is_device;              /* the host cannot touch the backend's memory */
     void *stream;                /* ops are queued in it; NULL: done at once */
-    char device[32];             /* PCI address of the GPU, "" without one */
     bool waits;                  /* wait after every op (MB_CUDA_WAIT=1, and shared memory) */
     mb_arena *scratch;           /* in the backend's memory */
     mb_ops_table table;

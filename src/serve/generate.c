@@ -191,8 +191,7 @@ static mb_status generator_create(generator *g)
     if (g->stops.count > 0 && g->tokenizer == NULL)
         MB_RAISE(MB_EUSAGE, "generate.stop needs a tokenizer; name its folder with tokenizer.path");
     MB_TRY(mb_slots_create(slots, rows, &g->slots));
-    if (o->cache)
-        MB_TRY(mb_kv_cache_create(arch, mb_ops_allocator(ops), mb_lm_dtype(g->lm), slots, rows, &g->cache));
+    if (o->cache) MB_TRY(mb_kv_cache_create(arch, ops, mb_lm_dtype(g->lm), slots, rows, &g->cache));
     MB_TRY(mb_lm_pass_create(g->lm, &g->pass));
     g->threads = mb_ops_threads(ops);
     MB_NEW_ARRAY(g->samplers, g->threads);
@@ -323,7 +322,7 @@ static void plan_kept(generator *g)
 static mb_status forward(generator *g, mb_lm_output *out)
 {
     mb_status status = MB_OK;
-    const mb_lm_want want = {.logits = g->heads > 0};
+    const mb_lm_want want = {.logits = g->heads > 0, .no_routing = true};
     const mb_lm_batch batch = {.tokens = g->tokens,
                                .segments = g->segments,
                                .ids = g->ids,
@@ -343,18 +342,21 @@ done:
 /* ---- 6. tokens drawn ---- */
 
 /* Samples that waited for a prompt's rows get copies of them, and draw from its last row too. */
-static void wake_samples(generator *g)
+static mb_status wake_samples(generator *g)
 {
+    mb_status status = MB_OK;
     const int64_t draws = g->draw_count;
     for (int64_t d = 0; d < draws; d++)
         for (int64_t i = 0; i < g->slots.count; i++) {
             mb_slot *s = &g->slots.list[i];
             if (!s->is_used || s->leader != g->draws[d].slot) continue;
-            mb_kv_cache_copy(g->cache, s->leader, i);
+            MB_TRY(mb_kv_cache_copy(g->cache, s->leader, i));
             s->kept = s->prompt;
             s->leader = -1;
             g->draws[g->draw_count++] = (draw){.slot = i, .row = g->draws[d].row};
         }
+done:
+    return status;
 }
 
 static void draw_one(const generator *g, mb_sample *sampler, const float *logits, draw *d)
@@ -452,7 +454,7 @@ static mb_status step(generator *g)
     else
         plan_whole(g);
     MB_TRY(forward(g, &out));
-    if (g->cache != NULL && g->options->samples > 1) wake_samples(g);
+    if (g->cache != NULL && g->options->samples > 1) MB_TRY(wake_samples(g));
     MB_TRY(draw_all(g, out.logits));
     for (int64_t i = 0; i < g->draw_count; i++) MB_TRY(accept(g, &g->draws[i]));
     const double seconds = mb_clock_seconds() - started;

@@ -13,6 +13,7 @@
 #include "base/files.h"
 #include "stage/forecast_files.h"
 #include "stage/forecast_time.h"
+#include "stage/machine_gpus.h"
 
 #define MIB 1048576.0
 #define GIB 1073741824.0
@@ -46,6 +47,16 @@ static const mb_option options_table[] = {
                    "mode forecast: text per token; 0: by the tokenizer, or assumed by the vocabulary", NULL),
     MB_OPTION_REAL(mb_config_forecast, node_memory_gib, "node_memory_gib", "0", 0, 1e7, "GiB",
                    "mode forecast: refuse (exit 2) when a node needs more; 0: never", NULL),
+    MB_OPTION_INT(
+        mb_config_forecast, gpus_per_node, "gpus_per_node", "0", 0, 1e5, "GPUs",
+        "mode forecast: GPUs of a node, which backend=auto takes when every rank has one; 0: as the machine= "
+        "file says, else none",
+        NULL),
+    MB_OPTION_REAL(
+        mb_config_forecast, gpu_memory_gib, "gpu_memory_gib", "0", 0, 1e6, "GiB",
+        "mode forecast: refuse (exit 2) when a GPU needs more; 0: as the machine= file says, or a GPU of "
+        "this machine; else never",
+        NULL),
     MB_OPTION_REAL(mb_config_forecast, max_minutes, "max_minutes", "0", 0, 1e9, "min",
                    "mode forecast: refuse (exit 2) when the stage takes longer; 0: never", NULL),
     MB_OPTION_TEXT(mb_config_forecast, out, "out", NULL, NULL, "mode forecast: write it here too, as JSON",
@@ -81,6 +92,9 @@ typedef struct forecast {
     mb_forecast_machine machine;
     mb_forecast_layout layout;
     int64_t node_ranks;
+    int64_t gpu_ranks; /* that share a GPU, at most; 0: computed on the host */
+    double gpu_bytes;  /* memory of one; 0: not known */
+    bool fits_gpu;     /* it is a GPU's memory that is looked at, not a node's */
     mb_forecast_memory memory;
     mb_forecast_past past;
     mb_forecast_time time;
@@ -152,6 +166,28 @@ static int64_t first_of(int64_t a, int64_t b, int64_t c)
     return a > 0 ? a : b > 0 ? b : c;
 }
 
+/* What mb_program_ops_create will come to, as far as it can be known here (program_ops.h). */
+static void find_gpus(forecast *f)
+{
+    const mb_config_forecast *o = f->options;
+    const mb_forecast_common *common = &f->stage.common;
+    int64_t gpus = first_of(o->gpus_per_node, f->machine.gpus, 0);
+    const bool is_auto = mb_str_equal(common->backend, "auto"),
+               is_cuda = mb_str_equal(common->backend, "cuda"),
+               has_enough = gpus > 0 && (gpus >= f->node_ranks || common->share_gpu);
+    f->stage.on_gpu = (f->has_model || f->has_source) && (is_cuda || (is_auto && has_enough));
+    if (!f->stage.on_gpu) {
+        if (f->machine.gpus == 0) return;
+        f->machine = mb_forecast_machine_assumed(f->machine.cores); /* the file is about its GPUs */
+        return;
+    }
+    if (gpus == 0) gpus = f->node_ranks;
+    if (f->machine.gpus == 0) mb_forecast_machine_assume_gpus(&f->machine, gpus);
+    f->gpu_ranks = (f->node_ranks + gpus - 1) / gpus;
+    f->gpu_bytes = o->gpu_memory_gib > 0 ? o->gpu_memory_gib * GIB : f->machine.gpu_memory_bytes;
+    if (f->gpu_bytes <= 0) f->gpu_bytes = mb_machine_gpus_memory();
+}
+
 static mb_status find_layout(forecast *f, int64_t threads)
 {
     mb_status status = MB_OK;
@@ -171,6 +207,7 @@ static mb_status find_layout(forecast *f, int64_t threads)
         MB_RAISE(MB_EUSAGE, "ranks = %lld on %lld nodes: every node needs at least one",
                  (long long)f->layout.ranks, (long long)f->layout.nodes);
     f->node_ranks = (f->layout.ranks + f->layout.nodes - 1) / f->layout.nodes;
+    find_gpus(f);
     const int64_t share = f->machine.cores / f->node_ranks;
     f->layout.threads =
         first_of(threads, common->threads, first_of(common->cpus_per_task, share > 0 ? share : 1, 1));
@@ -253,9 +290,10 @@ static void print_bytes(double bytes)
 
 static void print_memory(const forecast *f)
 {
-    printf("  memory    %.1f MiB a rank, %.2f GiB a node of %lld rank%s:", f->memory.rank / MIB,
+    const char *separator = ": ";
+    printf("  memory    %.1f MiB a rank, %.2f GiB a node of %lld rank%s", f->memory.rank / MIB,
            f->memory.node / GIB, (long long)f->node_ranks, f->node_ranks == 1 ? "" : "s");
-    const char *separator = " ";
+    if (f->stage.on_gpu) printf(", and %.2f GiB of its GPU", f->memory.gpu / GIB);
     for (int k = 0; k < MB_FORECAST_MEMORY_KINDS; k++) {
         if (f->memory.bytes[k] < 0.05 * MIB) continue;
         printf("%s%s %.1f", separator, mb_forecast_memory_name((mb_forecast_memory_kind)k),
@@ -369,6 +407,7 @@ static mb_status write_json(const forecast *f, const char *opt_problem)
     MB_TRY(mb_json_set(json, "memory", json_incref(memory)));
     MB_TRY(mb_json_set(json, "rank_bytes", json_integer((json_int_t)f->memory.rank)));
     MB_TRY(mb_json_set(json, "node_bytes", json_integer((json_int_t)f->memory.node)));
+    MB_TRY(mb_json_set(json, "gpu_bytes", json_integer((json_int_t)f->memory.gpu)));
     MB_TRY(mb_json_set(json, "parameters", json_integer((json_int_t)f->memory.parameters)));
     MB_TRY(mb_json_set(json, "trained", json_integer((json_int_t)f->memory.trained)));
     MB_TRY(mb_json_set(json, "records", json_real(f->data.records)));
@@ -399,7 +438,13 @@ done:
 
 /* ---- 5. does it fit ---- */
 
-/* What a change would make of a node's need; nothing is said of one that helps little. */
+/* Of a node, or, where that is asked about, of a GPU. */
+static double need_of(const forecast *f, const mb_forecast_memory *memory)
+{
+    return f->fits_gpu ? memory->gpu * (double)f->gpu_ranks : memory->node;
+}
+
+/* What a change would make of the need; nothing is said of one that helps little. */
 static mb_status try_change(forecast *f, const char *words, int64_t node_ranks, double most, mb_str *s)
 {
     mb_status status = MB_OK;
@@ -408,9 +453,10 @@ static mb_status try_change(forecast *f, const char *words, int64_t node_ranks, 
     if (mb_forecast_memory_get(&f->stage, f->has_model ? &f->model : NULL, f->has_source ? &f->source : NULL,
                                &f->data, ranks > 0 ? ranks : 1, node_ranks, &memory) != MB_OK)
         goto done; /* not possible here */
-    if (memory.node > 0.97 * f->memory.node) goto done;
-    MB_TRY(mb_str_add_format(s, "%s%s (%.2f GiB%s)", s->length > 0 ? ", " : "", words, memory.node / GIB,
-                             memory.node <= most ? ", fits" : ""));
+    const double need = need_of(f, &memory);
+    if (need > 0.97 * need_of(f, &f->memory)) goto done;
+    MB_TRY(mb_str_add_format(s, "%s%s (%.2f GiB%s)", s->length > 0 ? ", " : "", words, need / GIB,
+                             need <= most ? ", fits" : ""));
 done:
     return status;
 }
@@ -505,23 +551,38 @@ done:
     return status;
 }
 
-static mb_status check_memory(forecast *f, mb_str *problem)
+/* Of a node, or of a GPU, with `most` bytes. */
+static mb_status check_place(forecast *f, bool of_gpu, double most, mb_str *problem)
 {
     mb_status status = MB_OK;
     mb_str fixes = MB_STR_EMPTY;
-    const double most = f->options->node_memory_gib * GIB;
-    int largest = 0;
-    if (most <= 0 || f->memory.node <= most) goto done;
-    for (int k = 1; k < MB_FORECAST_MEMORY_KINDS; k++)
-        if (f->memory.bytes[k] > f->memory.bytes[largest]) largest = k;
+    int largest = -1;
+    f->fits_gpu = of_gpu;
+    const double need = need_of(f, &f->memory);
+    if (most <= 0 || need <= most) goto done;
+    for (int k = 0; k < MB_FORECAST_MEMORY_KINDS; k++) {
+        if (f->stage.on_gpu && mb_forecast_memory_is_of_gpu((mb_forecast_memory_kind)k) != of_gpu) continue;
+        if (largest < 0 || f->memory.bytes[k] > f->memory.bytes[largest]) largest = k;
+    }
     MB_TRY(try_changes(f, most, &fixes));
     MB_TRY(mb_str_add_format(
-        problem, "a node needs %.2f GiB and has %g; most of it are %s, %.2f GiB a rank. What helps: %s",
-        f->memory.node / GIB, f->options->node_memory_gib,
+        problem, "%sa %s needs %.2f GiB and has %.4g; most of it are %s, %.2f GiB a rank. What helps: %s",
+        problem->length > 0 ? "; and " : "", of_gpu ? "GPU" : "node", need / GIB, most / GIB,
         mb_forecast_memory_name((mb_forecast_memory_kind)largest), f->memory.bytes[largest] / GIB,
-        fixes.length > 0 ? mb_str_text(&fixes) : "nodes with more memory, or a smaller model"));
+        fixes.length > 0 ? mb_str_text(&fixes)
+        : of_gpu         ? "GPUs with more memory, or a smaller model"
+                         : "nodes with more memory, or a smaller model"));
 done:
     mb_str_destroy(&fixes);
+    return status;
+}
+
+static mb_status check_memory(forecast *f, mb_str *problem)
+{
+    mb_status status = MB_OK;
+    MB_TRY(check_place(f, false, f->options->node_memory_gib * GIB, problem));
+    if (f->stage.on_gpu) MB_TRY(check_place(f, true, f->gpu_bytes, problem));
+done:
     return status;
 }
 

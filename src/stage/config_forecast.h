@@ -17,7 +17,8 @@ typedef struct mb_config_forecast {
     char *out;     /* out */
     int64_t nodes, ranks, ranks_per_node;
     double records, tokens, bytes_per_token;
-    double node_memory_gib, max_minutes;
+    int64_t gpus_per_node;
+    double node_memory_gib, gpu_memory_gib, max_minutes;
 } mb_config_forecast;
 const mb_option *mb_config_forecast_table(int64_t *out_count);
 

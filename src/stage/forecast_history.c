@@ -113,16 +113,24 @@ static const char *default_of(const mb_forecast_stage *stage, const char *key)
     return option != NULL && option->default_text != NULL ? option->default_text : "";
 }
 
+/* "auto" may have come to either: what a record's provenance says it ran on counts. */
+static bool is_same_device(const mb_forecast_stage *stage, const json_t *json)
+{
+    const char *backend = json_string_value(json_object_get(json_object_get(json, "provenance"), "backend"));
+    return (backend != NULL && mb_str_is_prefix(backend, "cuda")) == stage->on_gpu;
+}
+
 static bool is_same_work(const mb_forecast_stage *stage, const json_t *mine, const json_t *json)
 {
     const json_t *config = json_object_get(json, "config");
     const char *program = json_string_value(json_object_get(json, "program"));
-    if (!mb_str_equal(program, mb_forecast_stage_name(stage->program)) || !json_is_object(config))
+    if (!mb_str_equal(program, mb_forecast_stage_name(stage->program)) || !json_is_object(config) ||
+        !is_same_device(stage, json))
         return false;
     for (size_t i = 0; i < sizeof work_keys / sizeof *work_keys; i++) {
         const char *key = work_keys[i], *a = json_string_value(json_object_get(mine, key)),
                    *b = json_string_value(json_object_get(config, key));
-        if (is_idle(stage, key)) continue;
+        if (is_idle(stage, key) || (stage->on_gpu && mb_str_equal(key, "backend"))) continue;
         if (a == NULL) a = default_of(stage, key);
         if (b == NULL) b = default_of(stage, key);
         if (!mb_str_equal(a, b)) return false;
@@ -195,9 +203,9 @@ static double seconds_of(const json_t *results)
     return 0;
 }
 
-/* Better: the asked layout, then the later one. */
-static void consider(const past_record *record, int64_t ranks, int64_t threads, mb_forecast_past *best,
-                     const char **best_ended)
+/* Better: the asked layout, then the later one. Threads make no difference to a GPU. */
+static void consider(const past_record *record, bool on_gpu, int64_t ranks, int64_t threads,
+                     mb_forecast_past *best, const char **best_ended)
 {
     const json_t *results = json_object_get(record->json, "results"),
                  *provenance = json_object_get(record->json, "provenance");
@@ -206,7 +214,7 @@ static void consider(const past_record *record, int64_t ranks, int64_t threads, 
                              .tokens = json_number_value(json_object_get(results, "tokens")),
                              .seconds = seconds_of(results),
                              .ranks = json_integer_value(json_object_get(provenance, "ranks")),
-                             .threads = threads_of(provenance)};
+                             .threads = on_gpu ? threads : threads_of(provenance)};
     if (past.tokens <= 0 || past.seconds <= 0 || past.ranks < 1 || past.threads < 1) return;
     const bool is_asked = past.ranks == ranks && past.threads == threads,
                was_asked = best->is_found && best->ranks == ranks && best->threads == threads;
@@ -239,7 +247,7 @@ mb_status mb_forecast_history_find(const mb_forecast_stage *stage, const mb_fore
     for (int64_t i = 0; i < records->count; i++) {
         const past_record *record = &records->record[i];
         if (is_same_work(stage, mine, record->json) && has_shape(records, record, shape))
-            consider(record, ranks, threads, &best, &ended);
+            consider(record, stage->on_gpu, ranks, threads, &best, &ended);
     }
 done:
     *out_past = best;

@@ -4,9 +4,10 @@
  *
  * Records are the done.json files below a folder (the study's first). One is of the same work when its
  * program, the keys that decide what is computed (objective, what trains, dtype, quantisation, recomputation,
- * scores ...) and the shape of its model are the same. Data, seeds and rates of learning do not matter. The
- * shape stands in the record's results ("model_shape"); of a record without it, the model is looked for by
- * its content hash among the outputs of the other records, and in what the run wrote.
+ * scores ...) and the shape of its model are the same, and it ran on GPUs if this stage will, else on CPUs.
+ * Data, seeds and rates of learning do not matter. The shape stands in the record's results ("model_shape");
+ * of a record without it, the model is looked for by its content hash among the outputs of the other records,
+ * and in what the run wrote.
  */
 #ifndef MB_FORECAST_HISTORY_H
 #define MB_FORECAST_HISTORY_H

@@ -17,8 +17,10 @@
 #define PROGRAM_BYTES ((double)24 * (1 << 20))
 #define MPI_BYTES     ((double)40 * (1 << 20))
 #define KERNEL_BYTES  ((double)40 * (1 << 20))
-#define OTHER_BYTES   ((double)16 * (1 << 20)) /* files and checkpoints, as trainer_memory.c */
-#define SCORE_BYTES   ((double)4 * (1 << 20))  /* the same of main_score.c */
+#define GPU_BYTES     ((double)640 * (1 << 20)) /* of a GPU: CUDA's own, kernels, the products' work space */
+#define CUDA_BYTES    ((double)320 * (1 << 20)) /* of the host, for a process that has a GPU: the driver's */
+#define OTHER_BYTES   ((double)16 * (1 << 20))  /* files and checkpoints, as trainer_memory.c */
+#define SCORE_BYTES   ((double)4 * (1 << 20))   /* the same of main_score.c */
 #define SHARD_CACHE   ((double)256 * (1 << 20))
 #define INDEX_BYTES   58                       /* of a record: the columns of a shard that stay in memory */
 #define SHARD_BYTES   ((double)96 * (1 << 20)) /* of moe-shard: a unit of text, a tokenizer's tables */
@@ -160,7 +162,7 @@ static mb_status storage_of(mb_forecast_stage *stage, mb_lm_plan_options *shape)
     shape->frozen_group = lm.frozen_group;
     shape->shard = lm.shard;
     shape->ahead = lm.ahead || (lm.shard && shape->ranks > shape->node_ranks);
-    shape->share = lm.share;
+    shape->share = lm.share && !stage->on_gpu;
 done:
     return status;
 }
@@ -211,13 +213,25 @@ static mb_status plan_training(mb_forecast_stage *stage, const mb_forecast_model
     out->bytes[MB_FORECAST_ACTIVATIONS] = (double)(plan.activations + plan.scratch) +
                                           batch_bytes(&model->arch, o, lanes, ranks, data->most, rows);
     out->bytes[MB_FORECAST_CHECKPOINT] = is_copied ? 12 * (double)n : 0;
-    out->bytes[MB_FORECAST_OTHER] =
-        training_packed(&model->arch, &shape, o, data, (double)plan.packed, ranks, out) + OTHER_BYTES;
+    out->bytes[MB_FORECAST_OTHER] = OTHER_BYTES;
+    if (!stage->on_gpu)
+        out->bytes[MB_FORECAST_OTHER] +=
+            training_packed(&model->arch, &shape, o, data, (double)plan.packed, ranks, out);
+    else if (shape.dtype == MB_BF16) /* trained f32 values as bf16 products take them */
+        out->bytes[MB_FORECAST_WEIGHTS] += 2 * out->trained;
 done:
     return status;
 }
 
 /* ---- 4. passes without gradients ---- */
+
+/* Passes that are open at a time: on a GPU the next tile is computed while the host works on the last
+ * (scorer.h). */
+static double passes_of(const mb_forecast_stage *stage)
+{
+    const bool has_tiles = stage->program == MB_FORECAST_SCORE || stage->program == MB_FORECAST_EVAL;
+    return stage->on_gpu && has_tiles ? 2 : 1;
+}
 
 static mb_status plan_pass(mb_forecast_stage *stage, const mb_forecast_model *model, double tokens,
                            bool has_head, int64_t ranks, int64_t node_ranks, mb_forecast_memory *out)
@@ -233,8 +247,8 @@ static mb_status plan_pass(mb_forecast_stage *stage, const mb_forecast_model *mo
     MB_TRY(mb_lm_plan_get(&model->arch, "none", lora, &shape, &plan));
     out->bytes[MB_FORECAST_WEIGHTS] += (double)plan.weights;
     out->bytes[MB_FORECAST_BLOCKS] += (double)plan.slots;
-    out->bytes[MB_FORECAST_ACTIVATIONS] += (double)(plan.activations + plan.scratch);
-    out->bytes[MB_FORECAST_OTHER] += shape.frozen_bits != 0 ? 0 : (double)plan.packed;
+    out->bytes[MB_FORECAST_ACTIVATIONS] += passes_of(stage) * (double)(plan.activations + plan.scratch);
+    out->bytes[MB_FORECAST_OTHER] += shape.frozen_bits != 0 || stage->on_gpu ? 0 : (double)plan.packed;
 done:
     return status;
 }
@@ -376,6 +390,12 @@ static bool is_f32_model(mb_forecast_stage *stage)
     return model != NULL && mb_model_options_storage(model, &lm) == MB_OK && lm.dtype == MB_F32;
 }
 
+bool mb_forecast_memory_is_of_gpu(mb_forecast_memory_kind kind)
+{
+    return kind != MB_FORECAST_CHECKPOINT && kind != MB_FORECAST_OTHER && kind != MB_FORECAST_DATA &&
+           kind != MB_FORECAST_PROGRAM;
+}
+
 mb_status mb_forecast_memory_get(mb_forecast_stage *stage, const mb_forecast_model *opt_model,
                                  const mb_forecast_model *opt_source, const mb_forecast_data *data,
                                  int64_t ranks, int64_t node_ranks, mb_forecast_memory *out_memory)
@@ -384,9 +404,15 @@ mb_status mb_forecast_memory_get(mb_forecast_stage *stage, const mb_forecast_mod
     mb_forecast_memory memory = {0};
     if (stage->program == MB_FORECAST_CONVERT) ranks = node_ranks = 1;
     MB_TRY(plan(stage, opt_model, opt_source, data, ranks, node_ranks, &memory));
-    memory.bytes[MB_FORECAST_PROGRAM] =
-        PROGRAM_BYTES + (ranks > 1 ? MPI_BYTES : 0) + (is_f32_model(stage) ? KERNEL_BYTES : 0);
-    for (int k = 0; k < MB_FORECAST_MEMORY_KINDS; k++) memory.rank += memory.bytes[k];
+    memory.bytes[MB_FORECAST_PROGRAM] = PROGRAM_BYTES + (ranks > 1 ? MPI_BYTES : 0) +
+                                        (stage->on_gpu         ? CUDA_BYTES
+                                         : is_f32_model(stage) ? KERNEL_BYTES
+                                                               : 0);
+    for (int k = 0; k < MB_FORECAST_MEMORY_KINDS; k++)
+        *(stage->on_gpu && mb_forecast_memory_is_of_gpu((mb_forecast_memory_kind)k) ? &memory.gpu
+                                                                                    : &memory.rank) +=
+            memory.bytes[k];
+    if (stage->on_gpu) memory.gpu += GPU_BYTES;
     /* The copy for a checkpoint is one rank's alone. */
     memory.node =
         memory.rank * (double)node_ranks - memory.bytes[MB_FORECAST_CHECKPOINT] * (double)(node_ranks - 1);

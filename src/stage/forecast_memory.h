@@ -3,6 +3,9 @@
  *
  * Layer: stage.  Uses: forecast_stage, forecast_model, forecast_data, model (lm_plan), comm (lanes, scatter).
  *
+ * Where the stage computes on GPUs (stage.on_gpu), what lies on a rank's GPU is told apart from what the node
+ * holds.
+ *
  * Training: what mb_trainer_forecast says of an open model, from the architecture alone (a test holds the two
  * together), and besides the data's index and a program's own memory.
  */
@@ -29,7 +32,8 @@ typedef enum mb_forecast_memory_kind {
 
 typedef struct mb_forecast_memory {
     double bytes[MB_FORECAST_MEMORY_KINDS];
-    double rank; /* sum: of the rank that needs most */
+    double gpu;  /* of a rank, on its GPU; 0: computed on the host */
+    double rank; /* sum of the rest: of the rank that needs most */
     double node; /* of the ranks of one node */
     /* Of the model, by the way: */
     double parameters, tensors;     /* in all, adapters left out */
@@ -38,6 +42,8 @@ typedef struct mb_forecast_memory {
 } mb_forecast_memory;
 
 const char *mb_forecast_memory_name(mb_forecast_memory_kind kind); /* "blocks brought in" */
+/* Does it lie on the GPU where a stage computes on one? */
+bool mb_forecast_memory_is_of_gpu(mb_forecast_memory_kind kind);
 
 /* opt_source: of moe-score, the unconverted model, NULL when no score needs it; router: whether one needs the
  * converted one. ranks in all, node_ranks of them on a node. MB_EUSAGE: more ranks than lanes. */

@@ -23,8 +23,8 @@ typedef enum mb_forecast_program {
 
 /* Options of every program and of the job around it, as far as a forecast needs them. */
 typedef struct mb_forecast_common {
-    char *output_dir, *backend, *share, *site, *extra, *partition, *time, *memory;
-    bool force;
+    char *output_dir, *backend, *share, *site, *extra, *partition, *gpus, *time, *memory;
+    bool force, share_gpu;
     int64_t threads, nodes, ntasks, cpus_per_task, array, throttle;
 } mb_forecast_common;
 
@@ -33,6 +33,7 @@ typedef struct mb_forecast_stage {
     char *mode;        /* NULL: none was given */
     char *file;        /* study file, NULL: none */
     char *group;       /* NULL: none */
+    bool on_gpu;       /* it computes on GPUs, one of a rank; said by whoever knows the nodes */
     mb_config *config; /* of file and group, for keys that no table has */
     union {
         mb_shard_program shard;

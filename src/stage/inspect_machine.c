@@ -9,6 +9,7 @@
 #include "base/version_info.h"
 #include "comm/comm_library.h"
 #include "stage/machine_disk.h"
+#include "stage/machine_gpus.h"
 #include "stage/machine_ranks.h"
 #include "stage/machine_rates.h"
 #include "store/h5_library.h"
@@ -65,6 +66,7 @@ static mb_status report_head(mb_machine_report *report, mb_program *program,
     MB_TRY(mb_json_set(report->json, "threads", json_integer(threads)));
     MB_TRY(report_libraries(report, program->comm));
     MB_TRY(mb_machine_ranks_report(report, ranks, mb_comm_size(program->comm)));
+    MB_TRY(mb_machine_gpus_report(report, program->ops));
 done:
     return status;
 }

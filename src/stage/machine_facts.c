@@ -14,6 +14,8 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "stage/machine_gpus.h"
+
 /* ---- 1. small files ---- */
 
 /* First line without its end; "" when the file cannot be read. */
@@ -152,6 +154,7 @@ void mb_machine_facts_get(int size, mb_machine_rank *out_rank)
     read_cpus(out_rank);
     read_memory(out_rank);
     out_rank->gpus = count_gpus();
+    mb_machine_gpus_summary(out_rank->gpu_text, sizeof out_rank->gpu_text);
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0)
         out_rank->file_limit = limit.rlim_cur > INT32_MAX ? INT32_MAX : (int32_t)limit.rlim_cur;
     out_rank->is_alone = is_alone(size);

@@ -199,8 +199,9 @@ static mb_status report_host(mb_machine_report *report, const host_view *view)
     if (view->ranks == 1) snprintf(ranks, sizeof ranks, "rank %d", view->first_rank);
     mb_machine_print("host %s: %s, %d thread%s on CPUs %s of %d%s", first->host, ranks, view->threads,
                      view->threads == 1 ? "" : "s", cpus, first->cpus_online, quota);
-    mb_machine_print("  memory %.1f GB, %.1f GB available%s; GPUs: %d", gb(first->memory),
-                     gb(first->memory_available), limit, first->gpus);
+    mb_machine_print("  memory %.1f GB, %.1f GB available%s; GPUs: %d%s%s%s", gb(first->memory),
+                     gb(first->memory_available), limit, first->gpus, first->gpu_text[0] != 0 ? " (" : "",
+                     first->gpu_text, first->gpu_text[0] != 0 ? ")" : "");
     mb_machine_print("  arithmetic: %s", first->arithmetic);
     json_t *host = json_pack(
         "{s:s,s:i,s:i,s:s,s:i,s:I,s:I,s:I,s:i,s:s}", "host", first->host, "ranks", view->ranks, "threads",
@@ -267,9 +268,10 @@ static void judge_host(mb_machine_report *report, const host_view *view)
         mb_machine_verdict(report, MB_MACHINE_WARN,
                            "%s allows %d open files; raise it: ulimit -n 4096, before srun or mpirun",
                            first->host, first->file_limit);
-    if (first->gpus > 0)
-        mb_machine_verdict(report, MB_MACHINE_OK, "%s has %d GPU%s; this build computes on CPUs", first->host,
-                           first->gpus, first->gpus == 1 ? "" : "s");
+    if (first->gpus > 0 && !mb_str_is_prefix(first->arithmetic, "cuda"))
+        mb_machine_verdict(report, MB_MACHINE_OK, "%s has %d GPU%s, and these ranks compute on CPUs%s",
+                           first->host, first->gpus, first->gpus == 1 ? "" : "s",
+                           mb_ops_gpu_count() > 0 ? "" : "; this build has no CUDA, or sees no GPU");
 }
 
 static void judge_arithmetic(mb_machine_report *report, const mb_machine_rank *ranks, int n)

@@ -13,6 +13,7 @@ enum { MB_MACHINE_CPUS = 4096 };
 /* One rank, as it sees itself. Plain bytes: it travels between ranks. */
 typedef struct mb_machine_rank {
     char host[128], arithmetic[192];
+    char gpu_text[160];                    /* machine_gpus.h; "" none */
     uint64_t cpus[MB_MACHINE_CPUS / 64];   /* it may run on */
     int32_t cpu_count, cpus_online, quota; /* quota: CPUs a control group allows, 0: no limit */
     int32_t threads, gpus;

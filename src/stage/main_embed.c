@@ -1,6 +1,7 @@
 /* moe-embed: every record through an encoder, or a decoder, into one vector: HDF5, and numpy on request. */
 #include "base/log.h"
 #include "stage/embed_tokens.h"
+#include "stage/energy_report.h"
 #include "stage/program.h"
 #include "stage/program_options.h"
 
@@ -112,20 +113,24 @@ static mb_status embed(mb_program *program, mb_embedder_model *model)
     mb_status status = MB_OK;
     mb_shard *shard = NULL;
     mb_embedder_report report = {0};
+    mb_energy_report energy = {0};
     char *path = mb_program_path(program, "embeddings.h5"), *npy = mb_program_path(program, "embeddings.npy");
     MB_TRY(mb_comm_agree(program->comm, mb_embed_tokens_open(program, model, &shard)));
+    MB_TRY(mb_energy_report_begin(program, &energy));
     MB_TRY(mb_embedder_run(program->comm, model, shard, own->shard_path != NULL, &own->embed, program->share,
                            path, &report));
     mb_info("%lld records, %lld tokens in %.1f s (%.0f tokens/s), %lld numbers each%s",
             (long long)report.records, (long long)report.tokens, report.seconds,
             (double)report.tokens / report.seconds, (long long)report.width,
             report.skipped_parts > 0 ? "; parts of an earlier run were used" : "");
+    MB_TRY(mb_energy_report_end(program, &energy, "record", report.skipped_parts > 0 ? 0 : report.records));
     mb_shard_close(&shard);
     if (own->npy && mb_program_is_root(program) && mb_share_is_whole(program->share))
         status = mb_embeddings_export(path, npy);
     MB_TRY(mb_comm_agree(program->comm, status));
     MB_TRY(finish(program, &report, path));
 done:
+    mb_energy_report_reset(&energy);
     json_decref(report.part_names);
     mb_shard_close(&shard);
     mb_free(path);

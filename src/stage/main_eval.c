@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "measure/perplexity.h"
+#include "stage/energy_report.h"
 #include "stage/eval_files.h"
 #include "stage/eval_tasks.h"
 #include "stage/model_options.h"
@@ -72,12 +73,15 @@ static mb_status evaluate(mb_program *program, mb_lm *lm, const mb_eval_tasks *t
     const double started = mb_clock_seconds();
     json_t *results = json_object();
     mb_h5 *file = NULL;
+    mb_energy_report energy = {0};
     char *h5_path = mb_program_path(program, "eval.h5");
     if (mb_program_is_root(program)) status = mb_h5_create(h5_path, &file);
     if (status == MB_OK && file != NULL) status = mb_h5_set_text(file, "/", "format", "moebatch-eval");
     MB_TRY(mb_comm_agree(program->comm, status));
+    MB_TRY(mb_energy_report_begin(program, &energy));
     if (own->shard_path != NULL) MB_TRY(run_perplexity(program, lm, results, file));
     if (tasks->count > 0) MB_TRY(mb_eval_tasks_run(program, lm, tasks, results, file));
+    MB_TRY(mb_energy_report_end(program, &energy, "", 0));
     if (mb_program_is_root(program)) {
         status = mb_h5_close(&file);
         if (status == MB_OK)
@@ -87,6 +91,7 @@ static mb_status evaluate(mb_program *program, mb_lm *lm, const mb_eval_tasks *t
     MB_TRY(mb_comm_agree(program->comm, status));
     MB_TRY(mb_program_finish_run(program, "results.json", "eval.h5", NULL));
 done:
+    mb_energy_report_reset(&energy);
     mb_h5_destroy(&file);
     json_decref(results);
     mb_free(h5_path);

@@ -2,6 +2,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "config/config.h"
+#include "stage/energy_report.h"
 #include "stage/infer_one.h"
 #include "stage/infer_parts.h"
 #include "stage/program.h"
@@ -43,7 +44,7 @@ static mb_status make_key(const mb_program *program, mb_lm *lm, const mb_infer_p
     {
         if (mb_str_is_prefix(name, "output.") || mb_str_is_prefix(name, "run.") ||
             mb_str_is_prefix(name, "generate.batch") || mb_str_equal(name, "threads") ||
-            mb_str_is_suffix(name, ".path"))
+            mb_str_equal(name, "gpu.share") || mb_str_is_suffix(name, ".path"))
             json_object_del(config, name);
     }
     MB_TRY(mb_json_print(config, 0, true, &text));
@@ -57,7 +58,8 @@ done:
     return status;
 }
 
-static mb_status report_run(mb_program *program, mb_generate_report *mine, int64_t lines, int64_t bad)
+static mb_status report_run(mb_program *program, mb_energy_report *energy, mb_generate_report *mine,
+                            int64_t lines, int64_t bad)
 {
     mb_status status = MB_OK;
     int64_t sums[] = {mine->tokens, mine->prompt_tokens, mine->step_tokens};
@@ -71,6 +73,7 @@ static mb_status report_run(mb_program *program, mb_generate_report *mine, int64
         (long long)lines, (long long)bad, (long long)sums[1], (double)sums[1] / (prompt_seconds + 1e-9),
         (double)sums[2] / (longest[1] + 1e-9), (long long)sums[0], longest[0],
         (double)sums[0] / (longest[0] + 1e-9));
+    MB_TRY(mb_energy_report_end(program, energy, "token", sums[0]));
     MB_TRY(mb_program_result_int(program, "answers", lines));
     MB_TRY(mb_program_result_int(program, "left_out", bad));
     MB_TRY(mb_program_result_int(program, "tokens", sums[0]));
@@ -88,6 +91,7 @@ static mb_status answer_all(mb_program *program, mb_lm *lm, mb_infer_prompts *pr
     char key[MB_HASH_TEXT] = "";
     int64_t lines = 0, bad = 0;
     mb_infer_parts *parts = NULL;
+    mb_energy_report energy = {0};
     char *folder = mb_program_path(program, "parts"), *path = mb_program_path(program, "generated.jsonl"),
          *bad_path = mb_program_path(program, "generated.bad.jsonl");
     if (mb_program_is_root(program)) status = make_key(program, lm, prompts, key);
@@ -100,14 +104,16 @@ static mb_status answer_all(mb_program *program, mb_lm *lm, mb_infer_prompts *pr
                   share = (mb_infer_prompts_count(prompts) * options.samples + ranks - 1) / ranks;
     if (options.batch_sequences > share) options.batch_sequences = share < 1 ? 1 : share;
     const mb_generate_source source = mb_infer_parts_source(parts);
+    MB_TRY(mb_energy_report_begin(program, &energy));
     status = mb_generate_run(lm, mb_infer_prompts_tokenizer(prompts), ends, &options, &source, &report);
     MB_TRY(mb_comm_agree(program->comm, status));
     if (mb_program_is_root(program)) status = mb_infer_parts_join(parts, path, bad_path, &lines, &bad);
     MB_TRY(mb_comm_agree(program->comm, status));
-    MB_TRY(report_run(program, &report, lines, bad));
+    MB_TRY(report_run(program, &energy, &report, lines, bad));
     MB_TRY(mb_program_finish_run(program, "generated.jsonl", bad > 0 ? "generated.bad.jsonl" : NULL, NULL));
     if (mb_program_is_root(program)) status = mb_files_remove_tree(folder);
 done:
+    mb_energy_report_reset(&energy);
     mb_infer_parts_close(&parts);
     mb_free(folder);
     mb_free(path);

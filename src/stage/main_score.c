@@ -5,10 +5,11 @@
 #include "base/log.h"
 #include "measure/scorer.h"
 #include "stage/config_forecast.h"
-#include "stage/memory_report.h"
+#include "stage/energy_report.h"
 #include "stage/model_options.h"
 #include "stage/program.h"
 #include "stage/program_options.h"
+#include "stage/score_memory.h"
 
 static mb_status declare(mb_program *program)
 {
@@ -74,53 +75,6 @@ done:
     return status;
 }
 
-enum { WEIGHTS, BLOCKS, ACTIVATIONS, OTHER, KINDS };
-
-/* Adds a model to the forecast and, its weights, to what was used. */
-static mb_status add_memory(const mb_program *program, mb_lm *opt_lm, bool has_head, mb_lm_memory *memory)
-{
-    mb_status status = MB_OK;
-    const mb_score_program *own = program->own;
-    mb_lm_plan plan;
-    if (opt_lm == NULL) goto done;
-    const mb_lm_plan_options shape = {.tokens = own->scorer.tile_tokens,
-                                      .has_head = has_head,
-                                      .ranks = mb_comm_size(program->comm),
-                                      .node_ranks = mb_comm_local_size(program->comm)};
-    const mb_params_bytes_used used = mb_params_used(mb_lm_params(opt_lm));
-    MB_TRY(mb_lm_plan_open(opt_lm, &shape, &plan));
-    memory[WEIGHTS].forecast += (int64_t)plan.weights;
-    memory[WEIGHTS].used += (int64_t)used.frozen + mb_lm_rope_bytes(opt_lm);
-    memory[BLOCKS].forecast += (int64_t)plan.slots;
-    memory[BLOCKS].used += (int64_t)used.slots;
-    memory[ACTIVATIONS].forecast += (int64_t)(plan.activations + plan.scratch);
-    memory[OTHER].forecast += (int64_t)plan.packed;
-done:
-    return status;
-}
-
-static mb_status report_memory(mb_program *program, mb_lm *router, mb_lm *source, bool has_head,
-                               int64_t opt_activations)
-{
-    mb_status status = MB_OK;
-    mb_lm_memory memory[KINDS] = {{"weights", 0, 0},
-                                  {"blocks brought in", 0, 0},
-                                  {"activations", 0, opt_activations},
-                                  {"other", (int64_t)4 << 20, 0}};
-    MB_TRY(add_memory(program, router, false, memory));
-    MB_TRY(add_memory(program, source, has_head, memory));
-    if (opt_activations < 0) {
-        mb_memory_report_forecast(memory, KINDS);
-        goto done;
-    }
-    memory[OTHER].used =
-        mb_memory_peak_bytes() - memory[WEIGHTS].used - memory[BLOCKS].used - opt_activations;
-    if (memory[OTHER].used < 0) memory[OTHER].used = 0; /* weights may be in windows, which MPI counts */
-    MB_TRY(mb_memory_report_used(program, memory, KINDS));
-done:
-    return status;
-}
-
 /* Done by us: the table, or the parts of our share. Where the table is on record the parts are not needed any
  * more, neither those of shares that came late. */
 static mb_status finish(mb_program *program, const mb_scorer_report *report, const char *path)
@@ -151,6 +105,7 @@ static mb_status run(mb_program *program)
     mb_shard *shard = NULL;
     char *out_path = NULL;
     mb_scorer_report report = {0};
+    mb_energy_report energy = {0};
     if (own->shard_path == NULL) MB_RAISE(MB_EUSAGE, "dataset.path is missing: the token shard to score");
     if (!program->is_dry_run)
         MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter",
@@ -164,18 +119,21 @@ static mb_status run(mb_program *program)
     MB_TRY(mb_comm_agree(program->comm, mb_shard_open(own->shard_path, 0, &shard)));
     MB_TRY(mb_comm_agree(program->comm, open_models(program, &router, &source)));
     const bool has_head = is_asked(program, "perplexity");
-    MB_TRY(report_memory(program, router, source, has_head, -1));
+    MB_TRY(mb_score_memory_report(program, router, source, has_head, -1));
     if (program->is_dry_run) goto done;
+    MB_TRY(mb_energy_report_begin(program, &energy));
     MB_TRY(
         mb_scorer_run(program->comm, router, source, shard, &own->scorer, program->share, out_path, &report));
     mb_info("%lld records, %lld tokens in %.1f s (%.0f tokens/s)%s", (long long)report.records,
             (long long)report.tokens, report.seconds, (double)report.tokens / report.seconds,
             report.skipped_parts > 0 ? "; parts of an earlier run were used" : "");
-    MB_TRY(report_memory(program, router, source, has_head, report.activation_bytes));
+    MB_TRY(mb_energy_report_end(program, &energy, "record", report.skipped_parts > 0 ? 0 : report.records));
+    MB_TRY(mb_score_memory_report(program, router, source, has_head, report.activation_bytes));
     if (router != NULL || source != NULL)
         MB_TRY(mb_config_forecast_result(program, mb_lm_arch(router != NULL ? router : source)));
     MB_TRY(finish(program, &report, out_path));
 done:
+    mb_energy_report_reset(&energy);
     json_decref(report.part_names);
     mb_free(out_path);
     mb_lm_destroy(&router);

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "learn/trainer.h"
 #include "stage/config_forecast.h"
+#include "stage/energy_report.h"
 #include "stage/memory_report.h"
 #include "stage/model_options.h"
 #include "stage/program.h"
@@ -91,12 +92,14 @@ static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
     mb_status status = MB_OK;
     mb_objective *objective = NULL;
     mb_trainer_report report = {0};
+    mb_energy_report energy = {0};
     if (own->trainer.subset_ratio == 0)
         own->trainer.subset_ratio = mb_str_equal(own->objective.objective, "router_warmup") ? 0.05 : 1.0;
     MB_TRY(mb_objective_create(&own->objective, lm, &objective));
     MB_TRY(mb_trainer_forecast(program->comm, lm, objective, shard, &own->trainer, report.memory));
     mb_memory_report_forecast(report.memory, MB_TRAINER_MEMORY_KINDS);
     if (program->is_dry_run) goto done;
+    MB_TRY(mb_energy_report_begin(program, &energy));
     status = mb_trainer_run(program->comm, lm, objective, shard, &own->trainer, program->options.output_dir,
                             own->model.path, &report);
     if (status == MB_ESTOPPED)
@@ -106,6 +109,9 @@ static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
     mb_info("%lld steps, %lld tokens, loss %.4f, %.1f s (%.0f tokens/s), peak memory %.0f MiB",
             (long long)report.steps, (long long)report.tokens, report.loss, report.seconds,
             report.tokens_per_second, (double)mb_memory_peak_bytes() / 1048576);
+    MB_TRY(
+        mb_energy_report_end(program, &energy, "token",
+                             (int64_t)(report.tokens_per_second * report.seconds + 0.5))); /* of this run */
     MB_TRY(mb_memory_report_used(program, report.memory, MB_TRAINER_MEMORY_KINDS));
     MB_TRY(mb_program_result_real(program, "loss", report.loss));
     MB_TRY(mb_program_result_int(program, "steps", report.steps));
@@ -115,6 +121,7 @@ static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
     MB_TRY(mb_program_finish_run(program, "final", "metrics.h5", NULL));
     if (mb_program_is_root(program)) MB_TRY(remove_state(program));
 done:
+    mb_energy_report_reset(&energy);
     mb_objective_destroy(&objective);
     return status;
 }

@@ -16,6 +16,7 @@
 #include "base/version_info.h"
 #include "config/config.h"
 #include "stage/failure.h"
+#include "stage/program_ops.h"
 #include "stage/program_options.h"
 #include "stage/program_run.h"
 #include "store/lease.h"
@@ -25,7 +26,7 @@
 static const char known_prefixes[] =
     "model|dataset|tokenizer|training|score|select|data_selection|selector_"
     "model|target_model|eval|convert|output|run|"
-    "data_process|report|study|scores|labels|backend|threads|models|seeds|generate|prompt|embed";
+    "data_process|report|study|scores|labels|backend|gpu|threads|models|seeds|generate|prompt|embed";
 
 /* ---- 1. options of every program ---- */
 
@@ -33,7 +34,10 @@ static const mb_option common_options[] = {
     MB_OPTION_TEXT(mb_program_options, output_dir, "output.dir", NULL, NULL,
                    "folder of this stage's results; a finished one is not run again",
                    "output.path|output.output_dir|out_dir"),
-    MB_OPTION_TEXT(mb_program_options, backend, "backend", "auto", "auto|cpu|ref", "what does the arithmetic",
+    MB_OPTION_TEXT(mb_program_options, backend, "backend", "auto", "auto|cpu|cuda|ref",
+                   "what does the arithmetic; auto: the GPUs where every rank has one, else the CPU", NULL),
+    MB_OPTION_BOOL(mb_program_options, share_gpu, "gpu.share", "false",
+                   "several ranks may compute on one GPU; else backend=cuda refuses, and auto takes the CPU",
                    NULL),
     MB_OPTION_INT(mb_program_options, threads, "threads", "0", 0, 4096, "threads",
                   "threads of this rank; 0: OMP_NUM_THREADS, else its cores", NULL),
@@ -55,6 +59,9 @@ static const mb_option job_options[] = {
                   "MPI ranks of the job; 0: as the template says", NULL),
     MB_OPTION_INT(mb_program_job, cpus_per_task, "slurm.cpus_per_task", "0", 0, 1e5, "cores",
                   "cores of a rank; 0: as the template says", NULL),
+    MB_OPTION_TEXT(mb_program_job, gpus, "slurm.gpus", NULL, NULL,
+                   "GPUs of every node, as sbatch --gpus-per-node takes it: 4, or a100:4; a rank for each",
+                   NULL),
     MB_OPTION_TEXT(mb_program_job, time, "slurm.time", NULL, NULL,
                    "time limit, as sbatch takes it: minutes, hours:minutes:seconds, days-hours", NULL),
     MB_OPTION_TEXT(mb_program_job, partition, "slurm.partition", NULL, NULL, "partition of the job", NULL),
@@ -313,7 +320,7 @@ mb_status mb_program_open_ops(mb_program *program)
     if (cores > 0 && program->options.threads > 8 * cores)
         MB_RAISE(MB_EUSAGE, "threads = %lld on a machine of %ld cores; give at most one per core",
                  (long long)program->options.threads, cores);
-    MB_TRY(mb_ops_create(program->options.backend, (int)program->options.threads, &program->ops));
+    MB_TRY(mb_program_ops_create(program));
     mb_info("%s, %d rank%s", mb_ops_describe(program->ops), mb_comm_size(program->comm),
             mb_comm_size(program->comm) == 1 ? "" : "s");
 done:

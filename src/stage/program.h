@@ -34,6 +34,7 @@ typedef struct mb_program_spec {
 typedef struct mb_program_options {
     char *output_dir; /* output.dir */
     char *backend;    /* backend */
+    bool share_gpu;   /* gpu.share */
     int64_t threads;  /* threads */
     bool force;       /* run.force */
     char *share;      /* run.share */
@@ -42,7 +43,7 @@ typedef struct mb_program_options {
 /* slurm.*: read by jobs/, not by programs. */
 typedef struct mb_program_job {
     int64_t nodes, ntasks, cpus_per_task, array, throttle;
-    char *time, *partition, *memory, *extra, *site;
+    char *gpus, *time, *partition, *memory, *extra, *site;
 } mb_program_job;
 
 typedef enum mb_program_answer {

@@ -8,12 +8,14 @@
 #                             cores and as root)
 #              MB_RANKS       numbers of ranks (default "1 2 3 4")
 #              MB_LANE_RANKS  more of them for the lanes (default "5 8")
+#              MB_DEVICE_RANKS  of them on a device (default "1 2 4")
 #              MB_BENCH=1     also times the lane reduction against MPI_Allreduce
 set -u
 
 build=${1:?usage: tests/mpi/run.sh BUILD}
 ranks=${MB_RANKS:-1 2 3 4}
 lane_ranks="$ranks ${MB_LANE_RANKS-5 8}"
+device_ranks=${MB_DEVICE_RANKS:-1 2 4}
 limit=120
 number=0
 failures=0
@@ -103,6 +105,33 @@ for np in $lane_ranks; do
 done
 OMP_NUM_THREADS=2 start 2 "$build/tests/mpi/test_lanes_mpi"
 merge "lanes, 2 ranks of 2 threads"
+for np in $ranks; do
+    start "$np" "$build/tests/mpi/test_train_mpi"
+    merge "training, $np ranks"
+done
+
+# The same with memory the host cannot touch (a GPU, or the emulated one), by every way it can go: sums have the host's bits.
+# MPI itself can take an emulated GPU's memory where the emulator leaves it open; NCCL is a library here that goes over MPI.
+# device WAY NP TESTS [VARIABLE=VALUE...]
+device() {
+    way=$1
+    np=$2
+    tests=$3
+    shift 3
+    for test in $tests; do
+        start "$np" env MB_GPU_TRANSFER="$way" "$@" "$build/tests/mpi/test_${test}_mpi" cuda
+        if grep -q '^1\.\.0 # SKIP' "$scratch/out"; then
+            echo "# $test on a device: $(sed -n 's/^1\.\.0 # //p' "$scratch/out")"
+            return
+        fi
+        merge "$test on a device, $way, $np ranks"
+    done
+}
+for np in $device_ranks; do
+    device staged "$np" "lanes scatter train"
+done
+device mpi 3 "lanes scatter train" MB_MPI_CUDA=1 MB_EMULATOR_OPEN=1
+device nccl 3 "lanes scatter" LD_LIBRARY_PATH="$build/tests/mpi${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
 # "lanes=L n=N HASH" lines: the same key must have one value.
 different=$(sort -u "$scratch/hashes" | sed 's/ [^n ][^=]*$//' | uniq -d)

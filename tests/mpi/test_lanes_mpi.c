@@ -2,7 +2,10 @@
  *
  * Gradients depend on (element, lane, step) only; the tree is computed again here by plain recursion. Rank 0
  * also prints
- * "# hash lanes=L n=N <hash>" lines, which run.sh compares over numbers of ranks. MB_BENCH=1 adds timings.
+ * "# hash lanes=L n=N <hash>" lines, which run.sh compares over numbers of ranks and backends. MB_BENCH=1
+ * adds timings.
+ *
+ *     test_lanes_mpi [BACKEND]
  */
 #include <mpi.h>
 #include <string.h>
@@ -48,7 +51,17 @@ static int top_level(int64_t lanes)
     return level;
 }
 
-static bool run_step(mb_lanes *lanes, int64_t n, int step, float **out_owned)
+/* The gradient comes zeroed; here it is made in the host's memory, one round after another. */
+static bool fill_lane(const mpi_tap *tap, int64_t lane, int64_t n, int step, float *host, float *gradient)
+{
+    bool ok = tap_read(tap, gradient, n, host);
+    for (int64_t i = 0; ok && i < n; i += 1009) ok = host[i] == 0;
+    for (int round = 0; ok && round < ROUNDS; round++)
+        for (int64_t i = 0; i < n; i++) host[i] += value_of(i, lane, round, step);
+    return ok && tap_write(tap, host, n, gradient);
+}
+
+static bool run_step(const mpi_tap *tap, mb_lanes *lanes, int64_t n, int step, float *host, float **out_owned)
 {
     int64_t first, count;
     bool ok = true;
@@ -56,9 +69,7 @@ static bool run_step(mb_lanes *lanes, int64_t n, int step, float **out_owned)
     for (int64_t lane = first; lane < first + count; lane++) {
         float *gradient = NULL;
         ok = mb_lanes_begin(lanes, lane, &gradient) == MB_OK && ok;
-        for (int64_t i = 0; ok && i < n; i += 1009) ok = gradient[i] == 0;
-        for (int round = 0; ok && round < ROUNDS; round++)
-            for (int64_t i = 0; i < n; i++) gradient[i] += value_of(i, lane, round, step);
+        ok = ok && fill_lane(tap, lane, n, step, host, gradient);
         ok = mb_lanes_end(lanes, lane) == MB_OK && ok;
     }
     return mb_lanes_reduce(lanes, out_owned) == MB_OK && ok;
@@ -69,28 +80,32 @@ static void test_sums(mpi_tap *tap, int64_t n, int64_t n_lanes)
     mb_lanes *lanes = NULL;
     char hash[MB_HASH_TEXT], note[128];
     int64_t first, count;
-    float *parameter = mb_calloc((size_t)n, sizeof *parameter), *owned = NULL;
-    bool ok = mb_lanes_create(tap->comm, n, n_lanes, &lanes) == MB_OK;
+    float *host = mb_calloc((size_t)n, sizeof *host), *parameter = tap_new(tap, n), *owned = NULL;
+    bool ok = mb_lanes_create(tap->transfer, n, n_lanes, &lanes) == MB_OK;
     if (!ok) mb_comm_abort(tap->comm, 1);
     mb_lanes_owned(lanes, &first, &count);
     for (int step = 0; step < STEPS; step++) {
-        ok = run_step(lanes, n, step, &owned) && ok && (owned == NULL) == (count == 0);
+        ok = run_step(tap, lanes, n, step, host, &owned) && ok && (owned == NULL) == (count == 0);
+        if (count > 0) ok = ok && tap_read(tap, owned, count, host);
         for (int64_t i = 0; ok && i < count; i += i % 64 == 0 || i + 64 > count ? 1 : 7)
-            ok = memcmp(&owned[i], &(float){tree(first + i, n_lanes, top_level(n_lanes), 0, step)},
-                        sizeof *owned) == 0;
-        if (ok && count > 0) memcpy(parameter + first, owned, (size_t)count * sizeof *owned);
+            ok = memcmp(&host[i], &(float){tree(first + i, n_lanes, top_level(n_lanes), 0, step)},
+                        sizeof *host) == 0;
+        if (ok && count > 0)
+            ok = mb_ops_copy(tap->ops, owned, (size_t)count * sizeof *owned, parameter + first) == MB_OK;
         ok = mb_lanes_allgather(lanes, parameter) == MB_OK && ok;
     }
+    ok = ok && tap_read(tap, parameter, n, host);
     for (int64_t i = 0; ok && i < n; i += 97)
-        ok = memcmp(&parameter[i], &(float){tree(i, n_lanes, top_level(n_lanes), 0, STEPS - 1)},
-                    sizeof *parameter) == 0;
+        ok =
+            memcmp(&host[i], &(float){tree(i, n_lanes, top_level(n_lanes), 0, STEPS - 1)}, sizeof *host) == 0;
     tap_check(tap, ok, "lanes=%lld n=%lld: sums are the tree's, gathered everywhere", (long long)n_lanes,
               (long long)n);
-    mb_hash_bytes(parameter, (size_t)n * sizeof *parameter, hash);
+    mb_hash_bytes(host, (size_t)n * sizeof *host, hash);
     snprintf(note, sizeof note, "hash lanes=%lld n=%lld %s", (long long)n_lanes, (long long)n, hash);
     tap_note(tap, note);
     mb_lanes_destroy(&lanes);
-    mb_free(parameter);
+    tap_free(tap, parameter);
+    mb_free(host);
 }
 
 static void test_scalars(mpi_tap *tap, int64_t n_lanes)
@@ -100,7 +115,7 @@ static void test_scalars(mpi_tap *tap, int64_t n_lanes)
     int64_t first, count, owned_first, owned_count;
     double sums[WIDTH], total = 0, blocks[8] = {0};
     char note[160];
-    bool ok = mb_lanes_create(tap->comm, N, n_lanes, &lanes) == MB_OK;
+    bool ok = mb_lanes_create(tap->transfer, N, n_lanes, &lanes) == MB_OK;
     if (!ok) mb_comm_abort(tap->comm, 1);
     mb_lanes_mine(lanes, &first, &count);
     mb_lanes_owned(lanes, &owned_first, &owned_count);
@@ -125,26 +140,58 @@ static void test_scalars(mpi_tap *tap, int64_t n_lanes)
 static void test_plan(mpi_tap *tap, int64_t n, int64_t n_lanes)
 {
     mb_lanes *lanes = NULL;
-    float *owned = NULL;
+    float *owned = NULL, *host = mb_calloc((size_t)n, sizeof *host);
     const int64_t before = mb_memory_live_bytes();
-    bool ok = mb_lanes_create(tap->comm, n, n_lanes, &lanes) == MB_OK && run_step(lanes, n, 0, &owned);
-    int64_t used = mb_memory_live_bytes() - before;
+    bool ok = mb_lanes_create(tap->transfer, n, n_lanes, &lanes) == MB_OK &&
+              run_step(tap, lanes, n, 0, host, &owned);
     const int64_t planned = (int64_t)mb_lanes_plan(n, n_lanes, mb_comm_size(tap->comm));
+    int64_t used =
+        mb_ops_is_device(tap->ops) ? (int64_t)mb_lanes_bytes(lanes) : mb_memory_live_bytes() - before;
     ok = mb_comm_allreduce_i64(tap->comm, &used, 1, MB_COMM_MAX) == MB_OK && ok;
     tap_check(tap, ok && used >= planned && used < planned + 65536,
               "lanes=%lld n=%lld: the plan is what is used (%lld planned, %lld used)", (long long)n_lanes,
               (long long)n, (long long)planned, (long long)used);
     mb_lanes_destroy(&lanes);
+    mb_free(host);
 }
 
 static void test_too_many(mpi_tap *tap)
 {
     mb_lanes *lanes = NULL;
     const int64_t allowed = mb_comm_size(tap->comm) - 1;
-    const mb_status status = mb_lanes_create(tap->comm, 10, allowed, &lanes);
+    const mb_status status = mb_lanes_create(tap->transfer, 10, allowed, &lanes);
     tap_check(tap,
               status == MB_EUSAGE && lanes == NULL && strstr(mb_status_message(), "training.lanes") != NULL,
               "more ranks than lanes is bad usage");
+}
+
+/* With these in the environment (NULL: not set) no transfer is made, and the reason names the variable. */
+static void test_way(mpi_tap *tap, const char *way, const char *aware, mb_status expected)
+{
+    mb_transfer *transfer = NULL;
+    char old_way[32], old_aware[32];
+    snprintf(old_way, sizeof old_way, "%s",
+             getenv("MB_GPU_TRANSFER") != NULL ? getenv("MB_GPU_TRANSFER") : "");
+    snprintf(old_aware, sizeof old_aware, "%s", getenv("MB_MPI_CUDA") != NULL ? getenv("MB_MPI_CUDA") : "");
+    setenv("MB_GPU_TRANSFER", way, 1);
+    setenv("MB_MPI_CUDA", aware, 1);
+    const mb_status status = mb_transfer_create(tap->comm, tap->ops, &transfer);
+    tap_check(tap, status == expected && strstr(mb_status_message(), "MB_GPU_TRANSFER") != NULL,
+              "MB_GPU_TRANSFER=%s is refused: %s", mb_comm_rank(tap->comm) == 0 ? way : "",
+              mb_status_message());
+    mb_transfer_destroy(&transfer);
+    setenv("MB_GPU_TRANSFER", old_way, 1);
+    setenv("MB_MPI_CUDA", old_aware, 1);
+}
+
+static void test_ways(mpi_tap *tap)
+{
+    if (!mb_ops_is_device(tap->ops) || mb_comm_size(tap->comm) == 1) return;
+    test_way(tap, "carrier", "", MB_EUSAGE);
+    test_way(tap, "mpi", "0", MB_EUNSUPPORTED);
+    test_way(tap, mb_comm_rank(tap->comm) == 0 ? "staged" : "", "0", MB_EUSAGE);
+    if (strcmp(mb_transfer_name(tap->transfer), "staged") == 0) /* on the only GPU there is */
+        test_way(tap, "nccl", "0", MB_EUNSUPPORTED);
 }
 
 static double best_of(mb_comm *comm, double best, double start)
@@ -160,24 +207,26 @@ static void bench(mpi_tap *tap, int64_t n, int64_t n_lanes)
     int64_t first, count;
     double reduce = 0, gather = 0, mpi = 0;
     float *data = mb_calloc((size_t)n, sizeof *data), *sums = mb_calloc((size_t)n, sizeof *sums),
-          *gradient = NULL, *owned = NULL;
+          *gradient = NULL, *owned = NULL, *parameter = tap_new(tap, n);
     char note[200];
-    if (mb_lanes_create(tap->comm, n, n_lanes, &lanes) != MB_OK) mb_comm_abort(tap->comm, 1);
+    if (mb_lanes_create(tap->transfer, n, n_lanes, &lanes) != MB_OK) mb_comm_abort(tap->comm, 1);
     for (int64_t i = 0; i < n; i++) data[i] = value_of(i, mb_comm_rank(tap->comm), 0, 0);
     mb_lanes_mine(lanes, &first, &count);
     for (int repeat = 0; repeat < 7; repeat++) {
         for (int64_t lane = first; lane < first + count; lane++) {
             mb_lanes_begin(lanes, lane, &gradient);
-            memcpy(gradient, data, (size_t)n * sizeof *data);
+            tap_write(tap, data, n, gradient);
             mb_lanes_end(lanes, lane);
         }
         mb_comm_barrier(tap->comm);
         double start = mb_clock_seconds();
         mb_lanes_reduce(lanes, &owned);
+        mb_ops_wait(tap->ops);
         reduce = best_of(tap->comm, reduce, start);
         mb_comm_barrier(tap->comm);
         start = mb_clock_seconds();
-        mb_lanes_allgather(lanes, sums);
+        mb_lanes_allgather(lanes, parameter);
+        mb_ops_wait(tap->ops);
         gather = best_of(tap->comm, gather, start);
         mb_comm_barrier(tap->comm);
         start = mb_clock_seconds();
@@ -191,6 +240,7 @@ static void bench(mpi_tap *tap, int64_t n, int64_t n_lanes)
              (reduce + gather) * 1e3, mpi * 1e3);
     tap_note(tap, note);
     mb_lanes_destroy(&lanes);
+    tap_free(tap, parameter);
     mb_free(data);
     mb_free(sums);
 }
@@ -198,13 +248,10 @@ static void bench(mpi_tap *tap, int64_t n, int64_t n_lanes)
 int main(int argc, char **argv)
 {
     static const int64_t lane_counts[] = {1, 2, 3, 5, 6, 7, 8, 11, 16};
-    mb_comm *comm = NULL;
-    if (mb_comm_create(&argc, &argv, &comm) != MB_OK) {
-        fprintf(stderr, "# %s\n", mb_status_message());
-        return 1;
-    }
-    mpi_tap tap = {.comm = comm};
-    const int size = mb_comm_size(comm);
+    mpi_tap tap = {0};
+    int code;
+    if (!tap_open(&tap, &argc, &argv, &code)) return code;
+    const int size = mb_comm_size(tap.comm);
     for (size_t k = 0; k < sizeof lane_counts / sizeof *lane_counts; k++) {
         if (lane_counts[k] < size) continue;
         test_sums(&tap, 3 * MB_LANES_BLOCK + 17, lane_counts[k]);
@@ -216,9 +263,10 @@ int main(int argc, char **argv)
     test_plan(&tap, 23 * MB_LANES_BLOCK - 1, 8);
     test_plan(&tap, 1000, 11);
     test_too_many(&tap);
+    test_ways(&tap);
     if (getenv("MB_BENCH") != NULL) bench(&tap, 10000000, size);
-    int code = tap_end(&tap);
-    mb_comm_destroy(&comm);
+    code = tap_end(&tap);
+    tap_close(&tap);
     if (mb_memory_live_blocks() != 0) {
         fprintf(stderr, "# %lld blocks leaked\n", (long long)mb_memory_live_blocks());
         code = 1;

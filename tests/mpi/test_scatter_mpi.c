@@ -2,7 +2,9 @@
  * this number of ranks; ranks without work do not hold up the others; windows show what was written.
  *
  * Values depend on (element, lane, round) only; the tree is computed again here by plain recursion. Rank 0
- * prints "# hash ..." lines, which run.sh compares over numbers of ranks.
+ * prints "# hash ..." lines, which run.sh compares over numbers of ranks and backends.
+ *
+ *     test_scatter_mpi [BACKEND]
  */
 #include <string.h>
 
@@ -50,8 +52,8 @@ static void cut(int64_t n, int64_t first[SEGMENTS], int64_t count[SEGMENTS])
 }
 
 /* A micro-batch; fail_at: the segment after which nothing more is put (a rank whose work failed). */
-static bool run_wave(mb_scatter *s, const int64_t *first, const int64_t *count, int64_t lane, int64_t round,
-                     int fail_at)
+static bool run_wave(const mpi_tap *tap, mb_scatter *s, const int64_t *first, const int64_t *count,
+                     int64_t lane, int64_t round, int fail_at, float *host)
 {
     bool ok = true;
     float *last = NULL, *room = NULL;
@@ -61,10 +63,12 @@ static bool run_wave(mb_scatter *s, const int64_t *first, const int64_t *count, 
             room = last;
         else
             ok = mb_scatter_room(s, g, &room) == MB_OK;
+        ok = ok && tap_read(tap, room, count[g], host);
         for (int64_t i = 0; ok && i < count[g]; i++) {
-            if (room[i] != 0) ok = false;
-            room[i] = value_of(first[g] + i, lane, round);
+            if (host[i] != 0) ok = false;
+            host[i] = value_of(first[g] + i, lane, round);
         }
+        ok = tap_write(tap, host, count[g], room) && ok;
         ok = mb_scatter_put(s, g) == MB_OK && ok;
     }
     return ok;
@@ -79,8 +83,9 @@ static void test_sums(mpi_tap *tap, int64_t n, int64_t lanes, int64_t microbatch
     cut(n, first, count);
     for (int g = 0; g < SEGMENTS; g++)
         if (count[g] > largest) largest = count[g];
-    bool ok = mb_scatter_create(tap->comm, n, lanes, SEGMENTS, first, count, &s) == MB_OK &&
-              mb_lanes_create(tap->comm, n, lanes, &space) == MB_OK;
+    bool ok = mb_scatter_create(tap->transfer, n, lanes, SEGMENTS, first, count, &s) == MB_OK &&
+              mb_lanes_create(tap->transfer, n, lanes, &space) == MB_OK;
+    float *host = mb_calloc((size_t)n, sizeof *host), *all = tap_new(tap, n);
     if (!ok) mb_comm_abort(tap->comm, 1);
     mb_lanes_owned(space, &owned_first, &owned_count);
     for (int step = 0; step < 2; step++)
@@ -89,18 +94,21 @@ static void test_sums(mpi_tap *tap, int64_t n, int64_t lanes, int64_t microbatch
                 const int64_t lane = mb_scatter_lane(s, wave);
                 mb_scatter_begin(s, round, wave);
                 if (lane >= 0 && round * lanes + lane < microbatches)
-                    ok = run_wave(s, first, count, lane, round, SEGMENTS) && ok;
+                    ok = run_wave(tap, s, first, count, lane, round, SEGMENTS, host) && ok;
                 ok = mb_scatter_finish(s) == MB_OK && ok;
             }
     const float *owned = mb_scatter_owned(s);
-    float *all = mb_calloc((size_t)n, sizeof *all);
+    if (owned_count > 0) ok = ok && tap_read(tap, owned, owned_count, host);
     for (int64_t i = 0; ok && i < owned_count; i += i % 64 == 0 || i + 64 > owned_count ? 1 : 7)
-        ok = memcmp(&owned[i], &(float){expected(owned_first + i, lanes, microbatches)}, sizeof *owned) == 0;
-    if (owned_count > 0) memcpy(all + owned_first, owned, (size_t)owned_count * sizeof *owned);
+        ok = memcmp(&host[i], &(float){expected(owned_first + i, lanes, microbatches)}, sizeof *host) == 0;
+    if (owned_count > 0)
+        ok = mb_ops_copy(tap->ops, owned, (size_t)owned_count * sizeof *owned, all + owned_first) == MB_OK &&
+             ok;
     ok = mb_lanes_allgather(space, all) == MB_OK && ok;
+    ok = tap_read(tap, all, n, host) && ok;
     tap_check(tap, ok, "scatter lanes=%lld n=%lld micro-batches=%lld: sums are the tree's", (long long)lanes,
               (long long)n, (long long)microbatches);
-    mb_hash_bytes(all, (size_t)n * sizeof *all, hash);
+    mb_hash_bytes(host, (size_t)n * sizeof *host, hash);
     snprintf(note, sizeof note, "hash scatter lanes=%lld m=%lld n=%lld %s", (long long)lanes,
              (long long)microbatches, (long long)n, hash);
     tap_note(tap, note);
@@ -111,7 +119,8 @@ static void test_sums(mpi_tap *tap, int64_t n, int64_t lanes, int64_t microbatch
     tap_check(tap, ok && (size_t)peak <= planned && (double)peak >= 0.7 * (double)planned,
               "scatter lanes=%lld n=%lld: %lld bytes planned, %lld used", (long long)lanes, (long long)n,
               (long long)planned, (long long)peak);
-    mb_free(all);
+    tap_free(tap, all);
+    mb_free(host);
     mb_scatter_destroy(&s);
     mb_lanes_destroy(&space);
 }
@@ -122,11 +131,12 @@ static void test_failing_rank(mpi_tap *tap)
     mb_scatter *s = NULL;
     int64_t first[SEGMENTS], count[SEGMENTS];
     const int rank = mb_comm_rank(tap->comm);
+    float *host = mb_calloc(300000, sizeof *host);
     cut(300000, first, count);
-    bool ok = mb_scatter_create(tap->comm, 300000, 8, SEGMENTS, first, count, &s) == MB_OK;
+    bool ok = mb_scatter_create(tap->transfer, 300000, 8, SEGMENTS, first, count, &s) == MB_OK;
     if (!ok) mb_comm_abort(tap->comm, 1);
     mb_scatter_begin(s, 0, 0);
-    ok = run_wave(s, first, count, mb_scatter_lane(s, 0), 0, rank == 1 ? 2 : SEGMENTS);
+    ok = run_wave(tap, s, first, count, mb_scatter_lane(s, 0), 0, rank == 1 ? 2 : SEGMENTS, host);
     ok = mb_scatter_finish(s) == MB_OK && ok;
     mb_status mine = rank == 1 ? mb_fail(MB_ENUMERIC, "loss is nan") : MB_OK;
     const mb_status agreed = mb_comm_agree(tap->comm, mine);
@@ -134,6 +144,7 @@ static void test_failing_rank(mpi_tap *tap)
     ok = ok && agreed == (alone ? MB_OK : rank == 1 ? MB_ENUMERIC : MB_ECOMM);
     tap_check(tap, ok, "a rank that fails inside a wave lets the others end it");
     mb_scatter_destroy(&s);
+    mb_free(host);
 }
 
 static void test_scalars(mpi_tap *tap, int64_t lanes)
@@ -142,7 +153,7 @@ static void test_scalars(mpi_tap *tap, int64_t lanes)
     const int64_t zero = 0, all = 70000;
     double sums[2], values[64][2] = {{0}};
     char note[160];
-    bool ok = mb_scatter_create(tap->comm, all, lanes, 1, &zero, &all, &s) == MB_OK;
+    bool ok = mb_scatter_create(tap->transfer, all, lanes, 1, &zero, &all, &s) == MB_OK;
     if (!ok) mb_comm_abort(tap->comm, 1);
     for (int64_t w = 0; w < mb_scatter_waves(s); w++) {
         const int64_t lane = mb_scatter_lane(s, w);
@@ -191,7 +202,8 @@ static void test_window(mpi_tap *tap)
 int main(int argc, char **argv)
 {
     mpi_tap tap = {0};
-    if (mb_comm_create(&argc, &argv, &tap.comm) != MB_OK) return 1;
+    int code;
+    if (!tap_open(&tap, &argc, &argv, &code)) return code;
     const int size = mb_comm_size(tap.comm);
     for (int64_t lanes = size; lanes <= 8; lanes++) {
         test_sums(&tap, 200000, lanes, lanes);
@@ -202,7 +214,7 @@ int main(int argc, char **argv)
     test_sums(&tap, 1000, 8, 3);
     test_failing_rank(&tap);
     test_window(&tap);
-    const int code = tap_end(&tap);
-    mb_comm_destroy(&tap.comm);
+    code = tap_end(&tap);
+    tap_close(&tap);
     return code == 0 && mb_memory_live_blocks() != 0 ? 1 : code;
 }

@@ -54,6 +54,29 @@ make_models() {
     "$bin/moe-convert" trash model.path="$work/init/model" output.dir="$work/convert"
 }
 
+# A tiny BERT, $work/bert, with a tokenizer of letters.
+make_encoder() {
+    mkdir -p "$work/bert"
+    cp -r tests/golden/encoders/bert_mean/. "$work/bert"
+    chmod -R u+w "$work/bert"
+    "${MB_PYTHON:-python3}" - "$work/bert" <<'PYTHON'
+import json, string, sys
+vocab = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + list(string.ascii_lowercase) + ["##" + c for c in string.ascii_lowercase])}
+special = [{"id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+           for t, i in vocab.items() if t.startswith("[")]
+json.dump({"version": "1.0", "truncation": None, "padding": None, "added_tokens": special,
+           "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
+           "pre_tokenizer": {"type": "BertPreTokenizer"},
+           "post_processor": {"type": "TemplateProcessing",
+                              "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
+                              "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                              "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}, "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]}}},
+           "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+           "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": vocab}},
+          open(sys.argv[1] + "/tokenizer.json", "w"))
+PYTHON
+}
+
 # Shapes of a tiny selector and a tiny target.
 make_selector_config() {
     sed -e 's/"hidden_size": 128/"hidden_size": 32/; s/"intermediate_size": 256/"intermediate_size": 48/; s/"num_hidden_layers": 4/"num_hidden_layers": 2/; s/"vocab_size": 2048/"vocab_size": 384/' \

@@ -13,6 +13,8 @@
 #include "comm/lanes.h"
 
 static mb_comm *comm;
+static mb_ops *ops;
+static mb_transfer *transfer;
 
 static float value_of(int64_t i, int64_t lane)
 {
@@ -52,7 +54,7 @@ static void test_tree(void **state)
     enum { N = 3000 };
     for (int64_t count = 1; count <= 33; count++) {
         mb_lanes *lanes = NULL;
-        assert_int_equal(mb_lanes_create(comm, N, count, &lanes), MB_OK);
+        assert_int_equal(mb_lanes_create(transfer, N, count, &lanes), MB_OK);
         for (int step = 0; step < 2; step++) {
             const float *owned = run_step(lanes, N, count);
             for (int64_t i = 0; i < N; i++) assert_true(owned[i] == tree_of(i, count));
@@ -67,7 +69,7 @@ static void test_shares(void **state)
     (void)state;
     mb_lanes *lanes = NULL;
     int64_t first = -1, count = -1;
-    assert_int_equal(mb_lanes_create(comm, 200000, 6, &lanes), MB_OK);
+    assert_int_equal(mb_lanes_create(transfer, 200000, 6, &lanes), MB_OK);
     mb_lanes_mine(lanes, &first, &count);
     assert_true(first == 0 && count == 6);
     mb_lanes_owned(lanes, &first, &count);
@@ -80,7 +82,7 @@ static void test_one_lane_is_not_copied(void **state)
     (void)state;
     mb_lanes *lanes = NULL;
     float *gradient = NULL, *owned = NULL;
-    assert_int_equal(mb_lanes_create(comm, 1000, 1, &lanes), MB_OK);
+    assert_int_equal(mb_lanes_create(transfer, 1000, 1, &lanes), MB_OK);
     const int64_t blocks = mb_memory_live_blocks() + 1; /* the buffer comes with the first begin */
     for (int step = 0; step < 3; step++) {
         assert_int_equal(mb_lanes_begin(lanes, 0, &gradient), MB_OK);
@@ -103,7 +105,7 @@ static void test_plan(void **state)
         mb_lanes *lanes = NULL;
         const int64_t before = mb_memory_live_bytes(), planned = (int64_t)mb_lanes_plan(n, table[k].lanes, 1);
         assert_int_equal(planned, table[k].buffers * n * (int64_t)sizeof(float));
-        assert_int_equal(mb_lanes_create(comm, n, table[k].lanes, &lanes), MB_OK);
+        assert_int_equal(mb_lanes_create(transfer, n, table[k].lanes, &lanes), MB_OK);
         run_step(lanes, n, table[k].lanes);
         const int64_t used = mb_memory_live_bytes() - before;
         assert_true(used >= planned && used < planned + 16384);
@@ -121,7 +123,7 @@ static void test_scalars(void **state)
     const double values[5][2] = {{1e16, 1}, {1, 2}, {-1e16, 3}, {1, 4}, {0.5, 5}};
     const double blocks[3] = {1e16, 1, -1e16};
     double sums[2] = {0}, total = 1;
-    assert_int_equal(mb_lanes_create(comm, 2 * MB_LANES_BLOCK + 1, 5, &lanes), MB_OK);
+    assert_int_equal(mb_lanes_create(transfer, 2 * MB_LANES_BLOCK + 1, 5, &lanes), MB_OK);
     assert_int_equal(mb_lanes_sum(lanes, &values[0][0], 2, sums), MB_OK);
     assert_true(sums[0] == ((1e16 + 1) + (-1e16 + 1)) + 0.5 && sums[1] == 15);
     assert_int_equal(mb_lanes_block_sum(lanes, blocks, &total), MB_OK);
@@ -136,7 +138,7 @@ static void test_refused(void **state)
 {
     (void)state;
     mb_lanes *lanes = NULL;
-    assert_int_equal(mb_lanes_create(comm, 10, 0, &lanes), MB_EUSAGE);
+    assert_int_equal(mb_lanes_create(transfer, 10, 0, &lanes), MB_EUSAGE);
     assert_non_null(strstr(mb_status_message(), "training.lanes = 0"));
     assert_null(lanes);
 }
@@ -146,7 +148,7 @@ static void test_unfinished(void **state)
     (void)state;
     mb_lanes *lanes = NULL;
     float *gradient = NULL;
-    assert_int_equal(mb_lanes_create(comm, 10, 4, &lanes), MB_OK);
+    assert_int_equal(mb_lanes_create(transfer, 10, 4, &lanes), MB_OK);
     for (int64_t lane = 0; lane < 3; lane++) {
         assert_int_equal(mb_lanes_begin(lanes, lane, &gradient), MB_OK);
         if (lane < 2) assert_int_equal(mb_lanes_end(lanes, lane), MB_OK);
@@ -158,7 +160,7 @@ static void test_empty(void **state)
 {
     (void)state;
     mb_lanes *lanes = NULL;
-    assert_int_equal(mb_lanes_create(comm, 0, 2, &lanes), MB_OK);
+    assert_int_equal(mb_lanes_create(transfer, 0, 2, &lanes), MB_OK);
     assert_null(run_step(lanes, 0, 2));
     mb_lanes_destroy(&lanes);
 }
@@ -167,12 +169,17 @@ static int open_comm(void **state)
 {
     (void)state;
     setenv("MB_COMM", "self", 1);
-    return mb_comm_create(NULL, NULL, &comm) == MB_OK ? 0 : -1;
+    return mb_comm_create(NULL, NULL, &comm) == MB_OK && mb_ops_create("ref", 1, &ops) == MB_OK &&
+                   mb_transfer_create(comm, ops, &transfer) == MB_OK
+               ? 0
+               : -1;
 }
 
 static int close_comm(void **state)
 {
     (void)state;
+    mb_transfer_destroy(&transfer);
+    mb_ops_destroy(&ops);
     mb_comm_destroy(&comm);
     return mb_memory_live_blocks() == 0 ? 0 : -1;
 }

@@ -8,17 +8,24 @@
 enum { SEGMENTS = 3, N = 150000 };
 
 static mb_comm *comm;
+static mb_ops *ops;
+static mb_transfer *transfer;
 static const int64_t first[SEGMENTS] = {100000, 500, 0}, count[SEGMENTS] = {50000, 99500, 500};
 
 static int setup(void **state)
 {
     (void)state;
     setenv("MB_COMM", "self", 1);
-    return mb_comm_create(NULL, NULL, &comm) == MB_OK ? 0 : -1;
+    return mb_comm_create(NULL, NULL, &comm) == MB_OK && mb_ops_create("ref", 1, &ops) == MB_OK &&
+                   mb_transfer_create(comm, ops, &transfer) == MB_OK
+               ? 0
+               : -1;
 }
 
 static int teardown(void **state)
 {
+    mb_transfer_destroy(&transfer);
+    mb_ops_destroy(&ops);
     mb_comm_destroy(&comm);
     return mb_test_teardown(state);
 }
@@ -53,8 +60,8 @@ static void test_one_round_is_zero_1(void **state)
         mb_scatter *s = NULL;
         mb_lanes *whole = NULL;
         float *gradient = NULL, *owned = NULL;
-        assert_int_equal(mb_scatter_create(comm, N, lanes, SEGMENTS, first, count, &s), MB_OK);
-        assert_int_equal(mb_lanes_create(comm, N, lanes, &whole), MB_OK);
+        assert_int_equal(mb_scatter_create(transfer, N, lanes, SEGMENTS, first, count, &s), MB_OK);
+        assert_int_equal(mb_lanes_create(transfer, N, lanes, &whole), MB_OK);
         for (int step = 0; step < 2; step++) {
             for (int64_t lane = 0; lane < lanes; lane++) {
                 assert_int_equal(mb_lanes_begin(whole, lane, &gradient), MB_OK);
@@ -74,7 +81,7 @@ static void test_rounds_and_gaps(void **state)
 {
     (void)state;
     mb_scatter *s = NULL;
-    assert_int_equal(mb_scatter_create(comm, N, 2, SEGMENTS, first, count, &s), MB_OK);
+    assert_int_equal(mb_scatter_create(transfer, N, 2, SEGMENTS, first, count, &s), MB_OK);
     run_scatter(s, 2, 3, 1);
     const float *sum = mb_scatter_owned(s);
     for (int64_t i = 0; i < N; i += 11) {

@@ -118,41 +118,105 @@ static inline void fix_objective_free(mb_objective_options *options)
 typedef struct fix_run {
     mb_arch arch;
     const char *train, *objective, *shard, *folder;
-    mb_dtype dtype; /* of computing */
+    mb_dtype dtype;                  /* of computing */
+    const char *backend;             /* NULL: ref */
+    const char *opt_model;           /* a folder, instead of a fresh model of `arch`, */
+    const mb_lora_options *opt_lora; /* with an adapter to train */
+    bool shard_model;                /* of opt_model: cut over the ranks */
+    int64_t stop_after;              /* a stop is asked for inside this micro-batch; 0: none */
     mb_objective_options *opt_objective_options;
     mb_trainer_report report;
     float *trained;
     int64_t count;
 } fix_run;
 
-static inline mb_status fix_train(fix_run *run, const mb_trainer_options *options)
+/* An objective that asks for a stop after so many micro-batches: a signal in the middle of a step. */
+static mb_objective fix_stopped;
+static int64_t fix_stop_left;
+
+static inline mb_status fix_stopping_loss(mb_objective *self, const mb_microbatch *microbatch,
+                                          mb_arena *arena, const mb_objective_pass *passes,
+                                          const mb_lm_output *outputs, int64_t count,
+                                          mb_objective_terms *out_terms,
+                                          mb_objective_gradient gradients[MB_OBJECTIVE_MAX_PASSES])
+{
+    if (--fix_stop_left == 0) mb_stop_request();
+    return fix_stopped.loss(self, microbatch, arena, passes, outputs, count, out_terms, gradients);
+}
+
+static inline void fix_stop_inside(mb_objective *objective, int64_t after)
+{
+    if (after == 0) return;
+    fix_stopped = *objective;
+    fix_stop_left = after;
+    objective->loss = fix_stopping_loss;
+}
+
+static inline mb_lm *fix_model(mb_comm *comm, mb_ops *ops, const fix_run *run)
+{
+    mb_lm *lm = NULL;
+    const mb_lm_options options = {.path = run->opt_model,
+                                   .train = run->train,
+                                   .opt_lora = run->opt_lora,
+                                   .seed = 7,
+                                   .opt_comm = comm,
+                                   .shard = run->shard_model};
+    if (run->opt_model != NULL)
+        mb_test_ok(mb_lm_open(ops, &options, &lm));
+    else
+        mb_test_ok(mb_lm_create(ops, &run->arch, run->train, 7, &lm));
+    mb_lm_set_dtype(lm, run->dtype);
+    return lm;
+}
+
+/* The trained tensors one after another, wherever they lie. */
+static inline void fix_read_trained(mb_params *params, fix_run *run)
+{
+    mb_free(run->trained);
+    run->count = mb_params_trained_count(params);
+    run->trained = mb_calloc((size_t)run->count, sizeof(float));
+    for (int64_t i = 0; i < mb_params_count(params); i++) {
+        const mb_param *param = mb_params_at(params, i);
+        if (param->trained) mb_test_ok(mb_params_get_f32(param, run->trained + param->flat));
+    }
+}
+
+static inline mb_status fix_train_in(mb_comm *comm, fix_run *run, const mb_trainer_options *options)
 {
     mb_ops *ops = NULL;
-    mb_lm *lm = NULL;
-    mb_comm *comm = NULL;
     mb_shard *shard = NULL;
     mb_objective *objective = NULL;
     mb_objective_options defaults = fix_objective_options(run->objective);
-    setenv("MB_COMM", "self", 1);
-    mb_test_ok(mb_comm_create(NULL, NULL, &comm));
-    mb_test_ok(mb_ops_create("ref", 1, &ops));
-    mb_test_ok(mb_lm_create(ops, &run->arch, run->train, 7, &lm));
-    mb_lm_set_dtype(lm, run->dtype);
+    const mb_ops_options backend = {.backend = run->backend != NULL ? run->backend : "ref",
+                                    .threads = 1,
+                                    .local_rank = mb_comm_local_rank(comm),
+                                    .local_size = mb_comm_local_size(comm),
+                                    .share_gpu = true};
+    mb_test_ok(mb_ops_create_with(&backend, &ops));
+    mb_lm *lm = fix_model(comm, ops, run);
     mb_test_ok(mb_shard_open(run->shard, 0, &shard));
     mb_test_ok(mb_objective_create(
         run->opt_objective_options != NULL ? run->opt_objective_options : &defaults, lm, &objective));
+    fix_stop_inside(objective, run->stop_after);
+    mb_stop_reset();
     mb_status status = mb_trainer_run(comm, lm, objective, shard, options, run->folder, NULL, &run->report);
-    mb_free(run->trained);
-    run->count = mb_params_trained_count(mb_lm_params(lm));
-    run->trained = mb_calloc((size_t)run->count, sizeof(float));
-    if (run->count > 0)
-        memcpy(run->trained, mb_params_trained(mb_lm_params(lm)), (size_t)run->count * sizeof(float));
+    mb_stop_reset();
+    fix_read_trained(mb_lm_params(lm), run);
     mb_objective_destroy(&objective);
     mb_shard_close(&shard);
     mb_lm_destroy(&lm);
     mb_ops_destroy(&ops);
-    mb_comm_destroy(&comm);
     fix_objective_free(&defaults);
+    return status;
+}
+
+static inline mb_status fix_train(fix_run *run, const mb_trainer_options *options)
+{
+    mb_comm *comm = NULL;
+    setenv("MB_COMM", "self", 1);
+    mb_test_ok(mb_comm_create(NULL, NULL, &comm));
+    const mb_status status = fix_train_in(comm, run, options);
+    mb_comm_destroy(&comm);
     return status;
 }
 

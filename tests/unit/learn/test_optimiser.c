@@ -36,6 +36,7 @@ static void test_against_torch(void **state)
     mb_h5 *file = NULL;
     mb_comm *comm = NULL;
     mb_ops *ops = NULL;
+    mb_transfer *transfer = NULL;
     mb_lanes *lanes = NULL;
     mb_optimiser *optimiser = NULL;
     mb_arch arch = fix_arch(0, 0);
@@ -52,7 +53,8 @@ static void test_against_torch(void **state)
     mb_test_ok(mb_ops_create("ref", 1, &ops));
     mb_params *params = make_params(ops, &arch);
     memcpy(mb_params_trained(params), start, ALL * sizeof(float));
-    mb_test_ok(mb_lanes_create(comm, ALL, 1, &lanes));
+    mb_test_ok(mb_transfer_create(comm, ops, &transfer));
+    mb_test_ok(mb_lanes_create(transfer, ALL, 1, &lanes));
     mb_test_ok(mb_optimiser_create(ops, params, lanes, &options, &optimiser));
     mb_test_ok(mb_schedule_init(&schedule, "linear", 3, 0, STEPS));
     for (int64_t s = 0; s < STEPS; s++) {
@@ -69,6 +71,7 @@ static void test_against_torch(void **state)
     assert_memory_equal(start, mb_params_trained(params), ALL * sizeof(float));
     mb_optimiser_destroy(&optimiser);
     mb_lanes_destroy(&lanes);
+    mb_transfer_destroy(&transfer);
     mb_params_destroy(&params);
     mb_ops_destroy(&ops);
     mb_comm_destroy(&comm);

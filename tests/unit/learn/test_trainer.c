@@ -365,48 +365,14 @@ static void test_balance_scope(void **state)
     assert_true(fabs(loss[1][0] - loss[1][1]) > 1e-4);
 }
 
-/* An objective that asks for a stop after so many micro-batches: a signal in the middle of a step. */
-static mb_objective stopper_inner;
-static int64_t stopper_left;
-
-static mb_status stopping_loss(mb_objective *self, const mb_microbatch *microbatch, mb_arena *arena,
-                               const mb_objective_pass *passes, const mb_lm_output *outputs, int64_t count,
-                               mb_objective_terms *out_terms,
-                               mb_objective_gradient gradients[MB_OBJECTIVE_MAX_PASSES])
-{
-    if (--stopper_left == 0) mb_stop_request();
-    return stopper_inner.loss(self, microbatch, arena, passes, outputs, count, out_terms, gradients);
-}
-
 static mb_status train_stopping(fix_run *run, const mb_trainer_options *options, int64_t after)
 {
-    mb_ops *ops = NULL;
-    mb_lm *lm = NULL;
-    mb_comm *comm = NULL;
-    mb_shard *shard = NULL;
-    mb_objective *objective = NULL;
     mb_objective_options choice = fix_objective_options(run->objective);
     choice.trash_open_steps = 4;
-    mb_test_ok(mb_comm_create(NULL, NULL, &comm));
-    mb_test_ok(mb_ops_create("ref", 1, &ops));
-    mb_test_ok(mb_lm_create(ops, &run->arch, run->train, 7, &lm));
-    mb_test_ok(mb_shard_open(run->shard, 0, &shard));
-    mb_test_ok(mb_objective_create(&choice, lm, &objective));
-    stopper_inner = *objective;
-    stopper_left = after;
-    objective->loss = stopping_loss;
-    mb_stop_reset();
-    mb_status status = mb_trainer_run(comm, lm, objective, shard, options, run->folder, NULL, &run->report);
-    mb_stop_reset();
-    mb_free(run->trained);
-    run->count = mb_params_trained_count(mb_lm_params(lm));
-    run->trained = mb_calloc((size_t)run->count, sizeof(float));
-    memcpy(run->trained, mb_params_trained(mb_lm_params(lm)), (size_t)run->count * sizeof(float));
-    mb_objective_destroy(&objective);
-    mb_shard_close(&shard);
-    mb_lm_destroy(&lm);
-    mb_ops_destroy(&ops);
-    mb_comm_destroy(&comm);
+    run->stop_after = after;
+    run->opt_objective_options = &choice;
+    const mb_status status = fix_train(run, options);
+    run->opt_objective_options = NULL;
     fix_objective_free(&choice);
     return status;
 }
@@ -428,7 +394,7 @@ static void test_stop_and_resume(void **state)
         options.warmup_steps = 3;
         run_in(&whole, i == 0 ? "whole_lm" : "whole_warmup");
         run_in(&cut, i == 0 ? "cut_lm" : "cut_warmup");
-        mb_test_ok(train_stopping(&whole, &options, -1));
+        mb_test_ok(train_stopping(&whole, &options, 0));
         mb_status status = MB_ESTOPPED;
         for (; status == MB_ESTOPPED && stops < 20;
              stops++) { /* on the way: inside steps, after them, over an epoch's end */
@@ -445,7 +411,7 @@ static void test_stop_and_resume(void **state)
         double *a = read_curve(whole.folder, "/loss", &n), *b = read_curve(cut.folder, "/loss", &m);
         assert_int_equal(n, m);
         assert_memory_equal(a, b, (size_t)n * sizeof *a);
-        mb_test_ok(train_stopping(&cut, &options, -1)); /* a finished run stays as it is */
+        mb_test_ok(train_stopping(&cut, &options, 0)); /* a finished run stays as it is */
         assert_memory_equal(whole.trained, cut.trained, (size_t)whole.count * sizeof(float));
         mb_free(a);
         mb_free(b);

@@ -189,6 +189,19 @@ static void test_machine(void **state)
     mb_test_ok(mb_files_write(path, cores, strlen(cores)));
     mb_test_fails(mb_forecast_machine_read(path, &m), MB_EFORMAT, "cores");
     mb_test_fails(mb_forecast_machine_read("/nowhere/m.json", &m), MB_ENOTFOUND, "m.json");
+    const char *gpus = "{\"cores\": 64, \"gpus\": 4, \"gflops\": {\"f32\": 200000, \"bf16\": 2400000}, "
+                       "\"memory_gb_per_s\": 10000, \"gpu_list\": [{\"memory_bytes\": 85899345920}]}";
+    mb_test_ok(mb_files_write(path, gpus, strlen(gpus)));
+    mb_test_ok(mb_forecast_machine_read(path, &m));
+    assert_true(m.gpus == 4 && m.gpu_memory_bytes == 80.0 * 1073741824);
+    const mb_forecast_cost cost = {.forward = 1e9};
+    const mb_forecast_layout two = {.ranks = 2, .nodes = 1, .threads = 16},
+                             four = {.ranks = 4, .nodes = 1, .threads = 1};
+    mb_test_near(mb_forecast_token_seconds(&cost, &m, &two, MB_BF16, 0),
+                 2 * mb_forecast_token_seconds(&cost, &m, &four, MB_BF16, 0),
+                 1e-12); /* by GPUs, not by threads */
+    mb_forecast_machine_assume_gpus(&m, 2);
+    assert_true(m.gpus == 2 && !m.is_measured && m.gpu_memory_bytes == 0 && m.cores == 64);
     const mb_forecast_machine assumed = mb_forecast_machine_assumed(0);
     assert_true(!assumed.is_measured && assumed.cores == 1 && assumed.gflops_f32 > 0);
     mb_free(path);

@@ -63,8 +63,9 @@ static void test_rows(void **state)
 {
     (void)state;
     print_message("# seed %d\n", FIXTURE_SEED);
-    for (int dense = 0; dense < 2; dense++) {
-        fixture f = fixture_open("cpu");
+    for (int i = 0; i < (mb_ops_gpu_count() > 0 ? 3 : 2); i++) {
+        const bool dense = i == 1;
+        fixture f = fixture_open(i < 2 ? "cpu" : "cuda");
         mb_lm *lm = fixture_model(&f, dense ? 0 : FIXTURE_EXPERTS, dense ? 0 : 2);
         mb_shard *shard = fixture_shard(&f, "shard.h5", RECORDS, LONGEST, true);
         check(&f, lm, shard, 0, false);

@@ -95,6 +95,7 @@ static void test_values(void **state)
     print_message("# seed %d\n", FIXTURE_SEED);
     check_values("ref");
     check_values("cpu");
+    if (mb_ops_gpu_count() > 0) check_values("cuda");
 }
 
 /* Scores without a model, and what the columns say of themselves. */

@@ -106,7 +106,7 @@ static void test_stream(void **state)
     mb_tile direct = {0};
     const mb_tile *tile;
     mb_test_ok(mb_tile_plan_create(shard, LIMIT, TILE, WINDOW, &plan));
-    mb_test_ok(mb_tile_stream_create(shard, &plan, LIMIT, MB_TILE_MASKED_TARGETS, &stream));
+    mb_test_ok(mb_tile_stream_create(shard, &plan, LIMIT, MB_TILE_MASKED_TARGETS, 1, &stream));
     for (int64_t i = 0; i < 2 * plan.count; i++) {
         const int64_t t = i * 7 % plan.count;
         mb_tile_stream_start(stream, t);
@@ -118,6 +118,37 @@ static void test_stream(void **state)
     assert_true(mb_tile_stream_waited(stream) > 0);
     mb_tile_stream_start(stream, 0);
     mb_tile_stream_destroy(&stream); /* with a read under way */
+    mb_tile_destroy(&direct);
+    mb_tile_plan_reset(&plan);
+    mb_shard_close(&shard);
+    fixture_close(&f);
+}
+
+/* With two held, a tile stays as it is while the next is in use and the one after that is read. */
+static void test_stream_held(void **state)
+{
+    (void)state;
+    fixture f = fixture_open("ref");
+    mb_shard *shard = fixture_shard(&f, "a.h5", RECORDS, LONGEST, true);
+    mb_tile_plan plan;
+    mb_tile_stream *stream = NULL;
+    mb_tile direct = {0};
+    const mb_tile *tile = NULL, *last = NULL;
+    mb_test_ok(mb_tile_plan_create(shard, LIMIT, TILE, WINDOW, &plan));
+    mb_test_ok(mb_tile_stream_create(shard, &plan, LIMIT, MB_TILE_ALL_TARGETS, 2, &stream));
+    mb_tile_stream_start(stream, 0);
+    for (int64_t t = 0; t < plan.count; t++) {
+        last = tile;
+        mb_test_ok(mb_tile_stream_take(stream, &tile));
+        if (t + 1 < plan.count) mb_tile_stream_start(stream, t + 1);
+        mb_tile_stream_wait(stream);
+        mb_test_ok(mb_tile_read(&direct, shard, &plan, t, LIMIT, MB_TILE_ALL_TARGETS));
+        same_tile(tile, &direct);
+        if (last == NULL) continue;
+        mb_test_ok(mb_tile_read(&direct, shard, &plan, t - 1, LIMIT, MB_TILE_ALL_TARGETS));
+        same_tile(last, &direct);
+    }
+    mb_tile_stream_destroy(&stream);
     mb_tile_destroy(&direct);
     mb_tile_plan_reset(&plan);
     mb_shard_close(&shard);
@@ -158,7 +189,7 @@ static void test_stream_failure(void **state)
     damage(path, 2990);
     mb_test_ok(mb_shard_open(path, 0, &shard));
     mb_test_ok(mb_tile_plan_create(shard, LIMIT, TILE, WINDOW, &plan));
-    mb_test_ok(mb_tile_stream_create(shard, &plan, LIMIT, MB_TILE_NO_TARGETS, &stream));
+    mb_test_ok(mb_tile_stream_create(shard, &plan, LIMIT, MB_TILE_NO_TARGETS, 1, &stream));
     const int kept = dup(STDERR_FILENO), file = open(said, O_CREAT | O_WRONLY, 0600);
     assert_true(kept >= 0 && file >= 0 && dup2(file, STDERR_FILENO) >= 0);
     for (int64_t t = 0; t < plan.count && status == MB_OK; t++) {
@@ -181,7 +212,8 @@ static void test_stream_failure(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_plan), cmocka_unit_test(test_parts),
-                                       cmocka_unit_test(test_stream), cmocka_unit_test(test_stream_failure)};
+                                       cmocka_unit_test(test_stream), cmocka_unit_test(test_stream_held),
+                                       cmocka_unit_test(test_stream_failure)};
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, mb_test_teardown);
 }

@@ -146,6 +146,31 @@ static inline mb_ops *cases_ops(const char *backend)
     return ops;
 }
 
+/* ---- the backend's memory, which the host may not touch ---- */
+
+/* n numbers, all 0. */
+static inline mb_buffer *cases_room(mb_ops *ops, int64_t n)
+{
+    mb_buffer *room = NULL;
+    assert_status_ok(mb_buffer_create(mb_ops_allocator(ops), (size_t)(n > 0 ? n : 1) * sizeof(float), &room));
+    return room;
+}
+
+static inline void cases_zero(mb_ops *ops, float *data, int64_t n)
+{
+    assert_status_ok(mb_ops_zero(ops, data, (size_t)n * sizeof *data));
+}
+
+/* n numbers as the host reads them: new block. */
+static inline float *cases_read(mb_ops *ops, const float *data, int64_t n)
+{
+    float *values = mb_calloc((size_t)n, sizeof *values);
+    assert_non_null(values);
+    assert_status_ok(mb_ops_download(ops, data, (size_t)n * sizeof *values, values));
+    assert_status_ok(mb_ops_wait(ops));
+    return values;
+}
+
 /* Group teardown: nothing leaked. */
 static inline int cases_no_leaks(void **state)
 {

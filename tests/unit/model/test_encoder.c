@@ -7,7 +7,7 @@
 #define FOLDER "tests/golden/encoders"
 #define SEED   20260101
 
-static const char *const backends[] = {"ref", "auto"};
+static const char *const backends[] = {"ref", "cpu"};
 static const char *const names[] = {"bert_mean", "bert_plain", "xlmr_dense", "mgte", "gte_v15", "gte_tf5"};
 enum { NAMES = sizeof names / sizeof *names, ROOM = 64 };
 
@@ -77,7 +77,11 @@ static void golden_close(golden *g)
 static mb_encoder *open_encoder(const char *backend, const char *folder, mb_dtype dtype, mb_ops **out_ops)
 {
     mb_encoder *encoder = NULL;
-    mb_test_ok(mb_ops_create(backend, 2, out_ops));
+    if (mb_ops_create(backend, 2, out_ops) != MB_OK) { /* a build without a matrix library */
+        print_message("# %s: %s\n", backend, mb_status_message());
+        mb_status_reset();
+        mb_test_ok(mb_ops_create("ref", 2, out_ops));
+    }
     mb_test_ok(mb_encoder_open(*out_ops, folder, dtype, &encoder));
     return encoder;
 }
@@ -153,7 +157,7 @@ static void test_packed_is_single(void **state)
         mb_ops *ops = NULL;
         int64_t width = 0;
         golden_open(&g, names[i]);
-        mb_encoder *e = open_encoder("auto", g.folder, MB_F32, &ops);
+        mb_encoder *e = open_encoder("cpu", g.folder, MB_F32, &ops);
         mb_test_ok(
             mb_encoder_pooling_width(mb_encoder_get_pooling(e), mb_encoder_get_config(e)->width, &width));
         float *all = floats(g.batch.segments * width), *one = floats(width);

@@ -1,5 +1,5 @@
-/* Every golden model against transformers: logits, hidden state, router logits, losses and every gradient, on
- * each backend. */
+/* Every golden model against transformers: logits, hidden state, router logits, losses and every gradient,
+ * on each backend. */
 #include "model_cases.h"
 
 /* A computation in bf16 may be off by this much of what transformers' own in bf16 is, measured as
@@ -11,6 +11,7 @@
 #define GOLDEN_ROUND    (1.0 / 256)
 
 typedef struct golden {
+    mb_ops *ops;
     char *folder, *file;
     bool is_bf16;
     double worst;        /* largest share of the allowed error */
@@ -104,7 +105,10 @@ static int golden_gradients(golden *g, mb_params *params, const char *prefix, bo
         const mb_param *param = mb_params_at(params, i);
         snprintf(name, sizeof name, "%s.%s", prefix, param->name);
         if (!every && !mb_safetensors_has(g->expected, name)) continue;
-        bad += golden_compare(g, name, mb_tensor_f32(&param->gradient), mb_tensor_count(&param->value));
+        const int64_t n = mb_tensor_count(&param->value);
+        float *gradient = cases_read(g->ops, mb_tensor_f32(&param->gradient), n);
+        bad += golden_compare(g, name, gradient, n);
+        mb_free(gradient);
         seen++;
     }
     assert_true(seen > 4);
@@ -150,10 +154,10 @@ static int golden_backward(golden *g, mb_lm *lm, mb_lm_pass *pass, float *gradie
     for (int64_t i = 0; i < n; i++) weight[i] = 1.0f / (float)n;
     int bad = 0;
     if (!fused) {
-        memset(gradient, 0, (size_t)elements * sizeof *gradient);
+        cases_zero(g->ops, gradient, elements);
         assert_status_ok(mb_lm_backward(pass, weight, NULL, NULL));
         bad += golden_gradients(g, mb_lm_params(lm), "lm", false);
-        memset(gradient, 0, (size_t)elements * sizeof *gradient);
+        cases_zero(g->ops, gradient, elements);
     }
     for (int64_t i = 0; i < layers; i++) {
         snprintf(name, sizeof name, "random.%d", (int)i);
@@ -174,7 +178,7 @@ static int golden_fused(golden *g, mb_lm *lm, mb_lm_pass *pass, float *gradient)
     const int64_t elements = mb_params_trained_count(mb_lm_params(lm));
     for (int64_t i = 0; i < g->batch.batch.head_rows; i++) weight[i] = 1.0f / (float)g->batch.batch.head_rows;
     g->batch.batch.opt_head_weight = weight;
-    memset(gradient, 0, (size_t)elements * sizeof *gradient);
+    cases_zero(g->ops, gradient, elements);
     assert_status_ok(mb_lm_forward(pass, &g->batch.batch, &want, &out));
     const int bad = golden_backward(g, lm, pass, gradient, true);
     g->batch.batch.opt_head_weight = NULL;
@@ -187,16 +191,21 @@ static int golden_recomputed(golden *g, mb_lm *lm, mb_lm_pass *pass, const float
     mb_lm_output out;
     const mb_lm_want want = {.gradient = true, .recompute = true};
     const int64_t elements = mb_params_trained_count(mb_lm_params(lm));
-    float *again = mb_calloc((size_t)elements, sizeof *again), weight[256];
+    mb_buffer *room = cases_room(g->ops, elements);
+    float weight[256];
     for (int64_t i = 0; i < g->batch.batch.head_rows; i++) weight[i] = 1.0f / (float)g->batch.batch.head_rows;
     g->batch.batch.opt_head_weight = weight;
-    mb_params_bind_gradient(mb_lm_params(lm), again);
+    mb_params_bind_gradient(mb_lm_params(lm), room->data);
     assert_status_ok(mb_lm_forward(pass, &g->batch.batch, &want, &out));
-    int bad = golden_backward(g, lm, pass, again, true);
-    const bool same = memcmp(again, gradient, (size_t)elements * sizeof *again) == 0;
+    int bad = golden_backward(g, lm, pass, room->data, true);
+    float *again = cases_read(g->ops, room->data, elements), *first = cases_read(g->ops, gradient, elements);
+    const bool same = memcmp(again, first, (size_t)elements * sizeof *again) == 0;
     bad += !same;
     if (!same) print_error("# %s: gradients change when blocks are made again\n", g->folder);
+    g->batch.batch.opt_head_weight = NULL;
     mb_free(again);
+    mb_free(first);
+    mb_buffer_destroy(&room);
     return bad;
 }
 
@@ -219,16 +228,17 @@ static int golden_frozen(golden *g, mb_ops *ops, const char *path, mb_dtype dtyp
 
 static void golden_run(const char *name, const char *backend, mb_dtype dtype)
 {
-    golden g = {.is_bf16 = dtype == MB_BF16};
     mb_ops *ops = cases_ops(backend);
     if (ops == NULL) skip();
+    golden g = {.ops = ops, .is_bf16 = dtype == MB_BF16};
     golden_open(&g, name, name);
     mb_lm *lm = cases_open(ops, g.folder, "all");
     mb_lm_pass *pass = NULL;
     mb_lm_output out;
     const mb_lm_want want = {.gradient = true, .hidden = true, .argmax = true, .logits = true};
     const int64_t elements = mb_params_trained_count(mb_lm_params(lm));
-    float *gradient = mb_calloc((size_t)elements, sizeof *gradient);
+    mb_buffer *room = cases_room(ops, elements);
+    float *gradient = room->data;
     assert_int_equal(elements, mb_arch_parameters(mb_lm_arch(lm)));
     mb_lm_set_dtype(lm, dtype);
     mb_params_bind_gradient(mb_lm_params(lm), gradient);
@@ -246,7 +256,7 @@ static void golden_run(const char *name, const char *backend, mb_dtype dtype)
                   g.worst);
     mb_lm_pass_destroy(&pass);
     mb_lm_destroy(&lm);
-    mb_free(gradient);
+    mb_buffer_destroy(&room);
     golden_close(&g);
     mb_ops_destroy(&ops);
     assert_int_equal(bad, 0);
@@ -273,9 +283,9 @@ static char *golden_assemble(const char *name, const char *five)
 
 static void golden_run_five(const char *name, const char *backend)
 {
-    golden g = {0};
     mb_ops *ops = cases_ops(backend);
     if (ops == NULL) skip();
+    golden g = {.ops = ops};
     char *five = mb_str_format("%s_five", name), *folder = golden_assemble(name, five);
     golden_open(&g, name, five);
     mb_lm *lm = cases_open(ops, folder, "none");
@@ -312,6 +322,14 @@ static void test_bf16_cpu(void **s)
 {
     golden_run(*s, "cpu", MB_BF16);
 }
+static void test_f32_cuda(void **s)
+{
+    golden_run(*s, "cuda", MB_F32);
+}
+static void test_bf16_cuda(void **s)
+{
+    golden_run(*s, "cuda", MB_BF16);
+}
 static void test_form_of_5(void **s)
 {
     golden_run_five(*s, "ref");
@@ -322,6 +340,15 @@ static void test_form_of_5(void **s)
         {name " bf16 ref", test_bf16_ref, NULL, NULL, name},                                                 \
     {                                                                                                        \
         name " bf16 cpu", test_bf16_cpu, NULL, NULL, name                                                    \
+    }
+/* Of the smallest, which a GPU made of host threads can do too. */
+#define GOLDEN_CUDA(name)                                                                                    \
+    {                                                                                                        \
+        name " f32 cuda", test_f32_cuda, NULL, NULL, name                                                    \
+    }
+#define GOLDEN_CUDA_BF16(name)                                                                               \
+    {                                                                                                        \
+        name " bf16 cuda", test_bf16_cuda, NULL, NULL, name                                                  \
     }
 #define GOLDEN_FIVE(name)                                                                                    \
     {                                                                                                        \
@@ -349,6 +376,12 @@ int main(void)
         GOLDEN_CASE("select_moe"),
         GOLDEN_CASE("select_mixtral"),
         GOLDEN_CASE("select_qwen3_moe"),
+        GOLDEN_CUDA("mistral"),
+        GOLDEN_CUDA("qwen2"),
+        GOLDEN_CUDA("select_mixtral"),
+        GOLDEN_CUDA("olmoe_clip"),
+        GOLDEN_CUDA_BF16("qwen3"),
+        GOLDEN_CUDA_BF16("select_mixtral"),
         GOLDEN_FIVE("llama_tied"),
         GOLDEN_FIVE("llama_yarn"),
         GOLDEN_FIVE("llama_longrope"),

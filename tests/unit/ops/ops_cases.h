@@ -6,14 +6,14 @@
 
 #include "ops_fixture.h"
 
-enum { MOST = 6, PICKS = 2, EXPERTS = 3, COLUMNS = 4, TABLE = 11 }; /* one column is trash */
+enum { MOST = 6, PICKS = 2, EXPERTS = 3, COLUMNS = 4, TABLE = 11, SPARE = 5 }; /* one column is trash */
 
 /* What the ops need beside tensors, of one size: t rows of d elements, p rows sent. */
 typedef struct scene {
     mb_ops *ops;
     int64_t t, d;
     mb_dispatch dispatch;
-    int32_t *positions, *tokens;
+    int32_t *positions, *tokens, *places;
     int64_t *rows;
 } scene;
 
@@ -25,8 +25,9 @@ typedef enum {
     TOKENS,
     CHOICES,
     ENTRIES,
-    ANGLES
-} shape; /* -, [t,d] [p,d] [d] [t] [t,K] [TABLE,d] twice */
+    ANGLES,
+    PLACES
+} shape; /* -, [t,d] [p,d] [d] [t] [t,K] [TABLE,d] twice [t+SPARE,d] */
 
 typedef enum { READ, WRITTEN, CHANGED } use;
 
@@ -116,6 +117,14 @@ static inline mb_status run_embedding_backward(const scene *s, mb_tensor *a)
 {
     return mb_ops_embedding_backward(s->ops, s->tokens, &a[0], &a[1]);
 }
+static inline mb_status run_scatter_rows(const scene *s, mb_tensor *a)
+{
+    return mb_ops_scatter_rows(s->ops, &a[0], s->places, &a[1]);
+}
+static inline mb_status run_shift_columns(const scene *s, mb_tensor *a)
+{
+    return mb_ops_shift_columns(s->ops, s->d / 3, -2.5f, &a[0]);
+}
 static inline mb_status run_gather(const scene *s, mb_tensor *a)
 {
     return mb_ops_gather(s->ops, &a[0], &s->dispatch, &a[1]);
@@ -158,6 +167,8 @@ static const op_case cases[] = {
     {"dropout", {{ROWS, 'a'}, {ROWS, 'a', WRITTEN}}, run_dropout},
     {"embedding", {{ENTRIES, 't'}, {ROWS, 'y', WRITTEN}}, run_embedding},
     {"embedding_backward", {{ROWS, 'y'}, {ENTRIES, 0, CHANGED}}, run_embedding_backward},
+    {"scatter_rows", {{ROWS, 'a'}, {PLACES, 'a', CHANGED}}, run_scatter_rows},
+    {"shift_columns", {{ROWS, 0, CHANGED}}, run_shift_columns},
     {"gather", {{ROWS, 'x'}, {SENT, 'y', WRITTEN}}, run_gather},
     {"gather_backward", {{SENT, 'y'}, {ROWS, 0, CHANGED}}, run_gather_backward},
     {"combine", {{SENT, 'x'}, {CHOICES}, {ROWS, 0, CHANGED}}, run_combine},
@@ -176,11 +187,13 @@ static inline scene scene_create(mb_ops *ops, int64_t t, int64_t d)
     s.dispatch.offsets = mb_calloc(EXPERTS + 1, sizeof(int32_t));
     s.positions = mb_calloc((size_t)t + 1, sizeof *s.positions);
     s.tokens = mb_calloc((size_t)t + 1, sizeof *s.tokens);
+    s.places = mb_calloc((size_t)t + 1, sizeof *s.places);
     s.rows = mb_calloc((size_t)t + 1, sizeof *s.rows);
     for (int64_t i = 0; i < t * PICKS; i++) ids[i] = (int32_t)fixture_below(4, (uint64_t)i, COLUMNS);
     for (int64_t i = 0; i < t; i++) {
         s.positions[i] = (int32_t)fixture_below(5, (uint64_t)i, TABLE);
         s.tokens[i] = (int32_t)fixture_below(6, (uint64_t)i, TABLE);
+        s.places[i] = (int32_t)(i % 2 == 0 ? i / 2 : t + SPARE - 1 - i / 2); /* from both ends */
         s.rows[i] = ((int64_t)1 << 33) - 5 * i; /* element numbers beyond 32 bits */
     }
     fixture_ok(mb_ops_dispatch(ops, ids, t, PICKS, EXPERTS, &s.dispatch));
@@ -191,7 +204,7 @@ static inline scene scene_create(mb_ops *ops, int64_t t, int64_t d)
 static inline void scene_destroy(scene *s)
 {
     mb_free(s->dispatch.row_token), mb_free(s->dispatch.slot_row), mb_free(s->dispatch.offsets);
-    mb_free(s->positions), mb_free(s->tokens), mb_free(s->rows);
+    mb_free(s->positions), mb_free(s->tokens), mb_free(s->places), mb_free(s->rows);
 }
 
 static inline int count_of(const op_case *c)
@@ -204,10 +217,11 @@ static inline int count_of(const op_case *c)
 /* Argument i of an op: numbers that bf16 has exactly, in the dtype asked for. */
 static inline mb_tensor tensor_of(const scene *s, const argument *a, int i, mb_dtype dtype)
 {
-    const int64_t rows[] = {[ROWS] = s->t,    [SENT] = s->dispatch.rows, [WIDTH] = s->d,  [TOKENS] = s->t,
-                            [CHOICES] = s->t, [ENTRIES] = TABLE,         [ANGLES] = TABLE};
-    const int64_t widths[] = {[ROWS] = s->d,     [SENT] = s->d,    [WIDTH] = 1,    [TOKENS] = 1,
-                              [CHOICES] = PICKS, [ENTRIES] = s->d, [ANGLES] = s->d};
+    const int64_t rows[] = {
+        [ROWS] = s->t,    [SENT] = s->dispatch.rows, [WIDTH] = s->d,   [TOKENS] = s->t,
+        [CHOICES] = s->t, [ENTRIES] = TABLE,         [ANGLES] = TABLE, [PLACES] = s->t + SPARE};
+    const int64_t widths[] = {[ROWS] = s->d,     [SENT] = s->d,    [WIDTH] = 1,     [TOKENS] = 1,
+                              [CHOICES] = PICKS, [ENTRIES] = s->d, [ANGLES] = s->d, [PLACES] = s->d};
     int64_t n = rows[a->shape] * widths[a->shape];
     float *x = fixture_random(n, (uint32_t)(20 + i), 1.5);
     uint16_t *halves = mb_calloc((size_t)n + 1, sizeof *halves);

@@ -1,7 +1,9 @@
 /* ops_fixture: what the op tests share: backends to run on, random data, comparison with f64.
  *
  * Every configuration (backend, instruction set, matrix library) is created anew; one that this machine or
- * build has not is skipped.
+ * build has not is skipped. "cuda" runs on tensors of ordinary memory (MB_CUDA_SHARED=1): on a GPU whose driver
+ * reaches it, or on the emulator that the test may be linked with, where other orders of a grid's threads take
+ * the place of other numbers of threads.
  */
 #ifndef MB_TEST_OPS_FIXTURE_H
 #define MB_TEST_OPS_FIXTURE_H
@@ -29,19 +31,39 @@ typedef struct fixture_config {
 
 static const fixture_config fixture_configs[] = {
     {"ref", NULL, NULL},     {"cpu", "avx512", "dnnl"},    {"cpu", "avx512", "cblas"},
-    {"cpu", "avx2", "dnnl"}, {"cpu", "portable", "cblas"},
+    {"cpu", "avx2", "dnnl"}, {"cpu", "portable", "cblas"}, {"cuda", NULL, NULL},
 };
 enum { FIXTURE_CONFIGS = sizeof fixture_configs / sizeof fixture_configs[0] };
+
+/* Of the emulator, when the test is linked with it (tests/emulator/emulator.h): device bytes not freed. */
+extern int64_t mb_emulator_live_bytes(void) __attribute__((weak));
+
+/* A GPU, real or emulated. */
+static inline bool fixture_is_cuda(const mb_ops *ops)
+{
+    return strcmp(mb_ops_name(ops), "cuda") == 0;
+}
+
+/* A size for most backends, or the one for a backend that runs every thread of a GPU in turn. */
+static inline int64_t fixture_size(const mb_ops *ops, int64_t size, int64_t emulated)
+{
+    return fixture_is_cuda(ops) && mb_emulator_live_bytes != NULL ? emulated : size;
+}
 
 /* NULL when the configuration is not available here. */
 static inline mb_ops *fixture_ops(const fixture_config *config, int threads)
 {
+    static const char *const orders[] = {"forward", "reverse", "20240613"};
     mb_ops *ops = NULL;
     if (config->isa != NULL) setenv("MB_ISA", config->isa, 1);
     if (config->dense != NULL) setenv("MB_OPS_DENSE", config->dense, 1);
+    setenv("MB_CUDA_SHARED", "1", 1);
+    setenv("MB_EMULATOR_PAGEABLE", "1", 1);
+    setenv("MB_EMULATOR_ORDER", orders[(threads - 1) % 3], 1);
     mb_status status = mb_ops_create(config->backend, threads, &ops);
     unsetenv("MB_ISA");
     unsetenv("MB_OPS_DENSE");
+    unsetenv("MB_CUDA_SHARED");
     if (status == MB_EUNSUPPORTED) {
         printf("# skipped: %s\n", mb_status_message());
         return NULL;
@@ -82,7 +104,7 @@ static inline double *fixture_f64(int64_t n)
     return x;
 }
 
-/* Largest difference over the largest value must be below tolerance. */
+/* Largest difference over the largest value must be below tolerance; a NaN is a difference above all. */
 static inline void fixture_near(const char *what, const float *got, const double *want, int64_t n,
                                 double tolerance)
 {
@@ -90,7 +112,8 @@ static inline void fixture_near(const char *what, const float *got, const double
     int64_t at = 0;
     for (int64_t i = 0; i < n; i++) {
         double difference = fabs(got[i] - want[i]);
-        if (!(difference <= worst)) worst = difference, at = i;
+        if (isnan(difference) && !isnan(worst)) worst = difference, at = i;
+        if (difference > worst) worst = difference, at = i;
         if (fabs(want[i]) > size) size = fabs(want[i]);
     }
     if (!(worst <= tolerance * size)) {
@@ -121,6 +144,7 @@ static inline int64_t fixture_below(uint32_t sub, uint64_t index, int64_t n)
 static inline int fixture_teardown(void **state)
 {
     (void)state;
+    if (mb_emulator_live_bytes != NULL && mb_emulator_live_bytes() != 0) return -1;
     return mb_memory_live_blocks() == 0 ? 0 : -1;
 }
 
@@ -162,8 +186,8 @@ static inline void fixture_gradient(fixture_function f, const void *context, con
     mb_free(at), mb_free(up), mb_free(down);
 }
 
-/* Run `body` on every configuration with 1, 2 and 3 threads; all must leave the same bits on the tape, and
- * the scratch as it was. */
+/* Run `body` on every configuration with 1, 2 and 3 threads (or in 3 orders); all must leave the same bits on
+ * the tape, and the scratch as it was. */
 static inline void fixture_each(void (*body)(mb_ops *ops, fixture_tape *tape))
 {
     enum { RUNS = 3 };
@@ -180,8 +204,8 @@ static inline void fixture_each(void (*body)(mb_ops *ops, fixture_tape *tape))
         }
         for (int i = 1; i < RUNS; i++) {
             assert_int_equal(tapes[0].n, tapes[i].n);
-            fixture_same(fixture_configs[c].isa != NULL ? fixture_configs[c].isa : "ref", tapes[0].data,
-                         tapes[i].data, tapes[0].n);
+            fixture_same(fixture_configs[c].isa != NULL ? fixture_configs[c].isa : fixture_configs[c].backend,
+                         tapes[0].data, tapes[i].data, tapes[0].n);
         }
         for (int i = 0; i < RUNS; i++) mb_free(tapes[i].data);
     }

@@ -31,6 +31,22 @@ static void naive_norm(const void *context, const double *x, double *out)
     }
 }
 
+/* Adds the gradients to those of x, then w, by the formula that the small cases prove by finite differences. */
+static void norm_gradient(norm_shape s, const double *x, const float *dy, double *gradient)
+{
+    const double *w = x + s.rows * s.d;
+    double *dx = gradient, *dw = gradient + s.rows * s.d;
+    for (int64_t r = 0; r < s.rows; r++, x += s.d, dy += s.d, dx += s.d) {
+        double sum = 0, inner = 0;
+        for (int64_t i = 0; i < s.d; i++) sum += x[i] * x[i], inner += dy[i] * w[i] * x[i];
+        const double root = 1 / sqrt(sum / (double)s.d + 1e-5);
+        for (int64_t i = 0; i < s.d; i++) {
+            dx[i] += root * w[i] * dy[i] - x[i] * root * root * root / (double)s.d * inner;
+            dw[i] += dy[i] * x[i] * root;
+        }
+    }
+}
+
 static void check_norm(mb_ops *ops, norm_shape s, bool accumulate, fixture_tape *tape)
 {
     int64_t n = s.rows * s.d;
@@ -38,9 +54,10 @@ static void check_norm(mb_ops *ops, norm_shape s, bool accumulate, fixture_tape 
           *rstd = fixture_random(s.rows, 3, 1);
     float *dy = fixture_random(n, 4, 1), *dx = fixture_random(n, 5, 1), *dw = fixture_random(s.d, 6, 1);
     double *in = fixture_f64(n + s.d), *want = fixture_f64(n), *gradient = fixture_f64(n + s.d);
+    double *formula = fixture_f64(n + s.d);
     for (int64_t i = 0; i < n + s.d; i++) in[i] = x[i];
-    for (int64_t i = 0; i < n; i++) gradient[i] = accumulate ? dx[i] : 0;
-    for (int64_t i = 0; i < s.d; i++) gradient[n + i] = dw[i];
+    for (int64_t i = 0; i < n; i++) gradient[i] = formula[i] = accumulate ? dx[i] : 0;
+    for (int64_t i = 0; i < s.d; i++) gradient[n + i] = formula[n + i] = dw[i];
     mb_tensor tx = fixture_matrix(x, s.rows, s.d), ty = fixture_matrix(y, s.rows, s.d);
     mb_tensor tw = mb_tensor_view1(MB_F32, x + n, s.d), tr = mb_tensor_view1(MB_F32, rstd, s.rows);
     mb_tensor tdy = fixture_matrix(dy, s.rows, s.d), tdx = fixture_matrix(dx, s.rows, s.d);
@@ -49,13 +66,16 @@ static void check_norm(mb_ops *ops, norm_shape s, bool accumulate, fixture_tape 
     fixture_ok(mb_ops_rms_norm(ops, &tx, &tw, 1e-5f, &ty, &tr));
     fixture_near("rms_norm", y, want, n, 1e-5);
     fixture_ok(mb_ops_rms_norm_backward(ops, &tdy, &tx, &tw, &tr, accumulate, &tdx, &tdw));
+    norm_gradient(s, in, dy, formula);
+    fixture_near("rms_norm dx by the formula", dx, formula, n, 1e-5);
+    fixture_near("rms_norm dw by the formula", dw, formula + n, s.d, 1e-5);
     if (n < 1000) {
         fixture_gradient(naive_norm, &s, x, n + s.d, dy, n, gradient);
         fixture_near("rms_norm dx", dx, gradient, n, 1e-5);
         fixture_near("rms_norm dw", dw, gradient + n, s.d, 1e-5);
     }
     fixture_record(tape, y, n), fixture_record(tape, dx, n), fixture_record(tape, dw, s.d);
-    free_all((void *[]){x, y, rstd, dy, dx, dw, in, want, gradient}, 9);
+    free_all((void *[]){x, y, rstd, dy, dx, dw, in, want, gradient, formula}, 10);
 }
 
 static void norms(mb_ops *ops, fixture_tape *tape)
@@ -66,6 +86,8 @@ static void norms(mb_ops *ops, fixture_tape *tape)
     check_norm(ops, (norm_shape){9, 64}, true, tape);
     check_norm(ops, (norm_shape){700, 100}, true, tape);
     check_norm(ops, (norm_shape){3, 10000}, false, tape);
+    check_norm(ops, (norm_shape){67, 128}, true, tape);
+    check_norm(ops, (norm_shape){20, 516}, false, tape);
 }
 
 static void naive_swiglu(const void *context, const double *x, double *out)

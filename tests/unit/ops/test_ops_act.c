@@ -142,6 +142,10 @@ static void conversions(mb_ops *ops, fixture_tape *tape)
             uint32_t up = (uint32_t)i + 1, rest = bits & 0xFFFFu;
             uint32_t want = rest > 0x8000u || (rest == 0x8000u && (i & 1) != 0) ? up : (uint32_t)i;
             if (is_nan) want = (uint32_t)i | 0x40u;
+            if (is_nan && fixture_is_cuda(ops)) { /* some NaN */
+                assert_true((halves[i] & 0x7FFFu) > 0x7F80u);
+                continue;
+            }
             if (halves[i] != want) fail_msg("%x rounded to %x, expected %x", bits, halves[i], want);
         }
     }

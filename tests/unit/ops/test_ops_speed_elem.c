@@ -40,7 +40,7 @@ static double bytes_of(const scene *s, const op_case *c, const mb_tensor *a)
     double bytes = 0;
     for (int i = 0; i < count_of(c); i++) {
         double n = (double)mb_tensor_count(&a[i]);
-        if (c->arguments[i].shape == ENTRIES) n = (double)(s->t * s->d);
+        if (c->arguments[i].shape == ENTRIES || c->arguments[i].shape == PLACES) n = (double)(s->t * s->d);
         bytes += n * (double)mb_dtype_bytes(a[i].dtype) * (c->arguments[i].use == CHANGED ? 2 : 1);
     }
     return bytes;

@@ -168,6 +168,12 @@ static void test_transformers_cpu(void **state)
     check_families("cpu");
 }
 
+static void test_transformers_cuda(void **state)
+{
+    (void)state;
+    check_families("cuda");
+}
+
 /* ---- independence ---- */
 
 /* Random prompts of many lengths: 1 token, pieces' borders, long ones. */
@@ -514,19 +520,14 @@ static void test_stop_strings(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_transformers_ref),
-                                       cmocka_unit_test(test_transformers_cpu),
-                                       cmocka_unit_test(test_company_ref),
-                                       cmocka_unit_test(test_company_cpu),
-                                       cmocka_unit_test(test_company_bf16),
-                                       cmocka_unit_test(test_samples),
-                                       cmocka_unit_test(test_ends),
-                                       cmocka_unit_test(test_positions),
-                                       cmocka_unit_test(test_ends_of_folder),
-                                       cmocka_unit_test(test_stories_ref),
-                                       cmocka_unit_test(test_stories_cpu),
-                                       cmocka_unit_test(test_stories_drawn),
-                                       cmocka_unit_test(test_stop_strings)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_transformers_ref),  cmocka_unit_test(test_transformers_cpu),
+        cmocka_unit_test(test_transformers_cuda), cmocka_unit_test(test_company_ref),
+        cmocka_unit_test(test_company_cpu),       cmocka_unit_test(test_company_bf16),
+        cmocka_unit_test(test_samples),           cmocka_unit_test(test_ends),
+        cmocka_unit_test(test_positions),         cmocka_unit_test(test_ends_of_folder),
+        cmocka_unit_test(test_stories_ref),       cmocka_unit_test(test_stories_cpu),
+        cmocka_unit_test(test_stories_drawn),     cmocka_unit_test(test_stop_strings)};
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, mb_test_teardown);
 }
