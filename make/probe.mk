@@ -38,5 +38,5 @@ LIBS_base := $(BASE_LIBS)
 LIBS_config := $(CONFIG_LIBS)
 LIBS_text := $(TEXT_LIBS)
 LIBS_ops := $(DNNL_LIBS) $(BLAS_LIBS) $(CUDA_LIBS)
-LIBS_comm := $(MPI_LIBS)
+LIBS_comm := $(MPI_LIBS) -ldl
 LIBS_store := $(HDF5_LIBS)

@@ -63,9 +63,9 @@ struct mb_objective {
     int64_t least_records; /* of a whole micro-batch, for the objective to make sense; a smaller batch_size is
                               refused */
     int64_t row_copies;    /* rows of a pass per token of the batch: 1, or 2 with copies; 0: 1 */
-    bool
-        is_fused; /* nothing flows back from the outputs: the weights of the head's rows are in the batches, and
-                              loss() gives no gradients. Then backward need not wait for loss() */
+    /* Nothing flows back from the outputs: the weights of the head's rows are in the batches, and loss()
+     * gives no gradients. Then the backward need not wait for loss(). */
+    bool is_fused;
     bool reads_routing; /* loss() looks at the routers' logits and ids */
     /* "key = value" lines of every setting that changes what is minimised (for resume keys). Owned. */
     char *settings;

@@ -6,10 +6,11 @@
  * The floor of a case is the larger of its bytes over the bandwidth of a large copy and its operations over
  * the rate of one large product of the same dtype, both measured first in the same run. Bytes count every
  * tensor once read and once written (an accumulating output both), operations those of matrix products.
- * `us` is the median over rounds of queued repetitions with one wait behind them; where the backend can record
- * work, `replay` is the same from a record, free of the time the host needs to queue, and the shares are of it.
- * A share over 100 % says that part of the data came from the chip's cache (MB_ROOFLINE_MIB is the size of the
- * blocks that repetitions walk through; 3,072 on a device, 64 on the host).
+ * `us` is the median over rounds of queued repetitions with one wait behind them; where the backend can
+ * record work, `replay` is the same from a record, free of the time the host needs to queue, and the shares
+ * are of it.
+ * A share over 100 % says that part of the data came from the chip's cache (MB_ROOFLINE_MIB is the size of
+ * the blocks that repetitions walk through; 3,072 on a device, 64 on the host).
  *
  * 1. the clock   2. memory of a case   3. ceilings   4. the table   5. the run
  */
@@ -49,7 +50,7 @@ static double median(double *values, int64_t n)
     return n % 2 == 1 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
 }
 
-/* Where the repetition's tensors lie: argument by argument behind the last, from the start when a block is full. */
+/* Where the repetition's tensors lie: one behind the other, from the start again when a block is full. */
 typedef struct walk {
     size_t in, out;
     int64_t repetition;

@@ -1,7 +1,7 @@
-/* roofline_experts: the cases of a mixture of experts: routing, the travels of rows, the products of all experts.
+/* roofline_experts: the cases of a mixture of experts: routing, travels of rows, products of all experts.
  *
- * "even": picks are drawn evenly; "skewed": expert e by weight 1 / (e + 1), so that nearly every token picks the
- * first and few the last.
+ * "even": picks are drawn evenly; "skewed": expert e by weight 1 / (e + 1), so that nearly every token picks
+ * the first and few the last.
  *
  * 1. one call each   2. products   3. routing   4. travels   5. all of them
  */

@@ -1,10 +1,10 @@
-/* timeline: when the GPU worked, told by CUPTI: one line per kernel, copy and fill of the process it is loaded into.
+/* timeline: when the GPU worked, told by CUPTI: a line per kernel, copy and fill of its process.
  *
  *   cc -shared -fPIC -I<cuda>/include timeline.c -L<cuda>/lib64 -lcupti -o timeline.so
  *   CUDA_INJECTION64_PATH=$PWD/timeline.so MB_TIMELINE_FILE=out.csv moe-train ...
  *
- * Lines: kind,start ns,end ns,name. The driver loads the library and calls InitializeInjection when the process
- * first uses it; what is recorded is written as buffers fill and when the process ends by itself.
+ * Lines: kind,start ns,end ns,name. The driver loads the library and calls InitializeInjection when the
+ * process first uses it; what is recorded is written as buffers fill and when the process ends by itself.
  * timeline.py makes sums of it.
  */
 #include <cupti.h>

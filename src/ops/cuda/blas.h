@@ -13,8 +13,8 @@
 #define MB_CUDA_BLAS_LIST(X)                                                                                 \
     X(cublasCreate_v2)                                                                                       \
     X(cublasDestroy_v2)                                                                                      \
-    X(cublasSetStream_v2) X(cublasSetWorkspace_v2) X(cublasSetMathMode) X(cublasGetVersion_v2)               \
-        X(cublasGemmGroupedBatchedEx)
+    X(cublasSetStream_v2)                                                                                    \
+    X(cublasSetWorkspace_v2) X(cublasSetMathMode) X(cublasGetVersion_v2) X(cublasGemmGroupedBatchedEx)
 
 /* cublas_v2.h overloads this name in C++. */
 typedef cublasStatus_t (*mb_cublas_gemm_ex)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int m,

@@ -60,8 +60,8 @@ static mb_status cuda_gather(mb_ops *ops, const mb_tensor *x, const mb_dispatch 
     return mb_launch_rows(ops, rows, x->dtype, x->data, y->dtype, y->data);
 }
 
-/* y[t] += (opt_weights ? weight : 1) x[row] over the picks of t, in order; N columns a thread, AHEAD rows on their
- * way at a time. */
+/* y[t] += (opt_weights ? weight : 1) x[row] over the picks of t, in order; N columns a thread, AHEAD rows on
+ * their way at a time. */
 template <typename X, int N>
 static __global__ void picks_add(int64_t tokens, int64_t width, int picks, const int32_t *slot_row,
                                  const float *opt_weights, const X *x, float *y)

@@ -1,9 +1,9 @@
 /* ops_fixture: what the op tests share: backends to run on, random data, comparison with f64.
  *
  * Every configuration (backend, instruction set, matrix library) is created anew; one that this machine or
- * build has not is skipped. "cuda" runs on tensors of ordinary memory (MB_CUDA_SHARED=1): on a GPU whose driver
- * reaches it, or on the emulator that the test may be linked with, where other orders of a grid's threads take
- * the place of other numbers of threads.
+ * build has not is skipped. "cuda" runs on tensors of ordinary memory (MB_CUDA_SHARED=1): on a GPU whose
+ * driver reaches it, or on the emulator that the test may be linked with, where other orders of a grid's
+ * threads take the place of other numbers of threads.
  */
 #ifndef MB_TEST_OPS_FIXTURE_H
 #define MB_TEST_OPS_FIXTURE_H

@@ -31,7 +31,7 @@ static void naive_norm(const void *context, const double *x, double *out)
     }
 }
 
-/* Adds the gradients to those of x, then w, by the formula that the small cases prove by finite differences. */
+/* Adds the gradients to those of x, then w, by the formula that the small cases prove by differences. */
 static void norm_gradient(norm_shape s, const double *x, const float *dy, double *gradient)
 {
     const double *w = x + s.rows * s.d;

@@ -1,6 +1,6 @@
 /* test_ops_device: ops on a device's memory, which the host cannot touch: what was uploaded, computed and
- * downloaded is what ref computes. Rows to experts are fewer than there is room for, and the rest holds NaN, which must
- * reach no result.
+ * downloaded is what ref computes. Rows to experts are fewer than there is room for, and the rest holds NaN,
+ * which must reach no result.
  *
  * On a GPU, or on the emulator that the test may be linked with; skipped where there is neither.
  *
@@ -110,8 +110,8 @@ static void check_scene(device *d, const scene *s, const scene *want)
     mb_free(got);
 }
 
-/* An argument as the device gets it: a row before the first, and `rows` of them, of which those that the host's
- * tensor has not are NaN, as the one before is. */
+/* An argument as the device gets it: a row before the first, and `rows` of them, of which those that the
+ * host's tensor has not are NaN, as the one before is. */
 static mb_tensor sent_roomy(device *d, const mb_tensor *host, int64_t rows)
 {
     mb_tensor row = *host, full = *host;

@@ -1,5 +1,5 @@
-/* test_ops_rows: rows put at places, rows to experts in odd shapes, routers at their edges, and what a kernel that
- * moves 16 bytes at a time must take: views that begin anywhere, rows of any width.
+/* test_ops_rows: rows put at places, rows to experts in odd shapes, routers at their edges, and what a kernel
+ * that moves 16 bytes at a time must take: views that begin anywhere, rows of any width.
  *
  * 1. rows put at places, columns shifted
  * 2. dispatch
