@@ -1,14 +1,15 @@
-# The two commands and what checks the house.
+# The two commands and what checks the house. They build on all cores unless make was told how many to use.
+PARALLEL := $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1))
 .PHONY: test test-slurm doctor demo lint study-check bench bench-gpu docs format
 
 # Tests run against the libraries this machine has; `make deps` comes first so that a fresh machine needs one command.
 test: deps
-	@$(MAKE) --no-print-directory all unit mpi-tests emulated
+	@$(MAKE) --no-print-directory $(PARALLEL) all unit mpi-tests emulated
 	@MB_PYTHON=$$($(FIND_PYTHON)) tests/run.sh --build $(BUILD)
 
 # The real thing on a real Slurm: a cluster of network namespaces on this machine (slurm/testbed), started, used and stopped.
 test-slurm: deps
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory $(PARALLEL) all
 	@MB_PYTHON=$$($(FIND_PYTHON)) tests/run.sh --build $(BUILD) --suites slurm
 
 # Is this machine (or the job this runs in) fit for moebatch?
@@ -20,7 +21,7 @@ lint:
 	@tests/lint/run.sh $(BUILD)
 
 demo: deps
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory $(PARALLEL) all
 	@MB_PYTHON=$$($(FIND_PYTHON)) jobs/demo.sh
 
 study-check: deps
@@ -47,7 +48,7 @@ bundle: programs gpu-tests $(BUILD)/bench/native $(BUILD)/bench/roofline
 help:
 	@echo "make            build the programs into $(BUILD)/bin"; echo "make deps       install what is needed"; echo "make test       every test; last line: N passed, N failed, N skipped"; \
 	echo "make demo       study A on real text, end to end, in six minutes"; echo "make study-check  the same over three seeds"; echo "make lint       layers, sizes, names, shellcheck, cppcheck"; \
-	echo "make docs       docs/keys.md from the option tables"; echo "make install PREFIX=  /  make bundle  /  make clean"; echo "V=1 shows commands, SAN=1 builds with sanitizers, WERROR=1 stops at warnings"
+	echo "make docs       docs/keys.md from the option tables"; echo "make install PREFIX=  /  make bundle  /  make bench-gpu  /  make clean"; echo "V=1 shows commands, SAN=1 builds with sanitizers, WERROR=1 stops at warnings"
 
 # Beside PyTorch + transformers, in a virtual environment that is only for this and for golden files; the newest transformers lies
 # beside it, without the packages it shares with the other.
