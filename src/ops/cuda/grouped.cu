@@ -9,61 +9,13 @@
  * launches. bf16 rows meet tensor cores in tiles of 128 x 256 or 128 x 128, f32 rows the ordinary units in
  * tiles of 64 x 64.
  *
- * 1. arguments 2. y = x w^T and dx = dy w, bf16 3. dw += dy^T x, bf16 4. both, f32 5. launches 6. entries
+ * 1. y = x w^T and dx = dy w, bf16 2. dw += dy^T x, bf16 3. both, f32 4. launches 5. entries
  */
 #include "ops/cuda/grouped.h"
 #include "ops/cuda/grouped_plain.cuh"
 #include "ops/cuda/grouped_sm90.h"
-#include "ops/cuda/grouped_tile.cuh"
 
-/* ---- 1. arguments ---- */
-
-typedef struct group_weights {
-    const void *w[GROUPS_MOST];
-} group_weights;
-
-/* One launch of y[., width] = x[., depth] w: offsets of the first of its experts. */
-typedef struct group_forward {
-    const int32_t *offsets;
-    const void *x;
-    void *y;
-    int64_t depth, width;
-    int32_t groups;
-    bool accumulate;
-    bool is_wide; /* y can be written 8 columns (fast kernels) or 2 at a time */
-} group_forward;
-
-/* One launch of dw[n, k] += dy^T x for the experts that have a gradient. */
-typedef struct group_targets {
-    float *dw[GROUPS_MOST];
-    int32_t expert[GROUPS_MOST];
-} group_targets;
-typedef struct group_backward {
-    const int32_t *offsets;
-    const void *dy, *x;
-    int64_t n, k;
-    int32_t targets;
-    bool is_even; /* dw can be written 2 columns at a time */
-} group_backward;
-
-/* ---- 2. y = x w^T and dx = dy w, bf16 ---- */
-
-template <int WIDTH, bool IS_NN>
-static __device__ __forceinline__ tile_work forward_work(const group_weights &weights, const group_forward &g,
-                                                         const tile_place &place)
-{
-    const int64_t column = (int64_t)place.column_tile * WIDTH;
-    const uint16_t *w = (const uint16_t *)weights.w[place.expert];
-    tile_work work;
-    work.left.at = (const uint16_t *)g.x + place.row * g.depth;
-    work.left.stride = g.depth;
-    work.left.span = place.rows < TILE_M ? place.rows : TILE_M;
-    work.right.at = IS_NN ? w + column : w + column * g.depth;
-    work.right.stride = IS_NN ? g.width : g.depth;
-    work.right.span = (int)(g.width - column < WIDTH ? g.width - column : WIDTH);
-    work.depth = (int)g.depth;
-    return work;
-}
+/* ---- 1. y = x w^T and dx = dy w, bf16 ---- */
 
 /* A warp's share of a tile to y. */
 template <int WN, bool IS_FAST>
@@ -120,46 +72,7 @@ static __global__ void __launch_bounds__(64 * WN, 4 / WN)
     }
 }
 
-/* ---- 3. dw += dy^T x, bf16 ---- */
-
-/* Tiles of an expert, row tiles of dw first. */
-typedef struct gradient_place {
-    int target, first, rows; /* its rows */
-    int row, column;         /* of dw */
-} gradient_place;
-
-/* The next tile from *id on (in steps of the grid) whose expert has rows. */
-static __device__ bool find_gradient(const group_targets &targets, const group_backward &g, int height,
-                                     int width, int64_t *id, gradient_place *out)
-{
-    const int64_t high = (g.n + height - 1) / height, each = high * ((g.k + width - 1) / width);
-    for (; *id < each * g.targets; *id += gridDim.x) {
-        const int64_t target = *id / each, local = *id - target * each;
-        const int expert = targets.expert[target];
-        out->target = (int)target;
-        out->first = g.offsets[expert];
-        out->rows = g.offsets[expert + 1] - out->first;
-        out->row = (int)(local % high) * height;
-        out->column = (int)(local / high) * width;
-        if (out->rows > 0) return true;
-    }
-    return false;
-}
-
-template <int WIDTH>
-static __device__ __forceinline__ tile_work gradient_work(const group_backward &g,
-                                                          const gradient_place &place)
-{
-    tile_work work;
-    work.left.at = (const uint16_t *)g.dy + place.first * g.n + place.row;
-    work.left.stride = g.n;
-    work.left.span = (int)(g.n - place.row < (int)TILE_M ? g.n - place.row : (int)TILE_M);
-    work.right.at = (const uint16_t *)g.x + place.first * g.k + place.column;
-    work.right.stride = g.k;
-    work.right.span = (int)(g.k - place.column < WIDTH ? g.k - place.column : WIDTH);
-    work.depth = place.rows;
-    return work;
-}
+/* ---- 2. dw += dy^T x, bf16 ---- */
 
 /* A warp's share of a tile to dw. */
 template <int WN>
@@ -201,7 +114,7 @@ static __global__ void __launch_bounds__(64 * WN, 4 / WN)
     }
 }
 
-/* ---- 4. both, f32 ---- */
+/* ---- 3. both, f32 ---- */
 
 template <bool IS_NN, typename T>
 static __global__ void __launch_bounds__(PLAIN_THREADS)
@@ -243,7 +156,7 @@ static __global__ void __launch_bounds__(PLAIN_THREADS)
     }
 }
 
-/* ---- 5. launches ---- */
+/* ---- 4. launches ---- */
 
 /* Column tiles of 256 where they waste little and there is work for the whole chip. */
 static bool is_wide_better(const mb_cuda *cuda, int64_t row_tiles, int64_t width)
@@ -298,8 +211,8 @@ static mb_status launch_forward(mb_ops *ops, mb_dtype in, int64_t rows, bool is_
     }
     if (!is_aligned) return launch_forward_tiles<2, IS_NN, false, T>(cuda, row_tiles, weights, g);
     if (is_hopper(cuda))
-        return mb_cuda_groups_sm90(ops, IS_NN, rows, g.depth, g.width, g.x, g.offsets, g.groups, weights.w,
-                                   g.accumulate, sizeof(T) == sizeof(float) ? MB_F32 : MB_BF16, g.y);
+        return mb_cuda_groups_sm90(cuda, IS_NN, row_tiles, weights, g,
+                                   sizeof(T) == sizeof(float) ? MB_F32 : MB_BF16);
     if (is_wide_better(cuda, row_tiles, g.width))
         return launch_forward_tiles<4, IS_NN, true, T>(cuda, row_tiles, weights, g);
     return launch_forward_tiles<2, IS_NN, true, T>(cuda, row_tiles, weights, g);
@@ -360,15 +273,13 @@ static mb_status launch_gradient(mb_ops *ops, mb_dtype in, bool is_aligned, cons
         return MB_CUDA_LAUNCHED();
     }
     if (!is_aligned) return launch_gradient_tiles<2, false>(cuda, targets, g);
-    if (is_hopper(cuda))
-        return mb_cuda_groups_dw_sm90(ops, g.n, g.k, g.dy, g.x, g.offsets, g.targets, targets.expert,
-                                      targets.dw);
+    if (is_hopper(cuda)) return mb_cuda_groups_dw_sm90(cuda, targets, g);
     if (is_wide_better(cuda, g.targets * mb_cuda_blocks(g.n, TILE_M), g.k))
         return launch_gradient_tiles<4, true>(cuda, targets, g);
     return launch_gradient_tiles<2, true>(cuda, targets, g);
 }
 
-/* ---- 6. entries ---- */
+/* ---- 5. entries ---- */
 
 /* The weights in the dtype of the rows, then own kernels or cuBLAS. The pointers live on the host. */
 static mb_status run_forward(mb_ops *ops, bool is_nn, const mb_tensor *x, const int32_t *offsets,

@@ -8,11 +8,10 @@
  * step s. So there is one barrier a step, and the tensor cores work on step s while copies are issued and the
  * next barrier is reached. A warpgroup whose rows lie beyond the expert's only copies.
  *
- * 1. arguments 2. staging 3. a tile 4. results 5. kernels 6. launches
+ * 1. staging 2. a tile 3. results 4. kernels 5. launches
  */
 #include "ops/cuda/grouped_sm90.h"
 
-#include "ops/cuda/grouped_tile.cuh"
 #include "ops/cuda/wgmma.cuh"
 
 enum {
@@ -24,34 +23,7 @@ enum {
     BLOCK_BYTES = 64 * LINE_BYTES
 };
 
-/* ---- 1. arguments ---- */
-
-typedef struct wg_weights {
-    const void *w[GROUPS_MOST];
-} wg_weights;
-
-typedef struct wg_forward {
-    const int32_t *offsets;
-    const void *x;
-    void *y;
-    int64_t depth, width;
-    int32_t groups;
-    bool accumulate;
-} wg_forward;
-
-typedef struct wg_targets {
-    float *dw[GROUPS_MOST];
-    int32_t expert[GROUPS_MOST];
-} wg_targets;
-
-typedef struct wg_backward {
-    const int32_t *offsets;
-    const void *dy, *x;
-    int64_t n, k;
-    int32_t targets;
-} wg_backward;
-
-/* ---- 2. staging ---- */
+/* ---- 1. staging ---- */
 
 /* Depths first.. of SPAN rows (or columns) of one side into a stage, in the layout of wgmma.cuh. */
 template <bool IS_WIDE, int SPAN>
@@ -73,7 +45,7 @@ static __device__ __forceinline__ void wg_stage(unsigned char *stage, const tile
     }
 }
 
-/* ---- 3. a tile ---- */
+/* ---- 2. a tile ---- */
 
 template <int WIDTH, bool LEFT_WIDE, bool RIGHT_WIDE> struct wg_engine {
     enum {
@@ -144,7 +116,7 @@ template <int WIDTH, bool LEFT_WIDE, bool RIGHT_WIDE> struct wg_engine {
     }
 };
 
-/* ---- 4. results ---- */
+/* ---- 3. results ---- */
 
 /* 8 rows x 32 columns of a warp to bf16, 16 bytes a lane (grouped_tile.cuh's exchange). v[j]: columns 8j +
  * 2 (lane % 4). */
@@ -199,28 +171,11 @@ static __device__ __forceinline__ void wg_results(const float d[WIDTH / 2], T *y
     }
 }
 
-/* ---- 5. kernels ---- */
-
-template <int WIDTH, bool IS_NN>
-static __device__ __forceinline__ tile_work wg_work(const wg_weights &weights, const wg_forward &g,
-                                                    const tile_place &place)
-{
-    const int64_t column = (int64_t)place.column_tile * WIDTH;
-    const uint16_t *w = (const uint16_t *)weights.w[place.expert];
-    tile_work work;
-    work.left.at = (const uint16_t *)g.x + place.row * g.depth;
-    work.left.stride = g.depth;
-    work.left.span = place.rows < (int)TILE_M ? place.rows : (int)TILE_M;
-    work.right.at = IS_NN ? w + column : w + column * g.depth;
-    work.right.stride = IS_NN ? g.width : g.depth;
-    work.right.span = (int)(g.width - column < (int64_t)WIDTH ? g.width - column : (int64_t)WIDTH);
-    work.depth = (int)g.depth;
-    return work;
-}
+/* ---- 4. kernels ---- */
 
 template <int WIDTH, bool IS_NN, typename T>
 static __global__ void __launch_bounds__(WG_THREADS, 1)
-    wg_forward_tiles(const wg_weights weights, const wg_forward g)
+    wg_forward_tiles(const group_weights weights, const group_forward g)
 {
     typedef wg_engine<WIDTH, false, IS_NN> engine;
     MB_DYNAMIC_SHARED(unsigned char, shared);
@@ -232,7 +187,7 @@ static __global__ void __launch_bounds__(WG_THREADS, 1)
     int64_t id = blockIdx.x;
     bool is_there = find_tile<TILE_M>(g.offsets, g.groups, column_tiles, id, &walk, &place);
     if (is_there) {
-        work = wg_work<WIDTH, IS_NN>(weights, g, place);
+        work = forward_work<WIDTH, IS_NN>(weights, g, place);
         engine::start(ring, work);
     }
     while (is_there) {
@@ -243,7 +198,7 @@ static __global__ void __launch_bounds__(WG_THREADS, 1)
         id += gridDim.x;
         is_there = find_tile<TILE_M>(g.offsets, g.groups, column_tiles, id, &walk, &place);
         if (is_there) {
-            work = wg_work<WIDTH, IS_NN>(weights, g, place);
+            work = forward_work<WIDTH, IS_NN>(weights, g, place);
             engine::start(ring, work);
         }
         wg_results<WIDTH>(d, (T *)g.y + (int64_t)done.row * g.width + column, g.width, done.rows,
@@ -252,56 +207,37 @@ static __global__ void __launch_bounds__(WG_THREADS, 1)
     }
 }
 
-/* The next tile from *id on (in steps of the grid) whose expert has rows; its expert's rows are *first.. */
-template <int WIDTH>
-static __device__ __forceinline__ bool wg_find(const wg_targets &targets, const wg_backward &g, int64_t *id,
-                                               int *out_target, int64_t *out_row, int64_t *out_column,
-                                               tile_work *work)
-{
-    const int64_t high = (g.n + TILE_M - 1) / TILE_M, each = high * ((g.k + WIDTH - 1) / WIDTH);
-    for (; *id < each * g.targets; *id += gridDim.x) {
-        const int64_t target = *id / each, local = *id - target * each;
-        const int expert = targets.expert[target];
-        const int64_t first = g.offsets[expert], row = local % high * TILE_M, column = local / high * WIDTH;
-        work->depth = (int)(g.offsets[expert + 1] - first);
-        if (work->depth <= 0) continue;
-        work->left.at = (const uint16_t *)g.dy + first * g.n + row;
-        work->left.stride = g.n;
-        work->left.span = (int)(g.n - row < (int64_t)TILE_M ? g.n - row : (int64_t)TILE_M);
-        work->right.at = (const uint16_t *)g.x + first * g.k + column;
-        work->right.stride = g.k;
-        work->right.span = (int)(g.k - column < (int64_t)WIDTH ? g.k - column : (int64_t)WIDTH);
-        *out_target = (int)target, *out_row = row, *out_column = column;
-        return true;
-    }
-    return false;
-}
-
 template <int WIDTH>
 static __global__ void __launch_bounds__(WG_THREADS, 1)
-    wg_gradient_tiles(const wg_targets targets, const wg_backward g)
+    wg_gradient_tiles(const group_targets targets, const group_backward g)
 {
     typedef wg_engine<WIDTH, true, true> engine;
     MB_DYNAMIC_SHARED(unsigned char, shared);
     unsigned char *ring = engine::align(shared);
+    gradient_place place;
     tile_work work;
-    int64_t id = blockIdx.x, row = 0, column = 0;
-    int target = 0;
-    bool is_there = wg_find<WIDTH>(targets, g, &id, &target, &row, &column, &work);
-    if (is_there) engine::start(ring, work);
+    int64_t id = blockIdx.x;
+    bool is_there = find_gradient(targets, g, TILE_M, WIDTH, &id, &place);
+    if (is_there) {
+        work = gradient_work<WIDTH>(g, place);
+        engine::start(ring, work);
+    }
     while (is_there) {
         float d[WIDTH / 2];
         engine::run(ring, work, d);
-        float *to = targets.dw[target] + row * g.k + column;
+        float *to = targets.dw[place.target] + (int64_t)place.row * g.k + place.column;
         const int rows = work.left.span, columns = work.right.span;
         id += gridDim.x;
-        is_there = wg_find<WIDTH>(targets, g, &id, &target, &row, &column, &work);
-        if (is_there) engine::start(ring, work);
+        is_there = find_gradient(targets, g, TILE_M, WIDTH, &id, &place);
+        if (is_there) {
+            work = gradient_work<WIDTH>(g, place);
+            engine::start(ring, work);
+        }
         wg_results<WIDTH>(d, to, g.k, rows, columns, true);
     }
 }
 
-/* ---- 6. launches ---- */
+/* ---- 5. launches ---- */
 
 #define WG_LAUNCH(kernel, engine, tiles, ...)                                                                \
     do {                                                                                                     \
@@ -312,8 +248,8 @@ static __global__ void __launch_bounds__(WG_THREADS, 1)
     } while (0)
 
 template <int WIDTH, bool IS_NN, typename T>
-static mb_status wg_launch(const mb_cuda *cuda, int64_t row_tiles, const wg_weights &weights,
-                           const wg_forward &g)
+static mb_status wg_launch(const mb_cuda *cuda, int64_t row_tiles, const group_weights &weights,
+                           const group_forward &g)
 {
     typedef wg_engine<WIDTH, false, IS_NN> engine;
     WG_LAUNCH((wg_forward_tiles<WIDTH, IS_NN, T>), engine, row_tiles * mb_cuda_blocks(g.width, WIDTH),
@@ -330,29 +266,24 @@ static bool wg_is_wide(const mb_cuda *cuda, int64_t row_tiles, int64_t width)
 }
 
 template <bool IS_NN, typename T>
-static mb_status wg_choose(const mb_cuda *cuda, int64_t rows, const wg_weights &weights, const wg_forward &g)
+static mb_status wg_choose(const mb_cuda *cuda, int64_t row_tiles, const group_weights &weights,
+                           const group_forward &g)
 {
-    const int64_t row_tiles = rows / TILE_M + (g.groups < rows ? g.groups : rows);
     return wg_is_wide(cuda, row_tiles, g.width) ? wg_launch<256, IS_NN, T>(cuda, row_tiles, weights, g)
                                                 : wg_launch<128, IS_NN, T>(cuda, row_tiles, weights, g);
 }
 
-mb_status mb_cuda_groups_sm90(mb_ops *ops, bool is_nn, int64_t rows, int64_t depth, int64_t width,
-                              const void *x, const int32_t *offsets, int64_t groups, const void *const *w,
-                              bool accumulate, mb_dtype out, void *y)
+mb_status mb_cuda_groups_sm90(const mb_cuda *cuda, bool is_nn, int64_t row_tiles,
+                              const group_weights &weights, const group_forward &g, mb_dtype out)
 {
-    const mb_cuda *cuda = mb_cuda_of(ops);
-    wg_weights weights = {};
-    wg_forward g = {offsets, x, y, depth, width, (int32_t)groups, accumulate};
-    for (int64_t e = 0; e < groups; e++) weights.w[e] = w[e];
     MB_CUDA_BY_DTYPE(out, T, {
-        return is_nn ? wg_choose<true, T>(cuda, rows, weights, g)
-                     : wg_choose<false, T>(cuda, rows, weights, g);
+        return is_nn ? wg_choose<true, T>(cuda, row_tiles, weights, g)
+                     : wg_choose<false, T>(cuda, row_tiles, weights, g);
     });
 }
 
 template <int WIDTH>
-static mb_status wg_launch_dw(const mb_cuda *cuda, const wg_targets &targets, const wg_backward &g)
+static mb_status wg_launch_dw(const mb_cuda *cuda, const group_targets &targets, const group_backward &g)
 {
     typedef wg_engine<WIDTH, true, true> engine;
     const int64_t tiles = g.targets * mb_cuda_blocks(g.n, TILE_M) * mb_cuda_blocks(g.k, WIDTH);
@@ -360,14 +291,9 @@ static mb_status wg_launch_dw(const mb_cuda *cuda, const wg_targets &targets, co
     return MB_CUDA_LAUNCHED();
 }
 
-mb_status mb_cuda_groups_dw_sm90(mb_ops *ops, int64_t n, int64_t k, const void *dy, const void *x,
-                                 const int32_t *offsets, int64_t targets, const int32_t *expert,
-                                 float *const *dw)
+mb_status mb_cuda_groups_dw_sm90(const mb_cuda *cuda, const group_targets &targets, const group_backward &g)
 {
-    const mb_cuda *cuda = mb_cuda_of(ops);
-    wg_targets all = {};
-    const wg_backward g = {offsets, dy, x, n, k, (int32_t)targets};
-    for (int64_t t = 0; t < targets; t++) all.dw[t] = dw[t], all.expert[t] = expert[t];
-    return wg_is_wide(cuda, targets * mb_cuda_blocks(n, TILE_M), k) ? wg_launch_dw<256>(cuda, all, g)
-                                                                    : wg_launch_dw<128>(cuda, all, g);
+    return wg_is_wide(cuda, g.targets * mb_cuda_blocks(g.n, TILE_M), g.k)
+               ? wg_launch_dw<256>(cuda, targets, g)
+               : wg_launch_dw<128>(cuda, targets, g);
 }

@@ -7,17 +7,13 @@
 #ifndef MB_CUDA_GROUPED_SM90_H
 #define MB_CUDA_GROUPED_SM90_H
 
-#include "ops/cuda/cuda.h"
+#include "ops/cuda/grouped_call.cuh"
 
-/* y[P, width] = (accumulate ? y : 0) + x[P, depth] w[e]^T (w [width, depth]), or x w[e] (is_nn; w [depth,
- * width]) for rows offsets[e]..offsets[e+1] (on the device). w: device pointers, in the host's memory. y
- * f32 or bf16. */
-mb_status mb_cuda_groups_sm90(mb_ops *ops, bool is_nn, int64_t rows, int64_t depth, int64_t width,
-                              const void *x, const int32_t *offsets, int64_t groups, const void *const *w,
-                              bool accumulate, mb_dtype out, void *y);
-/* dw[t][n, k] += dy^T x over the rows of expert[t], for t < targets; f32. */
-mb_status mb_cuda_groups_dw_sm90(mb_ops *ops, int64_t n, int64_t k, const void *dy, const void *x,
-                                 const int32_t *offsets, int64_t targets, const int32_t *expert,
-                                 float *const *dw);
+/* y = (accumulate ? y : 0) + x w[e]^T (w [width, depth]) or x w[e] (is_nn; w [depth, width]); y of dtype
+ * `out`. row_tiles: the most tiles of TILE_M rows there can be. */
+mb_status mb_cuda_groups_sm90(const mb_cuda *cuda, bool is_nn, int64_t row_tiles,
+                              const group_weights &weights, const group_forward &g, mb_dtype out);
+/* dw += dy^T x for the experts of `targets`. */
+mb_status mb_cuda_groups_dw_sm90(const mb_cuda *cuda, const group_targets &targets, const group_backward &g);
 
 #endif
