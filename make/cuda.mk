@@ -6,7 +6,6 @@ CXX ?= g++
 HAVE_CXX := $(shell command -v $(CXX) >/dev/null 2>&1 && echo 1)
 CUDA_ARCHS ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
 
-CUDA_COMPLETE := $(if $(filter 12,$(words $(wildcard $(patsubst %,src/ops/cuda/%.cu,norm act embed linear grouped head attention attention_backward route dispatch adamw blas)))),1)
 # A file whose name ends in _sm90.cu uses what only that chip has (sm_90a): it is compiled for it alone.
 CUDA_ARCHS_SM90 ?= -gencode arch=compute_90a,code=sm_90a
 CUDA_SOURCES := $(sort $(wildcard src/ops/cuda/*.cu))
@@ -39,6 +38,6 @@ $(BUILD)/obj/emulated/%.o: tests/%.cc $(CUDA_HEADERS) $(EMULATOR_HEADERS) $(BUIL
 	$(if $(Q),@echo "  CXX  $<")
 	$(Q)$(CXX) $(CXXFLAGS_EMULATED) -c $< -o $@
 # What tests are linked with: the emulated library in the place of the real one.
-EMULATED := $(if $(HAVE_CXX),$(CUDA_COMPLETE))
+EMULATED := $(HAVE_CXX)
 emulated_archives = $(if $(EMULATED),$(patsubst %/libmb_ops.a,%/libmb_ops_emulated.a,$(call archives,$(1))),$(call archives,$(1)))
 emulated_libraries = $(if $(EMULATED),$(filter-out $(CUDA_LIBS),$(call libraries,$(1))) -lstdc++ -ldl,$(call libraries,$(1)))

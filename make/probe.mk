@@ -22,9 +22,9 @@ MPI_LIBS := $(if $(HAVE_MPI),$(shell $(MPICC) --showme:link 2>/dev/null || $(MPI
 # CUDA=no leaves the GPU out; sanitizer builds do (the emulator of the tests runs the kernels there).
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc)))
 NVCC := $(if $(filter no,$(CUDA))$(SAN)$(TSAN),,$(wildcard $(CUDA_HOME)/bin/nvcc))
-HAVE_CUDA := $(if $(NVCC),$(if $(wildcard src/ops/cuda/adamw.cu),$(if $(wildcard src/ops/cuda/attention_backward.cu),$(if $(wildcard src/ops/cuda/head.cu),1))))
+HAVE_CUDA := $(if $(NVCC),1)
 CUDA_LIBS := $(if $(HAVE_CUDA),-L$(firstword $(wildcard $(CUDA_HOME)/lib64/libcudart_static.a $(CUDA_HOME)/lib/libcudart_static.a $(CUDA_HOME)/targets/x86_64-linux/lib/libcudart_static.a)))
-CUDA_LIBS := $(patsubst %/libcudart_static.a,%,$(CUDA_LIBS)) $(if $(HAVE_CUDA),-lcudart_static -lstdc++ -lrt -lpthread -ldl)
+CUDA_LIBS := $(patsubst %/libcudart_static.a,%,$(CUDA_LIBS)) $(if $(HAVE_CUDA),-lcudart_static -lrt -lpthread -ldl)
 
 BASE_LIBS := $(or $(call pkgl,jansson),-ljansson) $(or $(call pkgl,libxxhash),-lxxhash)
 TEXT_LIBS := $(or $(call pkgl,libpcre2-8),-lpcre2-8) $(or $(call pkgl,libutf8proc),-lutf8proc) $(or $(call pkgl,zlib),-lz)

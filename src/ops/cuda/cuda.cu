@@ -270,9 +270,6 @@ static mb_status choose_device(const mb_ops_options *options, int *out_device)
     return MB_OK;
 }
 
-/* Slurm may show every task its own GPU only (--gpus-per-task): then each sees one, and it is number 0.
- * The check above counts what this process sees, so such jobs say CUDA_VISIBLE_DEVICES per task and
- * local_size 1. */
 static mb_status read_device(mb_ops *ops, mb_cuda *cuda, bool is_shared)
 {
     int value = 0;
