@@ -10,6 +10,7 @@ set -euo pipefail
 # Threads that wait spin for some microseconds only, then give up their core: as fast as spinning on free cores, and not many times
 # slower on shared ones.
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}
+export SLURM_PMIX_FENCE=${SLURM_PMIX_FENCE:-ring} # why: slurm/lib.sh
 
 mb_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mb_bin=${MB_BIN:-$mb_root/build/bin}

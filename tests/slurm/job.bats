@@ -284,3 +284,23 @@ TABLE
 SCRIPT
     bash "$work/cause.sh" "$work/cause.log"
 }
+
+@test "only what failed before the program said a word is started once more" {
+    cat > "$work/start.sh" <<'SCRIPT'
+. slurm/lib.sh
+mb_log_start=0 mb_log=$1
+while IFS='=' read -r code wanted text; do
+    printf '%b' "$text" > "$mb_log"
+    again=no
+    ! mb_failed_at_start "$code" || again=yes
+    [ "$again" = "$wanted" ] || { echo "$code: $text: $again, not $wanted"; exit 1; }
+done <<'TABLE'
+139=yes=[n1:00960] *** Process received signal ***\nsrun: error: n1: task 1: Segmentation fault\n
+139=no=moe-train: 4 ranks\nsrun: error: n1: task 1: Segmentation fault\n
+137=no=srun: error: n1: task 1: Killed\n
+1=no=srun: error: n1: task 1: Exited with exit code 1\n
+143=yes=srun: error: task 0 launch failed: Unspecified error\n
+TABLE
+SCRIPT
+    bash "$work/start.sh" "$work/start.log"
+}

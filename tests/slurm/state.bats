@@ -57,7 +57,7 @@ expect() { grep -q -E -- "$1" "$work/screen" || { echo "no '$1' in:"; cat "$work
     stage fine - - -- bash -c "printf '{\n}\n' > '$run/fine/done.json'"
     stage big - - --nodes=2 --ntasks=2 --exclusive -- true # after those that are to start at once
     stage later - - --time=1 --begin=now+1hour -- true
-    wait_until 20 shows "^late +never started" || true
+    wait_until 60 shows "^late +never started" || true
     wait_until 40 shows "^again +requeued, begins [0-9:]+ +${job_of[again]}" || true
     expect "^long +running +${job_of[long]} +n[12]"
     expect "^wait +waiting for long +${job_of[wait]}"
@@ -77,19 +77,19 @@ expect() { grep -q -E -- "$1" "$work/screen" || { echo "no '$1' in:"; cat "$work
 @test "array elements; a restart begins at once when told so" {
     stage part - 0-2 -- bash -c 'case $SLURM_ARRAY_TASK_ID in 0) printf "{\n}\n" > "$MB_STAGE/done-0of3.json" ;; 1) exit 3 ;; 2) sleep 300 ;; esac'
     stage again - - -- bash -c '[ "${SLURM_RESTART_COUNT:-0}" -eq 1 ] || exit 75; sleep 300'
-    wait_until 20 shows 'done 1/3, running 1, failed 1 \(1\)' || true
+    wait_until 60 shows 'done 1/3, running 1, failed 1 \(1\)' || true
     expect "^part +running +${job_of[part]} +n[12] +done 1/3, running 1, failed 1 \(1\)"
     expect 'cause: element 1: rank 0 on n[12]: ended with code 3'
     wait_until 40 shows '^again +requeued'
     sleep 1
     scontrol update "JobId=${job_of[again]}" StartTime=now
-    wait_until 15 shows '^again +running .*1 restart' || true
+    wait_until 60 shows '^again +running .*1 restart' || true
     expect "^again +running +${job_of[again]} +n[12] +1 restart"
 }
 
 @test "a lost node: requeued, then running elsewhere; what it cost" {
     stage lost - - -- sleep 300
-    wait_until 15 shows '^lost +running +[0-9]+ +n[12]'
+    wait_until 60 shows '^lost +running +[0-9]+ +n[12]'
     node=$(squeue -h -j "${job_of[lost]}" -o %N)
     stage seen - - "--exclude=$node" -- bash -c "sleep 3; printf '{\n}\n' > '$run/seen/done.json'"
     slurm/testbed/kill-node --name "$testbed" "$node"
@@ -101,7 +101,7 @@ expect() { grep -q -E -- "$1" "$work/screen" || { echo "no '$1' in:"; cat "$work
     wait_until 30 shows '^lost +running .*1 restart' || true
     expect "^lost +running +${job_of[lost]} +n[12] +1 restart"
     scancel "${job_of[lost]}"
-    wait_until 15 shows '^lost +cancelled' || true
+    wait_until 60 shows '^lost +cancelled' || true
     expect '^lost +cancelled'
     sleep 1 # for accounting
     jobs/report.sh --tsv "$run" | tee "$work/cost"
@@ -118,12 +118,12 @@ expect() { grep -q -E -- "$1" "$work/screen" || { echo "no '$1' in:"; cat "$work
     stage soft - - -- "${patient[@]}"
     stage next soft - -- true
     stranger=$(sbatch --parsable --job-name=other --output=/dev/null --wrap 'sleep 300')
-    wait_until 20 shows '^soft +running'
+    wait_until 60 shows '^soft +running'
     sleep 2 # the step has its trap
     run jobs/cancel.sh --gently "$run"
     echo "$output"
     [ "$status" -eq 0 ]
-    wait_until 20 shows '^soft +cancelled' || true
+    wait_until 60 shows '^soft +cancelled' || true
     expect '^soft +cancelled'
     expect '^next +(cancelled|never started)'
     expect 'STOP is there'
@@ -131,11 +131,11 @@ expect() { grep -q -E -- "$1" "$work/screen" || { echo "no '$1' in:"; cat "$work
     [ -z "$(squeue -h -t PENDING,RUNNING -j "${job_of[soft]}" -o %i 2> /dev/null)" ]
     rm "$run/STOP"
     stage hard - - -- "${patient[@]}"
-    wait_until 20 shows '^hard +running'
+    wait_until 60 shows '^hard +running'
     run jobs/cancel.sh "$run"
     echo "$output"
     [[ "$output" == *"hard: job ${job_of[hard]} (running on n"*") cancelled"* ]]
-    wait_until 20 shows '^hard +cancelled' || true
+    wait_until 60 shows '^hard +cancelled' || true
     expect '^hard +cancelled'
     [ "$(squeue -h -j "$stranger" -o %T)" = RUNNING ]
     scancel "$stranger"

@@ -34,7 +34,7 @@ until_true() {
     local end=$((SECONDS + $1))
     shift
     until "$@"; do
-        [ "$SECONDS" -lt "$end" ] || { echo "not within the time: $*"; squeue; sinfo -N -l; return 1; }
+        [ "$SECONDS" -lt "$end" ] || { echo "not within the time: $*"; squeue -t all; scontrol -o show jobs; sinfo -N -l; return 1; }
         sleep 0.2
     done
 }
@@ -43,7 +43,7 @@ job_is() { [ "$(state_of "$1")" = "$2" ]; }
 node_is() { [ "$(sinfo -h -N -n "$1" -p main -o %t)" = "$2" ]; }
 starts() { grep -c '^start' "$1"; }
 runs_again_now() { # a requeued job waits a while; the test does not
-    until_true 40 job_is "$1" PENDING
+    until_true 60 job_is "$1" PENDING
     scontrol update JobId="$1" StartTime=now
 }
 
@@ -97,7 +97,7 @@ SBATCH
     until_true 30 job_is "$next" FAILED
     [ "$(cat "$work/next.log")" = 4 ]
     for i in 0 1 2 3; do [ "$(cat "$work/array-$i.log")" -le 2 ]; done
-    until_true 10 job_is "$never" CANCELLED
+    until_true 60 job_is "$never" CANCELLED
     [ ! -e "$work/never.log" ]
 }
 
@@ -105,18 +105,18 @@ SBATCH
     [ "$(scontrol show config | sed -n 's/^AccountingStorageType *= //p')" = accounting_storage/slurmdbd ] || skip "slurmdbd or MariaDB is not installed"
     job=$(sbatch --parsable -o /dev/null --wrap true)
     finished() { [ "$(sacct -n -X -P -j "$job" -o State)" = COMPLETED ]; }
-    until_true 20 finished
+    until_true 60 finished
 }
 
 @test "an urgent job takes the nodes at once; the one it displaced requeues itself and runs again after it" {
     make_job
     low=$(sbatch --parsable -N3 --exclusive -o "$work/low.log" "$work/twice.sbatch")
-    until_true 10 test -s "$work/low.log"
+    until_true 30 test -s "$work/low.log"
     sleep 1 # its step
     high=$(sbatch --parsable -p urgent -N3 --exclusive -o "$work/high.log" --wrap "echo high; sleep 1")
-    until_true 10 test -s "$work/high.log"
+    until_true 30 test -s "$work/high.log"
     runs_again_now "$low"
-    until_true 20 job_is "$low" COMPLETED
+    until_true 60 job_is "$low" COMPLETED
     job_is "$high" COMPLETED
     [ "$(scontrol -o show job "$low" | grep -o 'Restarts=[0-9]*')" = Restarts=1 ]
     [ "$(starts "$work/low.log")" -eq 2 ]
@@ -126,7 +126,7 @@ SBATCH
     make_job
     killed=$(sbatch --parsable --exclusive -n2 -o "$work/killed.log" "$work/twice.sbatch")
     cut=$(sbatch --parsable --exclusive -n2 -o "$work/cut.log" "$work/twice.sbatch")
-    until_true 10 test -s "$work/killed.log" -a -s "$work/cut.log"
+    until_true 30 test -s "$work/killed.log" -a -s "$work/cut.log"
     sleep 1 # their steps
     a=$(squeue -h -j "$killed" -o %N) b=$(squeue -h -j "$cut" -o %N)
     [ "$(ip netns pids "mbt-tbtest-$a" | wc -l)" -ge 5 ]
@@ -136,7 +136,7 @@ SBATCH
     [ "$(ip netns pids "mbt-tbtest-$b" | wc -l)" -ge 5 ]
     for job in "$killed" "$cut"; do
         runs_again_now "$job"
-        until_true 20 job_is "$job" COMPLETED
+        until_true 60 job_is "$job" COMPLETED
         [ "$(squeue -h -j "$job" -t all -o %N)" = n3 ]
     done
     node_is "$a" 'down*'
@@ -153,7 +153,7 @@ SBATCH
     "$testbed/heal-node" --name tbtest n2
     [ "$(srun -N3 -n3 hostname | sort | tr '\n' ' ')" = "n1 n2 n3 " ]
     no_sleepers() { [ "$(sleepers)" -eq 0 ]; }
-    until_true 20 no_sleepers
+    until_true 60 no_sleepers
     run -2 "$testbed/kill-node" --name tbtest
     run -1 "$testbed/kill-node" --name tbtest n4
     [[ $output == *"it has n1 to n3"* ]]
@@ -162,24 +162,24 @@ SBATCH
 @test "a node that is back before Slurm missed it has lost its jobs all the same" {
     make_job
     job=$(sbatch --parsable -n1 -o "$work/short.log" "$work/twice.sbatch")
-    until_true 10 test -s "$work/short.log"
+    until_true 30 test -s "$work/short.log"
     node=$(squeue -h -j "$job" -o %N)
     "$testbed/kill-node" --name tbtest "$node"
     "$testbed/heal-node" --name tbtest "$node"
     runs_again_now "$job"
-    until_true 20 job_is "$job" COMPLETED
+    until_true 60 job_is "$job" COMPLETED
     [ "$(starts "$work/short.log")" -eq 2 ]
 }
 
 @test "a cut shorter than Slurm's patience harms no job" {
     job=$(sbatch --parsable -n2 -o "$work/brief.log" --wrap "echo start; srun sleep 4")
-    until_true 10 test -s "$work/brief.log"
+    until_true 30 test -s "$work/brief.log"
     sleep 1 # its step
     node=$(squeue -h -j "$job" -o %N)
     "$testbed/cut-node" --name tbtest "$node"
     sleep 1
     "$testbed/heal-node" --name tbtest "$node"
-    until_true 20 job_is "$job" COMPLETED
+    until_true 60 job_is "$job" COMPLETED
     [ "$(scontrol -o show job "$job" | grep -o 'Restarts=[0-9]*')" = Restarts=0 ]
 }
 
@@ -212,7 +212,7 @@ bridge_of() { printf 'mbt%s' "$(sed -n 's/^number=//p' "/var/lib/moebatch-testbe
 @test "a start that is killed half-way is cleaned up by down, beside a running testbed" {
     unset SLURM_CONF
     "$testbed/up" --name tbhalf --no-accounting > /dev/null 2>&1 3>&- &
-    until_true 10 test -s /var/lib/moebatch-testbed/tbhalf/run/ctl.pid
+    until_true 30 test -s /var/lib/moebatch-testbed/tbhalf/run/ctl.pid
     kill -KILL $!
     bridge=$(bridge_of tbhalf)
     [ "$bridge" != "$(bridge_of tbtest)" ]
@@ -225,7 +225,7 @@ bridge_of() { printf 'mbt%s' "$(sed -n 's/^number=//p' "/var/lib/moebatch-testbe
 @test "down ends a testbed with running jobs and leaves nothing of it" {
     bridge=$(bridge_of tbtest)
     sbatch -N3 -n12 -o "$work/last.log" --wrap "echo runs; srun sleep 300"
-    until_true 10 test -s "$work/last.log"
+    until_true 30 test -s "$work/last.log"
     [ "$(left_of tbtest "$bridge" | wc -l)" -ge 10 ]
     "$testbed/down" --name tbtest
     [ -z "$(left_of tbtest "$bridge" | tee /dev/stderr)" ]
