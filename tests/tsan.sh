@@ -46,10 +46,11 @@ fi
 archer=$(find /usr/lib -name libarcher.so 2>/dev/null | sort | tail -1)
 if command -v clang >/dev/null && [ -n "$archer" ]; then
     export OMP_NUM_THREADS=2 OMP_TOOL_LIBRARIES="$archer"
+    libraries=$(make --no-print-directory -s TSAN=1 BUILD="$build" --eval 'libraries-of-comm: ; @echo $(call emulated_libraries,comm)' libraries-of-comm)
     for t in lanes scatter; do
-        # shellcheck disable=SC2046 # a list of files
+        # shellcheck disable=SC2046,SC2086 # lists of files and of libraries
         clang -std=c17 -D_GNU_SOURCE -g -O1 -fopenmp -ffp-contract=off -fsanitize=thread -Isrc -Itests/unit "tests/unit/comm/test_$t.c" src/comm/*.c \
-            $(find src/base -name '*.c' ! -name version_info.c) -ljansson -lxxhash -lcmocka -lm -o "$build/test_$t.clang" || exit 1
+            $(find src/base src/tensor -name '*.c' ! -name version_info.c) "$build/lib/libmb_ops_emulated.a" $libraries -lcmocka -lm -o "$build/test_$t.clang" || exit 1
         check "comm/test_$t, clang, 2 threads" "$build/test_$t.clang"
     done
 fi
