@@ -14,12 +14,13 @@
 struct mb_batches {
     mb_shard *shard;
     uint64_t seed;
-    int64_t records;       /* of the subset */
-    int64_t *subset;       /* [records] increasing record numbers; NULL: all */
-    int64_t *order;        /* [records] places in the subset, of ordered_epoch */
-    int64_t ordered_epoch; /* -1: none yet */
-    int64_t batch_size, per_step, epoch_steps, steps;
-    int64_t last_records; /* records of the last epoch, which may be a part */
+    int64_t width;                                    /* records of a sample */
+    int64_t records;                                  /* of the subset */
+    int64_t *subset;                                  /* [samples] increasing sample numbers; NULL: all */
+    int64_t *order;                                   /* [samples] places in the subset, of ordered_epoch */
+    int64_t ordered_epoch;                            /* -1: none yet */
+    int64_t batch_size, per_step, epoch_steps, steps; /* batch_size and per_step in records */
+    int64_t last_records;                             /* records of the last epoch, which may be a part */
     int64_t max_length;
 };
 
@@ -34,19 +35,20 @@ static int compare_int64(const void *a, const void *b)
 static mb_status draw_subset(mb_batches *batches, double ratio)
 {
     mb_status status = MB_OK;
-    int64_t all = mb_shard_count(batches->shard);
-    batches->records = ratio >= 1 ? all : (int64_t)ceil(ratio * (double)all);
-    if (batches->records < 1)
+    int64_t all = mb_shard_count(batches->shard) / batches->width,
+            samples = ratio >= 1 ? all : (int64_t)ceil(ratio * (double)all);
+    if (samples < 1)
         MB_RAISE(MB_EDATA,
                  "there is nothing to train on: the shard has %lld records and dataset.subset_ratio is %g",
-                 (long long)all, ratio);
-    if (batches->records == all) return MB_OK;
+                 (long long)mb_shard_count(batches->shard), ratio);
+    batches->records = samples * batches->width;
+    if (samples == all) return MB_OK;
     MB_NEW_ARRAY(batches->subset, all);
     mb_rng_permutation(batches->seed, MB_RNG_SHUFFLE, SUBSET_EPOCH, all, batches->subset);
-    int64_t *cut = mb_realloc(batches->subset, (size_t)batches->records, sizeof *cut);
+    int64_t *cut = mb_realloc(batches->subset, (size_t)samples, sizeof *cut);
     if (cut == NULL) return mb_status_trace(MB_ENOMEM, __func__, __FILE__, __LINE__);
     batches->subset = cut;
-    qsort(batches->subset, (size_t)batches->records, sizeof *batches->subset, compare_int64);
+    qsort(batches->subset, (size_t)samples, sizeof *batches->subset, compare_int64);
 done:
     return status;
 }
@@ -54,13 +56,15 @@ done:
 mb_status mb_batches_sample(mb_batches *batches, int64_t epoch, int64_t place, int64_t *out_record)
 {
     mb_status status = MB_OK;
-    if (batches->order == NULL) MB_NEW_ARRAY(batches->order, batches->records);
+    const int64_t samples = batches->records / batches->width;
+    if (batches->order == NULL) MB_NEW_ARRAY(batches->order, samples);
     if (batches->ordered_epoch != epoch) {
-        mb_rng_permutation(batches->seed, MB_RNG_SHUFFLE, (uint32_t)epoch, batches->records, batches->order);
+        mb_rng_permutation(batches->seed, MB_RNG_SHUFFLE, (uint32_t)epoch, samples, batches->order);
         batches->ordered_epoch = epoch;
     }
-    int64_t at = batches->order[place];
-    *out_record = batches->subset == NULL ? at : batches->subset[at];
+    const int64_t at = batches->order[place / batches->width],
+                  sample = batches->subset == NULL ? at : batches->subset[at];
+    *out_record = sample * batches->width + place % batches->width;
 done:
     return status;
 }
@@ -74,13 +78,17 @@ int64_t mb_batches_length(const mb_batches *batches, int64_t record)
 mb_status mb_batches_most_tokens(const mb_batches *batches, int64_t *out_tokens)
 {
     mb_status status = MB_OK;
+    const int64_t width = batches->width, samples = batches->records / width,
+                  most = batches->batch_size / width;
     int64_t *lengths = NULL, sum = 0;
-    MB_NEW_ARRAY(lengths, batches->records);
-    for (int64_t i = 0; i < batches->records; i++)
-        lengths[i] = mb_batches_length(batches, batches->subset != NULL ? batches->subset[i] : i);
-    qsort(lengths, (size_t)batches->records, sizeof *lengths, compare_int64);
-    for (int64_t i = batches->records - 1; i >= 0 && i >= batches->records - batches->batch_size; i--)
-        sum += lengths[i];
+    MB_NEW_ARRAY(lengths, samples);
+    for (int64_t i = 0; i < samples; i++) {
+        const int64_t sample = batches->subset != NULL ? batches->subset[i] : i;
+        for (int64_t side = 0; side < width; side++)
+            lengths[i] += mb_batches_length(batches, sample * width + side);
+    }
+    qsort(lengths, (size_t)samples, sizeof *lengths, compare_int64);
+    for (int64_t i = samples - 1; i >= 0 && i >= samples - most; i--) sum += lengths[i];
     *out_tokens = sum;
 done:
     mb_free(lengths);
@@ -97,7 +105,7 @@ static int64_t divide_up(int64_t a, int64_t b)
 static void count_epoch_steps(mb_batches *batches, double epochs)
 {
     double whole = floor(epochs);
-    int64_t rest = llround((epochs - whole) * (double)batches->records);
+    int64_t rest = llround((epochs - whole) * (double)(batches->records / batches->width)) * batches->width;
     batches->steps = (int64_t)whole * batches->epoch_steps + divide_up(rest, batches->per_step);
     if (rest > 0) batches->last_records = rest;
 }
@@ -150,8 +158,9 @@ mb_status mb_batches_create(mb_shard *shard, const mb_trainer_options *options, 
     batches->shard = shard;
     batches->seed = (uint64_t)options->seed;
     batches->ordered_epoch = -1;
-    batches->batch_size = options->batch_size;
-    batches->per_step = options->batch_size * options->gradient_accumulation_steps;
+    batches->width = mb_shard_is_pairs(shard) ? 2 : 1;
+    batches->batch_size = options->batch_size * batches->width;
+    batches->per_step = batches->batch_size * options->gradient_accumulation_steps;
     batches->max_length = options->max_length;
     MB_TRY(draw_subset(batches, options->subset_ratio > 0 ? options->subset_ratio : 1));
     MB_TRY(count_steps(batches, options));
@@ -175,6 +184,11 @@ void mb_batches_destroy(mb_batches **batches)
 int64_t mb_batches_records(const mb_batches *batches)
 {
     return batches->records;
+}
+
+int64_t mb_batches_width(const mb_batches *batches)
+{
+    return batches->width;
 }
 
 int64_t mb_batches_steps(const mb_batches *batches)

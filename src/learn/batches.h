@@ -3,8 +3,10 @@
  * Layer: learn.  Uses: store (shard).
  *
  * The subset is drawn once by the seed; every epoch has its own permutation of it keyed by (seed, epoch). A
- * step takes batch_size * accumulation records in that order, the last one of an epoch what is left; its
- * micro-batches are batch_size records each, the last one what is left.
+ * step takes batch_size * accumulation samples in that order, the last one of an epoch what is left; its
+ * micro-batches are batch_size samples each, the last one what is left. A sample is a record, or of a pair
+ * shard a pair, whose records stay together, the chosen one first; the draws are of samples. All that is
+ * counted here (places, counts) is records.
  */
 #ifndef MB_BATCHES_H
 #define MB_BATCHES_H
@@ -32,7 +34,9 @@ mb_batches_step mb_batches_step_get(const mb_batches *batches, int64_t step);
 mb_status mb_batches_sample(mb_batches *batches, int64_t epoch, int64_t place, int64_t *out_record);
 /* Tokens of a record after the cut. */
 int64_t mb_batches_length(const mb_batches *batches, int64_t record);
-/* Tokens of the batch_size longest records: the most a micro-batch can have. */
+/* Records of a sample: 2 of a pair shard, else 1. A micro-batch has batch_size times as many. */
+int64_t mb_batches_width(const mb_batches *batches);
+/* Tokens of the batch_size longest samples: the most a micro-batch can have. */
 mb_status mb_batches_most_tokens(const mb_batches *batches, int64_t *out_tokens);
 
 #endif

@@ -1,8 +1,10 @@
 /* objective.c: options of all objectives, and the choice between them.
  *
- * 1. options   2. creation
+ * 1. options   2. creation   3. data
  */
 #include "learn/objective.h"
+
+#include <string.h>
 
 #include "learn/objective_parts.h"
 
@@ -10,12 +12,15 @@
 
 #define REAL(member, key, value, low, high, help)                                                            \
     MB_OPTION_REAL(mb_objective_options, member, "training." key, value, low, high, "", help, NULL)
+#define DPO(member, key, value, low, high, help, alias)                                                      \
+    MB_OPTION_REAL(mb_objective_options, member, "training.dpo." key, value, low, high, "", help, alias)
 #define WORD(member, key, value, choices, help)                                                              \
     MB_OPTION_TEXT(mb_objective_options, member, "training." key, value, choices, help, NULL)
 
 static const mb_option table[] = {
-    WORD(objective, "objective", "lm", "lm|sft|router_warmup",
-         "what training minimises: all tokens, the tokens of the loss mask, or the gates' warm-up"),
+    WORD(objective, "objective", "lm", "lm|sft|router_warmup|dpo",
+         "what training minimises: all tokens, the tokens of the loss mask, the gates' warm-up, or a "
+         "preference loss over pairs"),
     REAL(router_aux_loss_coef, "router_aux_loss_coef", "0.01", 0, 1e6, "weight of the load balance loss"),
     WORD(load_balance, "load_balance", "hf", "hf|switch",
          "convention of the load balance loss: hf is K when balanced, switch 1"),
@@ -44,12 +49,50 @@ static const mb_option table[] = {
     MB_OPTION_INT(
         mb_objective_options, trash_open_steps, "training.trash_open_steps", "100", 0, 1e12, "steps",
         "router_warmup: steps over which a negative trash_logit_bias rises to 0; 0: it stays", NULL),
+    MB_OPTION_LIST(
+        mb_objective_options, dpo_loss, "training.dpo.loss", "sigmoid",
+        "dpo: sigmoid, hinge, ipo, robust, simpo, orpo, sigmoid_norm, exo_pair, nca_pair, bco_pair, "
+        "sppo_hard, apo_zero or apo_down, or a list with weights: sigmoid:0.8,ipo:0.2",
+        "training.loss_type|training.pref_loss|loss_type|pref_loss"),
+    DPO(dpo_beta, "beta", "0.1", 0, 1e6,
+        "dpo: how far a reward is from a log-ratio; ipo's tau, orpo's lambda (simpo: 2 is usual)",
+        "training.beta|training.pref_beta|beta|pref_beta"),
+    DPO(dpo_label_smoothing, "label_smoothing", "0", 0, 0.5,
+        "dpo: share of pairs whose sides are taken to be the wrong way round (sigmoid: cDPO; robust, simpo, "
+        "exo_pair)",
+        "training.label_smoothing|training.dpo_label_smoothing|label_smoothing|dpo_label_smoothing"),
+    DPO(dpo_simpo_gamma, "simpo_gamma", "0.5", 0, 1e6, "simpo: margin that is aimed at",
+        "training.simpo_gamma|simpo_gamma"),
+    DPO(dpo_sft_weight, "sft_weight", "0", 0, 1e6,
+        "dpo: weight of the chosen answers' mean cross-entropy beside the preference loss",
+        "training.rpo_alpha|training.pref_ftx|rpo_alpha|pref_ftx"),
+    DPO(dpo_ld_alpha, "ld_alpha", "1", 0, 1,
+        "dpo: weight of an answer's tokens behind the length of the pair's shorter one; 1: all the same",
+        "training.ld_alpha|ld_alpha"),
+    MB_OPTION_TEXT(mb_objective_options, dpo_nll_over, "training.dpo.nll_over", "all", "all|answers",
+                   "orpo: tokens of the chosen side in its cross-entropy, with the prompt or without", NULL),
+    MB_OPTION_TEXT(mb_objective_options, reference, "training.reference", NULL, NULL,
+                   "dpo: score file with the pairs' log-probabilities (moe-score score.scores=logprob), or "
+                   "adapter_off: the model under the adapter, which a new adapter has by itself",
+                   NULL),
+    MB_OPTION_TEXT(mb_objective_options, validation_reference, "training.validation_reference", NULL, NULL,
+                   "dpo: the same of the validation pairs", NULL),
+    MB_OPTION_BOOL(mb_objective_options, reference_any_model, "training.reference_any_model", "false",
+                   "dpo: the score file may be of another model than the one training starts from", NULL),
 };
 
 const mb_option *mb_objective_option_table(int64_t *out_count)
 {
     *out_count = (int64_t)(sizeof table / sizeof table[0]);
     return table;
+}
+
+/* Is this a setting of the objective at hand? Files stand in the settings by their content (open_data). */
+static bool is_setting(const mb_objective_options *options, const char *key)
+{
+    if (mb_str_is_prefix(key, "training.dpo.")) return mb_str_equal(options->objective, "dpo");
+    return !mb_str_is_prefix(key, "training.reference") &&
+           !mb_str_equal(key, "training.validation_reference");
 }
 
 /* "key = value" lines. */
@@ -60,6 +103,7 @@ static mb_status print_settings(const mb_objective_options *options, char **out_
     mb_option_table whole = {.title = "objective", .target = (void *)options};
     whole.options = mb_objective_option_table(&whole.count);
     for (int64_t i = 0; i < whole.count; i++) {
+        if (!is_setting(options, whole.options[i].key)) continue;
         MB_TRY(mb_str_add_format(&text, "%s = ", whole.options[i].key));
         MB_TRY(mb_option_print(&whole, &whole.options[i], &text));
         MB_TRY(mb_str_add(&text, "\n"));
@@ -80,8 +124,10 @@ mb_status mb_objective_create(const mb_objective_options *options, mb_lm *lm, mb
         MB_TRY(mb_objective_warmup_create(options, lm, &objective));
     } else if (mb_str_equal(options->objective, "lm") || mb_str_equal(options->objective, "sft")) {
         MB_TRY(mb_objective_lm_create(options, lm, &objective));
+    } else if (mb_str_equal(options->objective, "dpo")) {
+        MB_TRY(mb_objective_dpo_create(options, lm, &objective));
     } else {
-        MB_RAISE(MB_EUSAGE, "training.objective = '%s' is not one of lm, sft, router_warmup",
+        MB_RAISE(MB_EUSAGE, "training.objective = '%s' is not one of lm, sft, router_warmup, dpo",
                  options->objective == NULL ? "" : options->objective);
     }
     MB_TRY(print_settings(options, &objective->settings));
@@ -97,4 +143,32 @@ void mb_objective_destroy(mb_objective **objective)
     if (*objective == NULL) return;
     (*objective)->destroy(*objective);
     *objective = NULL;
+}
+
+/* ---- 3. data ---- */
+
+static mb_status check_kind(const mb_objective *objective, const mb_shard *shard)
+{
+    const char *file = mb_shard_file_path(shard, 0);
+    if (mb_shard_is_pairs(shard) && !objective->wants_pairs)
+        return mb_fail(MB_EDATA,
+                       "%s holds preference pairs, and objective %s takes records one by one; set "
+                       "training.objective=dpo, or make a shard of the chosen answers (dataset.pairs=false)",
+                       file, objective->name);
+    if (!mb_shard_is_pairs(shard) && objective->wants_pairs)
+        return mb_fail(MB_EDATA,
+                       "%s holds records one by one, and objective %s takes preference pairs; make the shard "
+                       "with moe-shard from records with chosen and rejected answers (dataset.pairs=true)",
+                       file, objective->name);
+    return MB_OK;
+}
+
+mb_status mb_objective_open_data(mb_objective *objective, const mb_objective_data *data)
+{
+    mb_status status = MB_OK;
+    MB_TRY(check_kind(objective, data->shard));
+    if (data->opt_validation != NULL) MB_TRY(check_kind(objective, data->opt_validation));
+    if (objective->open_data != NULL) MB_TRY(objective->open_data(objective, data));
+done:
+    return status;
 }

@@ -3,7 +3,8 @@
  *
  * Layer: learn.  Uses: base, tensor, store (shard), model (lm.h types).
  *
- * Objectives: "lm" (all tokens), "sft" (loss mask), "router_warmup" (MISSION A1). Later: dpo, btm, distil.
+ * Objectives: "lm" (all tokens), "sft" (loss mask), "router_warmup" (MISSION A1), "dpo" (preference pairs).
+ * Later: btm, distil.
  */
 #ifndef MB_OBJECTIVE_H
 #define MB_OBJECTIVE_H
@@ -15,7 +16,8 @@
 #define MB_OBJECTIVE_MAX_PASSES 4
 #define MB_OBJECTIVE_MAX_TERMS  272
 
-/* One micro-batch as read from the shard: `records` records in their order. */
+/* One micro-batch as read from the shard: `records` records in their order; of a pair shard chosen, rejected,
+ * chosen, ... */
 typedef struct mb_microbatch {
     int64_t records;
     const mb_shard_record *record; /* [records], cut to max_length */
@@ -26,7 +28,10 @@ typedef struct mb_microbatch {
     /* of the whole step, known before any pass: */
     int64_t step_targets; /* target tokens in all micro-batches */
     int64_t step_microbatches;
-    int64_t step; /* from 0 */
+    int64_t step_records; /* of a pair shard: twice its pairs */
+    int64_t step_tokens;  /* of those records */
+    int64_t step;         /* from 0 */
+    bool is_validation;   /* the records are of the validation shard */
 } mb_microbatch;
 
 /* A pass the objective wants: which model (0: the trained one; others by the objective's own numbering) and
@@ -53,6 +58,12 @@ typedef struct mb_objective_gradient {
     float *d_hidden;
 } mb_objective_gradient;
 
+/* What a run trains on and validates with; borrowed. */
+typedef struct mb_objective_data {
+    mb_shard *shard, *opt_validation;
+    int64_t max_length; /* records are cut to it; 0: as they stand */
+} mb_objective_data;
+
 typedef struct mb_objective mb_objective;
 struct mb_objective {
     const char *name;
@@ -63,14 +74,19 @@ struct mb_objective {
     int64_t least_records; /* of a whole micro-batch, for the objective to make sense; a smaller batch_size is
                               refused */
     int64_t row_copies;    /* rows of a pass per token of the batch: 1, or 2 with copies; 0: 1 */
+    int64_t plain_passes;  /* forwards of the same rows beside the trained one, without gradient */
+    bool wants_pairs;      /* its data are pair shards (shard.h); the others' are not */
     /* Nothing flows back from the outputs: the weights of the head's rows are in the batches, and loss()
      * gives no gradients. Then the backward need not wait for loss(). */
     bool is_fused;
     bool reads_routing; /* loss() looks at the routers' logits and ids */
-    /* "key = value" lines of every setting that changes what is minimised (for resume keys). Owned. */
+    /* "key = value" lines of every setting that changes what is minimised (for resume keys); of files the
+     * content, known after open_data. Owned. */
     char *settings;
-    /* Target tokens of a record under this objective (for step_targets). */
-    int64_t (*count_targets)(const mb_objective *self, const mb_shard_record *record);
+    /* What the objective reads beside the records (reference log-probabilities). May be NULL. */
+    mb_status (*open_data)(mb_objective *self, const mb_objective_data *data);
+    /* Target tokens of a record under this objective (for step_targets); sample: its number in the shard. */
+    int64_t (*count_targets)(const mb_objective *self, const mb_shard_record *record, int64_t sample);
     /* Build the passes of a micro-batch. */
     mb_status (*plan_passes)(mb_objective *self, const mb_microbatch *microbatch, mb_arena *arena,
                              mb_objective_pass passes[MB_OBJECTIVE_MAX_PASSES], int64_t *out_count);
@@ -94,7 +110,7 @@ struct mb_objective {
 
 /* Options of all objectives (one table, keys training.*). */
 typedef struct mb_objective_options {
-    char *objective;             /* training.objective lm|sft|router_warmup */
+    char *objective;             /* training.objective lm|sft|router_warmup|dpo */
     double router_aux_loss_coef; /* training.router_aux_loss_coef 0.01 */
     char *load_balance;          /* training.load_balance hf|switch ("hf") */
     char *balance_over;          /* training.balance_over good|all ("good") */
@@ -111,10 +127,27 @@ typedef struct mb_objective_options {
     double pair_rank_copy_share;    /* 0.5: weight of copy_rank against loss_rank */
     double anchor_weight;           /* 1 */
     int64_t trash_open_steps;       /* steps over which trash_logit_bias rises to 0 */
+    char *dpo_loss;                 /* training.dpo.loss sigmoid; a list of pair_loss.h with weights */
+    double dpo_beta;                /* 0.1 */
+    double dpo_label_smoothing;     /* 0 */
+    double dpo_simpo_gamma;         /* 0.5 */
+    double dpo_sft_weight;          /* 0: of the mean -ln p of the chosen answers' tokens */
+    double dpo_ld_alpha;            /* 1: weight of an answer's tokens behind the shorter one's length */
+    char *dpo_nll_over;             /* orpo's own SFT term: all|answers ("all") */
+    char *reference;            /* training.reference: a score file with logprob, "adapter_off", NULL: by the
+                                   model */
+    char *validation_reference; /* training.validation_reference: the same for the validation shard */
+    bool reference_any_model;   /* the file may be another model's than the one training starts from */
 } mb_objective_options;
 const mb_option *mb_objective_option_table(int64_t *out_count);
+/* What plain_passes will be, before there is a model: has an adapter to train, and is it a new one? */
+int64_t mb_objective_plain_passes(const mb_objective_options *options, bool has_adapter, bool is_new);
 
+/* The model is borrowed. MB_EUSAGE: settings that do not go together, or not with the model. */
 mb_status mb_objective_create(const mb_objective_options *options, mb_lm *lm, mb_objective **out_objective);
+/* Before the first pass over a shard's records: MB_EDATA where data and objective do not fit. Every rank for
+ * itself; again for the same shard it does nothing. */
+mb_status mb_objective_open_data(mb_objective *objective, const mb_objective_data *data);
 void mb_objective_destroy(mb_objective **objective);
 
 #endif

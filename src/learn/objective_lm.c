@@ -7,9 +7,9 @@
 
 /* ---- 1. functions ---- */
 
-static int64_t count_targets(const mb_objective *self, const mb_shard_record *record)
+static int64_t count_targets(const mb_objective *self, const mb_shard_record *record, int64_t sample)
 {
-    return mb_pack_targets(record, ((const mb_objective_parts *)self)->use_mask);
+    return mb_pack_targets(record, ((const mb_objective_parts *)self)->mask, sample);
 }
 
 static mb_status plan_passes(mb_objective *self, const mb_microbatch *microbatch, mb_arena *arena,
@@ -53,8 +53,9 @@ mb_status mb_objective_lm_create(const mb_objective_options *options, mb_lm *lm,
     mb_objective_parts *parts = NULL;
     MB_TRY(mb_objective_parts_create(options, lm, &parts));
     mb_objective *base = &parts->base;
-    parts->use_mask = mb_str_equal(options->objective, "sft");
-    base->name = parts->use_mask ? "sft" : "lm";
+    const bool is_sft = mb_str_equal(options->objective, "sft");
+    parts->mask = is_sft ? MB_PACK_MASKED : MB_PACK_ALL;
+    base->name = is_sft ? "sft" : "lm";
     base->count_targets = count_targets;
     base->plan_passes = plan_passes;
     base->loss = compute_loss;

@@ -70,7 +70,8 @@ mb_status mb_objective_parts_create(const mb_objective_options *options, mb_lm *
                  (long long)parts->experts, MB_ROUTING_MAX_EXPERTS);
     }
     parts->base.destroy = mb_objective_parts_destroy;
-    if (parts->aux_coef != 0 && mb_str_equal(options->balance_scope, "step")) {
+    parts->over_step = mb_str_equal(options->balance_scope, "step");
+    if (parts->aux_coef != 0 && parts->over_step) {
         parts->base.plan_routing = plan_routing;
         parts->base.pick_count = parts->routers * parts->experts;
         MB_NEW_ARRAY(parts->base.picks, parts->base.pick_count);
@@ -122,8 +123,7 @@ mb_status mb_objective_parts_plan(const mb_objective_parts *parts, const mb_micr
     mb_pack *pack = NULL;
     MB_ARENA_ARRAY(arena, pack, 1);
     *out_pass = (mb_objective_pass){.model = 0, .want = {.gradient = true}, .context = pack};
-    MB_TRY(
-        mb_pack_batch(microbatch, parts->use_mask, with_copies, parts->vocab, arena, &out_pass->batch, pack));
+    MB_TRY(mb_pack_batch(microbatch, parts->mask, with_copies, parts->vocab, arena, &out_pass->batch, pack));
 done:
     return status;
 }
@@ -188,9 +188,11 @@ mb_status mb_objective_parts_gates(const mb_objective_parts *parts, const mb_mic
         *out_total += parts->aux_coef * share * value;
     }
     if (parts->z_coef != 0) {
-        MB_TRY(mb_balance_z(routing, rows, each * parts->z_coef, arena, gradient, &value));
-        mb_objective_parts_put(&parts->base, terms, each * value);
-        *out_total += parts->z_coef * each * value;
+        const bool over_step = parts->over_step && microbatch->step_tokens > 0;
+        const double share = over_step ? (double)rows / (double)microbatch->step_tokens : each;
+        MB_TRY(mb_balance_z(routing, rows, share * parts->z_coef, arena, gradient, &value));
+        mb_objective_parts_put(&parts->base, terms, share * value);
+        *out_total += parts->z_coef * share * value;
     }
 done:
     return status;

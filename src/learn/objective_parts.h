@@ -15,13 +15,15 @@ typedef struct mb_objective_parts {
     mb_objective base;
     int64_t routers, experts, good, picks, vocab; /* of the trained model; experts = E' */
     int threads;
-    bool use_mask;
+    mb_pack_mask mask; /* rows that get a loss */
+    bool over_step;    /* over_step: balance_scope = step */
     double aux_coef, z_coef, constraint_weight;
     mb_balance_rule balance;
     mb_constraint_options constraint;
     int64_t trash_open_steps;
     double trash_bias; /* of the model as it came */
     char *names;       /* storage of the per-layer term names */
+    void *own;         /* of the objective, freed by its destroy */
 } mb_objective_parts;
 
 /* Common fields from options and model; no functions yet. */
@@ -53,5 +55,7 @@ mb_status mb_objective_lm_create(const mb_objective_options *options, mb_lm *lm,
                                  mb_objective **out_objective);
 mb_status mb_objective_warmup_create(const mb_objective_options *options, mb_lm *lm,
                                      mb_objective **out_objective);
+mb_status mb_objective_dpo_create(const mb_objective_options *options, mb_lm *lm,
+                                  mb_objective **out_objective);
 
 #endif

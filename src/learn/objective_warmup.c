@@ -20,10 +20,10 @@ static bool wants_copies(const mb_objective_parts *parts)
     return parts->constraint.kind == MB_CONSTRAINT_PAIR_RANK && parts->constraint.copy_share != 0;
 }
 
-static int64_t count_targets(const mb_objective *self, const mb_shard_record *record)
+static int64_t count_targets(const mb_objective *self, const mb_shard_record *record, int64_t sample)
 {
     (void)self;
-    return mb_pack_targets(record, false);
+    return mb_pack_targets(record, MB_PACK_ALL, sample);
 }
 
 static mb_status plan_passes(mb_objective *self, const mb_microbatch *microbatch, mb_arena *arena,

@@ -8,14 +8,20 @@
 
 /* ---- 1. targets ---- */
 
-static bool is_target(const mb_shard_record *record, bool use_mask, int64_t t)
+static bool takes_all(const mb_shard_record *record, mb_pack_mask mask, int64_t sample)
 {
-    return !use_mask || record->loss_mask == NULL || record->loss_mask[t] != 0;
+    return mask == MB_PACK_ALL || record->loss_mask == NULL ||
+           (mask == MB_PACK_CHOSEN_WHOLE && sample % 2 == 0);
 }
 
-int64_t mb_pack_targets(const mb_shard_record *record, bool use_mask)
+bool mb_pack_is_target(const mb_shard_record *record, mb_pack_mask mask, int64_t sample, int64_t token)
 {
-    if (!use_mask || record->loss_mask == NULL) return record->count > 0 ? record->count - 1 : 0;
+    return takes_all(record, mask, sample) || record->loss_mask[token] != 0;
+}
+
+int64_t mb_pack_targets(const mb_shard_record *record, mb_pack_mask mask, int64_t sample)
+{
+    if (takes_all(record, mask, sample)) return record->count > 0 ? record->count - 1 : 0;
     int64_t n = 0;
     for (int64_t t = 1; t < record->count; t++) n += record->loss_mask[t] != 0;
     return n;
@@ -39,7 +45,7 @@ static void add_positions(rows *out, int64_t n, int64_t first_index)
     out->used += n;
 }
 
-static mb_status add_record(rows *out, const mb_shard_record *record, int64_t sample, bool use_mask,
+static mb_status add_record(rows *out, const mb_shard_record *record, int64_t sample, mb_pack_mask mask,
                             int64_t vocab)
 {
     for (int64_t t = 0; t < record->count; t++) {
@@ -50,7 +56,7 @@ static mb_status add_record(rows *out, const mb_shard_record *record, int64_t sa
                            (long long)sample, record->tokens[t], (long long)vocab);
         }
         out->ids[out->used + t] = (int32_t)record->tokens[t];
-        if (t == 0 || !is_target(record, use_mask, t)) continue;
+        if (t == 0 || !mb_pack_is_target(record, mask, sample, t)) continue;
         out->head_row[out->heads] = (int32_t)(out->used + t - 1);
         out->targets[out->heads++] = (int32_t)record->tokens[t];
     }
@@ -74,14 +80,14 @@ static void add_copies(rows *out, const mb_microbatch *microbatch, int64_t real_
     }
 }
 
-static mb_status alloc_rows(const mb_microbatch *microbatch, bool use_mask, int64_t times, mb_arena *arena,
-                            rows *out)
+static mb_status alloc_rows(const mb_microbatch *microbatch, mb_pack_mask mask, int64_t times,
+                            mb_arena *arena, rows *out)
 {
     mb_status status = MB_OK;
     int64_t tokens = 0, heads = 0;
     for (int64_t i = 0; i < microbatch->records; i++) {
         tokens += times * microbatch->record[i].count;
-        heads += mb_pack_targets(&microbatch->record[i], use_mask);
+        heads += mb_pack_targets(&microbatch->record[i], mask, microbatch->sample[i]);
     }
     if (tokens > INT32_MAX)
         MB_RAISE(MB_ERANGE,
@@ -100,19 +106,19 @@ done:
 
 /* ---- 3. the whole ---- */
 
-mb_status mb_pack_batch(const mb_microbatch *microbatch, bool use_mask, bool with_copies, int64_t vocab,
+mb_status mb_pack_batch(const mb_microbatch *microbatch, mb_pack_mask mask, bool with_copies, int64_t vocab,
                         mb_arena *arena, mb_lm_batch *out_batch, mb_pack *out_pack)
 {
     mb_status status = MB_OK;
     rows out = {0};
     int64_t records = microbatch->records;
     mb_pack pack = {.records = records, .copies = with_copies ? records : 0};
-    MB_TRY(alloc_rows(microbatch, use_mask, with_copies ? 2 : 1, arena, &out));
+    MB_TRY(alloc_rows(microbatch, mask, with_copies ? 2 : 1, arena, &out));
     MB_ARENA_ARRAY(arena, pack.head_first, records + 1);
     out.offsets[0] = 0;
     pack.head_first[0] = 0;
     for (int64_t i = 0; i < records; i++) {
-        MB_TRY(add_record(&out, &microbatch->record[i], microbatch->sample[i], use_mask, vocab));
+        MB_TRY(add_record(&out, &microbatch->record[i], microbatch->sample[i], mask, vocab));
         out.offsets[i + 1] = (int32_t)out.used;
         pack.head_first[i + 1] = out.heads;
     }

@@ -48,6 +48,9 @@ static mb_status create_parts(mb_trainer *trainer)
                                       .epsilon = options->adam_epsilon,
                                       .weight_decay = options->weight_decay,
                                       .max_norm = options->max_grad_norm};
+    const mb_objective_data data = {.shard = trainer->shard,
+                                    .opt_validation = options->opt_validation,
+                                    .max_length = options->max_length};
     int64_t most = options->gradient_accumulation_steps,
             lanes = options->lanes < most ? options->lanes : most;
     MB_TRY(check_inputs(trainer));
@@ -63,6 +66,8 @@ static mb_status create_parts(mb_trainer *trainer)
     MB_TRY(mb_optimiser_create(mb_lm_ops(trainer->lm), trainer->params, trainer->lanes, &optimiser,
                                &trainer->optimiser));
     MB_TRY(mb_trainer_step_create(trainer));
+    MB_TRY(mb_trainer_loads_create(trainer));
+    MB_TRY(mb_objective_open_data(trainer->objective, &data));
     MB_TRY(mb_trainer_resume_describe(trainer));
     if (mb_comm_rank(trainer->comm) == 0) MB_TRY(mb_files_make_folders(trainer->folder));
 done:
@@ -72,6 +77,8 @@ done:
 static void destroy_parts(mb_trainer *trainer)
 {
     mb_trainer_save_destroy(trainer);
+    mb_trainer_validate_destroy(trainer);
+    mb_trainer_loads_destroy(trainer);
     mb_trainer_step_destroy(trainer);
     mb_optimiser_destroy(&trainer->optimiser);
     mb_scatter_destroy(&trainer->scatter);
@@ -123,12 +130,14 @@ static mb_status prepare(mb_trainer *trainer)
     mb_status status = MB_OK;
     MB_TRY(mb_transfer_create(trainer->comm, mb_lm_ops(trainer->lm), &trainer->transfer));
     MB_TRY(mb_comm_agree(trainer->comm, create_parts(trainer)));
+    MB_TRY(mb_trainer_validate_create(trainer));
     if (mb_comm_rank(trainer->comm) == 0) status = clean_folder(trainer);
     MB_TRY(mb_comm_agree(trainer->comm, status));
     MB_TRY(mb_trainer_resume_read(trainer));
     trainer->first_tokens = trainer->tokens;
     if (mb_comm_rank(trainer->comm) == 0) {
-        status = mb_metrics_open(trainer->folder, trainer->step > 0 ? trainer->step : -1, &trainer->metrics);
+        status =
+            mb_metrics_open(trainer->folder, trainer->is_resumed ? trainer->step : -1, &trainer->metrics);
     }
     MB_TRY(mb_comm_agree(trainer->comm, status));
 done:
@@ -204,7 +213,7 @@ done:
 
 /* ---- 3. metrics ---- */
 
-enum { OWN_METRICS = 7 };
+enum { OWN_METRICS = 9 };
 
 /* Values of the last step alone, so that a resumed run writes the same lines; what depends on the machine
  * stands under provenance/, which hashes leave out. */
@@ -222,9 +231,17 @@ static mb_status log_step(mb_trainer *trainer, const mb_batches_step *taken, mb_
     room[n++] = (mb_metric){"epoch", (double)taken->epoch + (double)(taken->first + taken->count) /
                                                                 (double)mb_batches_records(trainer->batches)};
     room[n++] = (mb_metric){"tokens", (double)trainer->tokens};
+    n += mb_trainer_loads_metrics(trainer, room + n);
     room[n++] = (mb_metric){"provenance/tokens_per_second",
                             seconds > 0 ? (double)(trainer->tokens - trainer->first_tokens) / seconds : 0};
-    return mb_metrics_write(trainer->metrics, trainer->step, room, n);
+    if (trainer->routing_seconds > 0) {
+        room[n++] = (mb_metric){"provenance/routing_pass_seconds", trainer->routing_seconds};
+        room[n++] = (mb_metric){"provenance/routing_pass_share", trainer->routing_share};
+    }
+    const mb_trainer_loads *loads = &trainer->loads;
+    const mb_metric_table table = {"loads", loads->routers, loads->experts, loads->counts};
+    return mb_metrics_write_table(trainer->metrics, trainer->step, room, n,
+                                  loads->is_counted ? &table : NULL);
 }
 
 static void show_progress(mb_trainer *trainer, mb_progress *progress, bool is_end)
@@ -253,14 +270,14 @@ static double now_seconds(void)
 }
 
 /* What a stop may take from here on: the step under way and two more, two checkpoints, the weights of an
- * epoch. What was not yet measured is taken to go to a slow disk. */
+ * epoch, a validation. What was not yet measured is taken to go to a slow disk. */
 static double stop_margin(const mb_trainer *trainer)
 {
     const double elements = (double)mb_params_trained_count(trainer->params),
                  save = trainer->save_seconds > 0 ? trainer->save_seconds : 12 * elements / SLOW_DISK_RATE,
                  weights =
                      trainer->weights_seconds > 0 ? trainer->weights_seconds : 4 * elements / SLOW_DISK_RATE;
-    return 3 * trainer->step_seconds + 2 * save + weights;
+    return 3 * trainer->step_seconds + 2 * save + weights + trainer->validation_seconds;
 }
 
 /* Never before the first step of this run, so that every run gets on. */
@@ -279,7 +296,8 @@ static bool is_save_due(const mb_trainer *trainer)
     return every > 0 && mb_comm_rank(trainer->comm) == 0 && mb_clock_seconds() - trainer->saved > every;
 }
 
-/* After a step: log, weights and state where they are due. */
+/* After a step: log, weights, validation and state where they are due. Weights come before a validation,
+ * which may be given up: the next run makes it then, from the state that is written in its place. */
 static mb_status finish_step(mb_trainer *trainer, const mb_batches_step *taken, bool save_due,
                              mb_metric *room)
 {
@@ -292,8 +310,19 @@ static mb_status finish_step(mb_trainer *trainer, const mb_batches_step *taken, 
     if (status == MB_OK) status = mb_trainer_save_check(trainer);
     MB_TRY(mb_comm_agree(trainer->comm, status));
     if (taken->is_epoch_end) MB_TRY(write_epoch(trainer, taken->epoch, is_last));
+    if (mb_trainer_validate_is_due(trainer, taken->is_epoch_end)) MB_TRY(mb_trainer_validate_run(trainer));
     if (taken->is_epoch_end || save_due || (every > 0 && trainer->step % every == 0))
         MB_TRY(mb_trainer_save_run(trainer, is_last));
+done:
+    return status;
+}
+
+/* A checkpoint of what is done, and out. */
+static mb_status stop_run(mb_trainer *trainer)
+{
+    mb_status status = MB_OK;
+    MB_TRY(mb_trainer_save_run(trainer, true));
+    return mb_fail(MB_ESTOPPED, "stopped after step %lld; run again to go on", (long long)trainer->step);
 done:
     return status;
 }
@@ -305,11 +334,8 @@ static mb_status train_step(mb_trainer *trainer, mb_metric *room)
     mb_trainer_counts counts = {.stops = mb_stop_is_set() || is_time_over(trainer),
                                 .saves = is_save_due(trainer)};
     MB_TRY(mb_trainer_step_read(trainer, &taken, &counts));
-    status = counts.stops > 0 ? MB_ESTOPPED : mb_trainer_step_run(trainer, &taken, counts.targets);
-    if (status == MB_ESTOPPED) {
-        MB_TRY(mb_trainer_save_run(trainer, true));
-        return mb_fail(MB_ESTOPPED, "stopped after step %lld; run again to go on", (long long)trainer->step);
-    }
+    status = counts.stops > 0 ? MB_ESTOPPED : mb_trainer_step_run(trainer, &taken, &counts);
+    if (status == MB_ESTOPPED) return stop_run(trainer);
     MB_TRY(status);
     if (taken.is_epoch_start) {
         trainer->loss_sum = 0;
@@ -319,7 +345,9 @@ static mb_status train_step(mb_trainer *trainer, mb_metric *room)
     trainer->records += counts.records;
     trainer->loss_sum += trainer->terms[0];
     trainer->loss_steps++;
-    MB_TRY(finish_step(trainer, &taken, counts.saves > 0, room));
+    status = finish_step(trainer, &taken, counts.saves > 0, room);
+    if (status == MB_ESTOPPED) return stop_run(trainer);
+    MB_TRY(status);
 done:
     return status;
 }
@@ -330,7 +358,10 @@ static mb_status train(mb_trainer *trainer)
     mb_metric *room = NULL;
     mb_progress progress;
     int64_t steps = mb_batches_steps(trainer->batches);
-    MB_NEW_ARRAY(room, trainer->objective->term_count + OWN_METRICS);
+    MB_NEW_ARRAY(room, trainer->objective->term_count + trainer->loads.routers + OWN_METRICS);
+    status = mb_trainer_validate_catch_up(trainer);
+    if (status == MB_ESTOPPED) status = stop_run(trainer);
+    MB_TRY(status);
     mb_progress_start(&progress, "training", "steps", trainer->step, steps);
     while (trainer->step < steps) {
         MB_TRY(train_step(trainer, room));
@@ -355,6 +386,12 @@ static void fill_report(const mb_trainer *trainer, mb_status status, mb_trainer_
         .seconds = seconds,
         .loss = trainer->loss_steps > 0 ? trainer->loss_sum / (double)trainer->loss_steps : 0,
         .is_stopped = status == MB_ESTOPPED};
+    if (trainer->all_routing_seconds > 0) {
+        report->routing_seconds = trainer->all_routing_seconds;
+        report->routing_share = trainer->all_routing_seconds / trainer->all_seconds;
+        mb_info("routing-only passes for training.balance_scope = step: %.2f s, %.1f %% of the steps' time",
+                report->routing_seconds, 100 * report->routing_share);
+    }
     if (seconds > 0) report->tokens_per_second = (double)(trainer->tokens - trainer->first_tokens) / seconds;
     memcpy(report->memory, trainer->memory, sizeof report->memory);
 }
@@ -383,10 +420,18 @@ mb_status mb_trainer_run(mb_comm *comm, mb_lm *lm, mb_objective *objective, mb_s
     status = train(&trainer);
     if (status == MB_OK) status = mb_trainer_memory_measure(&trainer);
     if (status == MB_OK || status == MB_ESTOPPED) fill_report(&trainer, status, out_report);
+    if (status == MB_OK && mb_comm_rank(comm) == 0) status = mb_trainer_validate_report(&trainer, out_report);
     if (status != MB_OK) mb_status_trace(status, __func__, __FILE__, __LINE__);
 done:
     destroy_parts(&trainer);
     return status;
+}
+
+void mb_trainer_report_reset(mb_trainer_report *report)
+{
+    mb_free(report->validated);
+    report->validated = NULL;
+    report->validated_count = 0;
 }
 
 /* ---- 5. gradients without a step ---- */
@@ -401,14 +446,14 @@ mb_status mb_trainer_gradients(mb_lm *lm, mb_objective *objective, const mb_micr
     mb_buffer *buffer = NULL;
     const size_t bytes = (size_t)mb_params_trained_count(params) * sizeof *gradient;
     MB_TRY(mb_buffer_create(mb_ops_allocator(ops), bytes, &buffer));
-    MB_TRY(mb_trainer_step_create_passes(lm, objective, &passes));
+    MB_TRY(mb_trainer_passes_create(lm, objective, &passes));
     mb_params_bind_gradient(params, buffer->data);
-    MB_TRY(mb_trainer_step_microbatch(&passes, microbatch, out_terms));
+    MB_TRY(mb_trainer_passes_train(&passes, microbatch, out_terms));
     MB_TRY(mb_ops_download(ops, buffer->data, bytes, gradient));
     MB_TRY(mb_ops_wait(ops));
 done:
     mb_params_bind_gradient(params, NULL);
-    mb_trainer_step_destroy_passes(&passes);
+    mb_trainer_passes_destroy(&passes);
     mb_buffer_destroy(&buffer);
     return status;
 }

@@ -16,6 +16,11 @@
  * content hashes leave out. State checkpoints come at epoch ends (the last too), every save_steps and
  * save_minutes; the weights epoch_<n> (n from 1, the last part of an epoch counts) before them; final is a
  * relative link to the last.
+ *
+ * Validation: the objective's terms on the records of another shard, without gradients and dropout, before
+ * the first step, every validation_steps (0: at epoch ends) and at the end; micro-batches of one type each,
+ * values per type and over all as lines "validation/[<type>/]<term>" of the metrics. They have the same bits
+ * on any number of ranks and change nothing of the training.
  */
 #ifndef MB_TRAINER_H
 #define MB_TRAINER_H
@@ -44,15 +49,20 @@ typedef struct mb_trainer_options {
     int64_t warmup_steps; /* training.warmup_steps 0 */
     double weight_decay, adam_beta1, adam_beta2, adam_epsilon; /* 0, .9, .999, 1e-8 */
     double max_grad_norm;                                      /* 1.0; 0: no clipping */
-    char *save;                                                /* training.save full|delta */
-    int64_t save_steps;        /* training.save_steps 0: only at epoch ends; state checkpoints for resume */
-    double save_minutes;       /* training.save_minutes 30: state checkpoint at least this often; 0 never */
-    int64_t save_total_limit;  /* training.save_total_limit 2: state checkpoints kept */
-    bool async_save;           /* training.async_save: they are written beside the next steps */
-    int64_t log_steps;         /* training.logging_steps 10 */
-    char *stored_dtype;        /* training.save_dtype f32|bf16|f16|source */
-    bool strict;               /* training.strict refuse a resume under another environment */
-    double time_limit_minutes; /* training.time_limit_minutes 0: none: stop in time by itself (exit 75) */
+    double router_bias_rate;    /* training.router_bias_rate 0: none; else router_bias.h after every step */
+    char *save;                 /* training.save full|delta */
+    int64_t save_steps;         /* training.save_steps 0: only at epoch ends; state checkpoints for resume */
+    double save_minutes;        /* training.save_minutes 30: state checkpoint at least this often; 0 never */
+    int64_t save_total_limit;   /* training.save_total_limit 2: state checkpoints kept */
+    bool async_save;            /* training.async_save: they are written beside the next steps */
+    int64_t log_steps;          /* training.logging_steps 10 */
+    char *stored_dtype;         /* training.save_dtype f32|bf16|f16|source */
+    bool strict;                /* training.strict refuse a resume under another environment */
+    double time_limit_minutes;  /* training.time_limit_minutes 0: none: stop in time by itself (exit 75) */
+    int64_t validation_steps;   /* training.validation_steps 0: at epoch ends and the end */
+    int64_t validation_samples; /* training.validation_samples 0: all; drawn by seed */
+    bool log_loads;             /* training.log_loads: also where nothing else reads the routing */
+    mb_shard *opt_validation;   /* no option: what to validate on, NULL: nothing. Borrowed */
 } mb_trainer_options;
 const mb_option *mb_trainer_option_table(int64_t *out_count);
 
@@ -61,10 +71,22 @@ const mb_option *mb_trainer_option_table(int64_t *out_count);
  * rest. */
 enum { MB_TRAINER_MEMORY_KINDS = 8 };
 
+enum { MB_TRAINER_NAME = 128 };
+
+/* A validated term over a whole run, whatever interrupted it. */
+typedef struct mb_trainer_validated {
+    char name[MB_TRAINER_NAME]; /* "validation/code/loss" */
+    double first, best, last;   /* best: at the step where the loss over all is lowest */
+} mb_trainer_validated;
+
 typedef struct mb_trainer_report {
     int64_t steps, tokens, records;
     double loss; /* mean over the last epoch's steps */
     double seconds, tokens_per_second;
+    double routing_seconds, routing_share; /* of this run's routing-only passes (balance_scope = step), and
+                                              their share of its steps' time */
+    mb_trainer_validated *validated;       /* [validated_count], rank 0; owned: reset */
+    int64_t validated_count, best_step;
     mb_lm_memory memory[MB_TRAINER_MEMORY_KINDS];
     bool is_stopped; /* ended at a checkpoint before its end (MB_ESTOPPED) */
 } mb_trainer_report;
@@ -76,6 +98,8 @@ typedef struct mb_trainer_report {
 mb_status mb_trainer_run(mb_comm *comm, mb_lm *lm, mb_objective *objective, mb_shard *shard,
                          const mb_trainer_options *options, const char *folder, const char *opt_source,
                          mb_trainer_report *out_report);
+
+void mb_trainer_report_reset(mb_trainer_report *report);
 
 /* Loss terms and gradients of all records of ONE micro-batch given as id arrays, without an optimiser step
  * (moe-inspect gradients). gradient [trained] is the caller's, in the host's memory. */

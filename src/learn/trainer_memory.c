@@ -47,27 +47,54 @@ static int64_t batch_bytes(mb_lm *lm, const mb_trainer_options *options, int64_t
     return mine * tokens * 4 + rows * (32 + router);
 }
 
+/* Rows of the largest micro-batch of a validation, which keeps nothing for a gradient. */
+static mb_status validation_tokens(const mb_trainer_options *options, int64_t *out_tokens)
+{
+    mb_status status = MB_OK;
+    mb_batches *batches = NULL;
+    mb_trainer_options one = *options;
+    *out_tokens = 0;
+    if (options->opt_validation == NULL || mb_shard_count(options->opt_validation) == 0) return MB_OK;
+    one.subset_ratio = 1;
+    one.max_steps = 1;
+    one.max_tokens = 0;
+    MB_TRY(mb_batches_create(options->opt_validation, &one, &batches));
+    MB_TRY(mb_batches_most_tokens(batches, out_tokens));
+done:
+    mb_batches_destroy(&batches);
+    return status;
+}
+
 mb_status mb_trainer_forecast(const mb_comm *comm, mb_lm *lm, const mb_objective *objective, mb_shard *shard,
                               const mb_trainer_options *options, mb_lm_memory memory[MB_TRAINER_MEMORY_KINDS])
 {
     mb_status status = MB_OK;
     mb_batches *batches = NULL;
-    mb_lm_plan plan;
-    int64_t tokens;
+    mb_lm_plan plan, plain, looking;
+    int64_t tokens, validated;
     const int ranks = mb_comm_size(comm);
     const int64_t n = mb_params_trained_count(mb_lm_params(lm)), most = options->gradient_accumulation_steps,
                   lanes = options->lanes < most ? options->lanes : most;
     MB_TRY(mb_batches_create(shard, options, &batches));
     MB_TRY(mb_batches_most_tokens(batches, &tokens));
-    const int64_t rows = tokens * (objective->row_copies > 0 ? objective->row_copies : 1);
-    const mb_lm_plan_options shape = {.tokens = rows,
-                                      .gradient = true,
-                                      .recompute = mb_str_equal(options->recompute, "blocks") ||
-                                                   mb_str_equal(options->recompute, "true"),
-                                      .has_head = true,
-                                      .ranks = ranks,
-                                      .node_ranks = mb_comm_local_size(comm)};
+    const int64_t copies = objective->row_copies > 0 ? objective->row_copies : 1, rows = tokens * copies;
+    mb_lm_plan_options shape = {.tokens = rows,
+                                .gradient = true,
+                                .recompute = mb_str_equal(options->recompute, "blocks") ||
+                                             mb_str_equal(options->recompute, "true"),
+                                .has_head = true,
+                                .ranks = ranks,
+                                .node_ranks = mb_comm_local_size(comm)};
     MB_TRY(mb_lm_plan_open(lm, &shape, &plan));
+    shape.gradient = false;
+    MB_TRY(mb_lm_plan_open(lm, &shape, &plain));
+    MB_TRY(validation_tokens(options, &validated));
+    shape.tokens = validated * copies;
+    MB_TRY(mb_lm_plan_open(lm, &shape, &looking));
+    const int64_t passes = objective->plain_passes, each = (int64_t)(plain.activations + plain.scratch),
+                  training = (int64_t)(plan.activations + plan.scratch) + passes * each,
+                  once = validated > 0 ? (int64_t)(looking.activations + looking.scratch) : 0,
+                  looked = (1 + passes) * once;
     const size_t gradients = options->zero > 1 ? mb_scatter_plan(n, lanes, ranks, filled_elements(lm))
                                                : mb_lanes_plan(n, lanes, ranks);
     const int64_t forecast[MB_TRAINER_MEMORY_KINDS] = {
@@ -77,7 +104,7 @@ mb_status mb_trainer_forecast(const mb_comm *comm, mb_lm *lm, const mb_objective
         [OPTIMISER] = 8 * owned_elements(n, ranks),
         [GRADIENTS] = (int64_t)gradients,
         [ACTIVATIONS] =
-            (int64_t)(plan.activations + plan.scratch) + batch_bytes(lm, options, lanes, ranks, tokens, rows),
+            (training > looked ? training : looked) + batch_bytes(lm, options, lanes, ranks, tokens, rows),
         [CHECKPOINT] = mb_trainer_save_copy_bytes(options, n, ranks),
         [OTHER] = 2 * (int64_t)plan.packed + OTHER_BYTES};
     for (int k = 0; k < MB_TRAINER_MEMORY_KINDS; k++)

@@ -21,8 +21,8 @@ static const mb_option table[] = {
         NULL),
     INT(max_tokens, "training.max_tokens", "0", 0, "tokens",
         "stop at the first step that reaches so many, instead of epochs; 0: by epochs", NULL),
-    INT(batch_size, "training.batch_size", "8", 1, "records", "records of a micro-batch",
-        "training.per_device_train_batch_size"),
+    INT(batch_size, "training.batch_size", "8", 1, "records",
+        "records of a micro-batch, of a pair shard pairs", "training.per_device_train_batch_size"),
     INT(gradient_accumulation_steps, "training.gradient_accumulation_steps", "8", 1, "micro-batches",
         "micro-batches of a step, over all ranks", NULL),
     INT(lanes, "training.lanes", "8", 1, "lanes",
@@ -53,6 +53,10 @@ static const mb_option table[] = {
     REAL(adam_epsilon, "training.adam_epsilon", "1e-8", 0, 1, "", "AdamW's epsilon", NULL),
     REAL(max_grad_norm, "training.max_grad_norm", "1", 0, 1e9, "",
          "gradients are scaled down to this norm; 0: never", NULL),
+    REAL(router_bias_rate, "training.router_bias_rate", "0", 0, 1, "",
+         "load balance without a loss: after each step the selection bias of an expert picked less than the "
+         "mean of its layer rises by this, of one picked more it falls (1e-3 is usual); 0: biases stay",
+         "bias_gamma|moe_router_bias_update_rate"),
     WORD(save, "training.save", "full", "full|delta",
          "weights written after an epoch: whole, or only the trained tensors (an adapter is always written "
          "as such)"),
@@ -74,6 +78,18 @@ static const mb_option table[] = {
                    "refuse to resume under another backend, instruction set, thread count or lanes", NULL),
     REAL(time_limit_minutes, "training.time_limit_minutes", "0", 0, 1e7, "min",
          "stop at a checkpoint before this time is over (exit 75); 0: no limit", NULL),
+    INT(validation_steps, "training.validation_steps", "0", 0, "steps",
+        "steps between two validations (training.validation_path); 0: at epoch ends. There is one before the "
+        "first step and one after the last in any case",
+        "training.eval_steps"),
+    INT(validation_samples, "training.validation_samples", "0", 0, "records",
+        "records (or pairs) to validate on, drawn by the seed; 0: all of the shard",
+        "training.max_eval_samples"),
+    MB_OPTION_BOOL(
+        mb_trainer_options, log_loads, "training.log_loads", "false",
+        "count the tokens of every expert in the steps that are logged, also where no loss reads the "
+        "routing (where one does they are counted anyway)",
+        NULL),
 };
 
 const mb_option *mb_trainer_option_table(int64_t *out_count)

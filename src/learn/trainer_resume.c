@@ -22,12 +22,21 @@
 /* Does this key change what is computed? */
 static bool is_setting(const char *key)
 {
-    static const char *const others[] = {"training.save",          "training.save_steps",
-                                         "training.save_minutes",  "training.save_total_limit",
-                                         "training.logging_steps", "training.save_dtype",
-                                         "training.strict",        "training.time_limit_minutes",
-                                         "training.lanes",         "training.zero",
-                                         "training.recompute",     "training.async_save"};
+    static const char *const others[] = {"training.save",
+                                         "training.save_steps",
+                                         "training.save_minutes",
+                                         "training.save_total_limit",
+                                         "training.logging_steps",
+                                         "training.save_dtype",
+                                         "training.strict",
+                                         "training.time_limit_minutes",
+                                         "training.lanes",
+                                         "training.zero",
+                                         "training.recompute",
+                                         "training.async_save",
+                                         "training.log_loads",
+                                         "training.validation_steps",
+                                         "training.validation_samples"};
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
         if (mb_str_equal(key, others[i])) return false;
     }
@@ -190,6 +199,21 @@ done:
     return status;
 }
 
+/* What changes without a gradient: every rank all of it. */
+static mb_status read_carried(mb_trainer *trainer, mb_h5 *file)
+{
+    mb_status status = MB_OK;
+    const int64_t n = mb_params_carried_count(trainer->params);
+    float *values = NULL;
+    if (n == 0) goto done;
+    MB_NEW_ARRAY(values, n);
+    MB_TRY(mb_h5_read_rows(file, MB_TRAINER_STATE_CARRIED, MB_F32, 0, n, values));
+    MB_TRY(mb_params_carried_set(trainer->params, values));
+done:
+    mb_free(values);
+    return status;
+}
+
 static mb_status read_file(mb_trainer *trainer, const char *path)
 {
     mb_status status = MB_OK;
@@ -206,6 +230,7 @@ static mb_status read_file(mb_trainer *trainer, const char *path)
                  (long long)state.elements, (long long)elements);
     }
     MB_TRY(read_values(trainer, file));
+    MB_TRY(read_carried(trainer, file));
     trainer->step = state.step;
     MB_TRY(mb_h5_get_int(file, "/", "tokens", &trainer->tokens));
     MB_TRY(mb_h5_get_int(file, "/", "records", &trainer->records));
@@ -235,6 +260,7 @@ mb_status mb_trainer_resume_read(mb_trainer *trainer)
         status = path == NULL ? mb_fail(MB_ENOMEM, "no memory for a path") : read_file(trainer, path);
         MB_TRY(mb_comm_agree(trainer->comm, status));
         MB_TRY(mb_params_sync(trainer->params));
+        trainer->is_resumed = true;
         mb_info("resuming from %s", path);
     }
 done:

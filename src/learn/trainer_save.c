@@ -1,10 +1,11 @@
 /* trainer_save.c: writing the checkpoints a run resumes from.
  *
- * state/step_<n>/trainer.h5 holds the trained tensors, both moments and the counters, whatever the number of
- * ranks: rank 0 writes, the others send what they own in pieces. Either each piece is written as it comes, or
- * (training.async_save) all go into a copy that a thread of rank 0 writes beside the next steps; that thread
- * makes no MPI call, and its HDF5 calls take turns with those that read records. The file is the same. One
- * write is under way at most: the next one, the end and a stop wait for it.
+ * state/step_<n>/trainer.h5 holds the trained tensors, both moments, what is carried (params.h) and the
+ * counters, whatever the number of ranks: rank 0 writes, the others send what they own in pieces. Either each
+ * piece is written as it comes, or (training.async_save) all go into a copy that a thread of rank 0 writes
+ * beside the next steps; that thread makes no MPI call, and its HDF5 calls take turns with those that read
+ * records. The file is the same. One write is under way at most: the next one, the end and a stop wait for
+ * it.
  *
  * A run that has lost its folder to another writes nothing more: the lease is looked at before anything is
  * touched and again right before the rename.
@@ -33,6 +34,8 @@ struct mb_trainer_saver {
     const char *folder, *settings; /* the trainer's */
     int64_t keep;
     mb_trainer_state state;
+    float *carried; /* [carries] what changes without a gradient (params.h), of the step that is saved */
+    int64_t carries;
     int64_t tokens, records, loss_steps;
     double loss_sum;
     char *states, *path, *temporary;
@@ -57,6 +60,18 @@ static void forget_paths(mb_trainer_saver *saver)
     MB_FREE(saver->temporary);
 }
 
+/* What every rank has alike, so that rank 0's will do. */
+static mb_status copy_carried(mb_trainer *trainer)
+{
+    mb_status status = MB_OK;
+    mb_trainer_saver *saver = trainer->saver;
+    saver->carries = mb_params_carried_count(trainer->params);
+    if (saver->carried == NULL) MB_NEW_ARRAY(saver->carried, saver->carries);
+    MB_TRY(mb_params_carried_get(trainer->params, saver->carried));
+done:
+    return status;
+}
+
 /* All that is known before the values, as the trainer stands now. */
 static mb_status describe_state(mb_trainer *trainer)
 {
@@ -64,6 +79,7 @@ static mb_status describe_state(mb_trainer *trainer)
     mb_trainer_saver *saver = trainer->saver;
     const mb_batches_step next = mb_batches_step_get(trainer->batches, trainer->step);
     forget_paths(saver);
+    MB_TRY(copy_carried(trainer));
     saver->folder = trainer->folder;
     saver->settings = trainer->settings;
     saver->keep = trainer->options->save_total_limit;
@@ -106,6 +122,10 @@ static mb_status start_file(mb_trainer_saver *saver)
     MB_TRY(mb_h5_set_real(file, "/", "loss_sum", saver->loss_sum));
     MB_TRY(mb_h5_set_text(file, "/", "settings", saver->settings));
     MB_TRY(mb_h5_create_rows(file, MB_TRAINER_STATE_VALUES, MB_F32, 0, NULL, (size_t)1 << 20));
+    if (saver->carries > 0) {
+        MB_TRY(mb_h5_create_rows(file, MB_TRAINER_STATE_CARRIED, MB_F32, 0, NULL, (size_t)1 << 20));
+        MB_TRY(mb_h5_append_rows(file, MB_TRAINER_STATE_CARRIED, saver->carried, saver->carries));
+    }
     MB_TRY(mb_trainer_state_create_moment(file, 1));
     MB_TRY(mb_trainer_state_create_moment(file, 2));
     saver->file = file;
@@ -350,6 +370,7 @@ void mb_trainer_save_destroy(mb_trainer *trainer)
     forget_paths(saver);
     mb_free(saver->message);
     mb_free(saver->copy);
+    mb_free(saver->carried);
     MB_FREE(trainer->saver);
 }
 

@@ -6,9 +6,8 @@
  * gathering of parameters follow. A stop gives up the step between two micro-batches (MB_ESTOPPED on all
  * ranks). Between collectives a rank may fail alone: the statuses are agreed before the next one.
  *
- * 1. passes of a micro-batch   2. creation   3. reading   4. running
+ * 1. creation   2. reading   3. running
  */
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -16,130 +15,9 @@
 #include "base/stop.h"
 #include "learn/trainer_impl.h"
 
-/* ---- 1. passes of a micro-batch ---- */
+/* ---- 1. creation ---- */
 
 enum { ARENA_BYTES = 1 << 20 };
-
-mb_status mb_trainer_step_create_passes(mb_lm *lm, mb_objective *objective, mb_trainer_passes *out_passes)
-{
-    *out_passes = (mb_trainer_passes){.lm = lm, .objective = objective};
-    return mb_arena_create(ARENA_BYTES, &out_passes->arena);
-}
-
-void mb_trainer_step_destroy_passes(mb_trainer_passes *passes)
-{
-    for (int64_t i = 0; i < MB_OBJECTIVE_MAX_PASSES; i++) mb_lm_pass_destroy(&passes->pass[i]);
-    mb_arena_destroy(&passes->arena);
-}
-
-static int64_t first_bad_router(const mb_lm_output *output, int64_t rows, int64_t experts)
-{
-    for (int64_t l = 0; l < output->routers; l++) {
-        for (int64_t i = 0; i < rows * experts; i++) {
-            if (!isfinite(output->router_logits[l][i])) return l;
-        }
-    }
-    return -1;
-}
-
-static mb_status check_finite(const mb_trainer_passes *passes, const mb_objective_pass *planned,
-                              const mb_lm_output *outputs, const mb_objective_terms *terms)
-{
-    for (int64_t i = 0; i < terms->count; i++) {
-        if (isfinite(terms->value[i])) continue;
-        int64_t bad =
-            first_bad_router(&outputs[0], planned[0].batch.tokens, mb_arch_gates(mb_lm_arch(passes->lm)));
-        char layer[64] = "";
-        if (bad >= 0) snprintf(layer, sizeof layer, ", first seen at router %lld", (long long)bad);
-        return mb_fail(MB_ENUMERIC, "%s is %g%s; lower training.learning_rate or look at these records",
-                       terms->name[i], terms->value[i], layer);
-    }
-    return MB_OK;
-}
-
-static mb_status check_passes(const mb_trainer_passes *passes, const mb_objective_pass *planned,
-                              int64_t count)
-{
-    int64_t backwards = 0;
-    for (int64_t i = 0; i < count; i++) {
-        backwards += planned[i].want.gradient;
-        if (planned[i].model != 0)
-            return mb_fail(MB_EUNSUPPORTED,
-                           "objective %s asks for a second model, and the trainer was given one",
-                           passes->objective->name);
-    }
-    if (backwards != 1 && mb_params_has_sink(mb_lm_params(passes->lm)))
-        return mb_fail(MB_EUNSUPPORTED,
-                       "objective %s makes %lld backward passes of a micro-batch; training.zero = 2 "
-                       "and 3 take one: set training.zero=1",
-                       passes->objective->name, (long long)backwards);
-    return MB_OK;
-}
-
-static mb_status run_forwards(mb_trainer_passes *passes, mb_objective_pass *planned, int64_t count,
-                              mb_lm_output *outputs)
-{
-    mb_status status = MB_OK;
-    const bool is_device = mb_ops_is_device(mb_lm_ops(passes->lm)); /* routing has to be fetched there */
-    for (int64_t i = 0; i < count; i++) {
-        planned[i].want.recompute = passes->recompute && planned[i].want.gradient;
-        planned[i].want.no_routing = is_device && !passes->objective->reads_routing;
-        if (passes->pass[i] == NULL) MB_TRY(mb_lm_pass_create(passes->lm, &passes->pass[i]));
-        MB_TRY(mb_lm_forward_start(passes->pass[i], &planned[i].batch, &planned[i].want, &outputs[i]));
-    }
-done:
-    return status;
-}
-
-static mb_status run_backwards(mb_trainer_passes *passes, const mb_objective_pass *planned, int64_t count,
-                               const mb_objective_gradient *gradients)
-{
-    mb_status status = MB_OK;
-    for (int64_t i = 0; i < count; i++) {
-        if (!planned[i].want.gradient) continue;
-        MB_TRY(mb_lm_backward(passes->pass[i], gradients[i].d_token_loss, gradients[i].d_router_logits,
-                              gradients[i].d_hidden));
-    }
-done:
-    return status;
-}
-
-static mb_status wait_forwards(mb_trainer_passes *passes, int64_t count)
-{
-    mb_status status = MB_OK;
-    for (int64_t i = 0; i < count; i++) MB_TRY(mb_lm_pass_wait(passes->pass[i]));
-done:
-    return status;
-}
-
-/* On a device the backward of a fused objective is queued behind the forward before the loss is looked at, so
- * that the device is never without work. */
-mb_status mb_trainer_step_microbatch(mb_trainer_passes *passes, const mb_microbatch *microbatch,
-                                     mb_objective_terms *out_terms)
-{
-    mb_status status = MB_OK;
-    mb_objective *objective = passes->objective;
-    mb_objective_pass planned[MB_OBJECTIVE_MAX_PASSES];
-    mb_lm_output outputs[MB_OBJECTIVE_MAX_PASSES];
-    mb_objective_gradient gradients[MB_OBJECTIVE_MAX_PASSES] = {{0}};
-    const bool is_ahead = objective->is_fused && mb_ops_is_device(mb_lm_ops(passes->lm));
-    int64_t count = 0;
-    mb_arena_reset(passes->arena);
-    MB_TRY(objective->plan_passes(objective, microbatch, passes->arena, planned, &count));
-    MB_TRY(check_passes(passes, planned, count));
-    MB_TRY(mb_lm_gradient_begin(passes->lm));
-    MB_TRY(run_forwards(passes, planned, count, outputs));
-    if (is_ahead) MB_TRY(run_backwards(passes, planned, count, gradients));
-    MB_TRY(wait_forwards(passes, count));
-    MB_TRY(
-        objective->loss(objective, microbatch, passes->arena, planned, outputs, count, out_terms, gradients));
-    MB_TRY(check_finite(passes, planned, outputs, out_terms));
-    if (!is_ahead) MB_TRY(run_backwards(passes, planned, count, gradients));
-done:
-    return status;
-}
-
-/* ---- 2. creation ---- */
 
 static mb_status sink_room(void *context, int64_t block, float **out)
 {
@@ -180,17 +58,19 @@ mb_status mb_trainer_step_create(mb_trainer *trainer)
 {
     mb_status status = MB_OK;
     const mb_trainer_options *options = trainer->options;
-    int64_t rounds = (options->gradient_accumulation_steps + trainer->lane_total - 1) / trainer->lane_total;
+    const int64_t rounds =
+                      (options->gradient_accumulation_steps + trainer->lane_total - 1) / trainer->lane_total,
+                  size = options->batch_size * mb_batches_width(trainer->batches);
     trainer->part_count = 0;
-    MB_TRY(mb_trainer_step_create_passes(trainer->lm, trainer->objective, &trainer->passes));
+    MB_TRY(mb_trainer_passes_create(trainer->lm, trainer->objective, &trainer->passes));
     trainer->passes.recompute =
         mb_str_equal(options->recompute, "blocks") || mb_str_equal(options->recompute, "true");
     MB_TRY(mb_arena_create(ARENA_BYTES, &trainer->step_arena));
     MB_NEW_ARRAY(trainer->parts, trainer->lane_count * rounds);
     for (int64_t i = 0; i < trainer->lane_count * rounds; i++) {
-        MB_NEW_ARRAY(trainer->parts[i].record, options->batch_size);
+        MB_NEW_ARRAY(trainer->parts[i].record, size);
         trainer->part_count = i + 1;
-        MB_NEW_ARRAY(trainer->parts[i].sample, options->batch_size);
+        MB_NEW_ARRAY(trainer->parts[i].sample, size);
     }
     MB_NEW_ARRAY(trainer->lane_terms, (trainer->lane_count + 1) * trainer->objective->term_count);
     MB_NEW_ARRAY(trainer->terms, trainer->objective->term_count);
@@ -212,31 +92,44 @@ void mb_trainer_step_destroy(mb_trainer *trainer)
     mb_free(trainer->lane_terms);
     mb_free(trainer->terms);
     mb_arena_destroy(&trainer->step_arena);
-    mb_trainer_step_destroy_passes(&trainer->passes);
+    mb_trainer_passes_destroy(&trainer->passes);
 }
 
-/* ---- 3. reading ---- */
+/* ---- 2. reading ---- */
 
-/* Copies a record into the step's arena, cut; empty records are left out. */
+mb_status mb_trainer_step_copy(mb_shard *shard, int64_t record, int64_t max_length, mb_arena *arena,
+                               mb_shard_record *out_record)
+{
+    mb_status status = MB_OK;
+    mb_shard_record read;
+    uint32_t *tokens;
+    uint8_t *mask = NULL;
+    MB_TRY(mb_shard_read(shard, record, &read));
+    if (max_length > 0 && read.count > max_length) read.count = max_length;
+    MB_ARENA_ARRAY(arena, tokens, read.count);
+    if (read.count > 0) memcpy(tokens, read.tokens, (size_t)read.count * sizeof *tokens);
+    if (read.loss_mask != NULL) {
+        MB_ARENA_ARRAY(arena, mask, read.count);
+        if (read.count > 0) memcpy(mask, read.loss_mask, (size_t)read.count);
+    }
+    read.tokens = tokens;
+    read.loss_mask = mask;
+    *out_record = read;
+done:
+    return status;
+}
+
+/* Empty records are left out, but for a side of a pair. */
 static mb_status read_record(mb_trainer *trainer, int64_t sample, mb_trainer_part *part,
                              mb_trainer_counts *counts)
 {
     mb_status status = MB_OK;
     mb_shard_record record;
-    uint32_t *tokens;
-    uint8_t *mask = NULL;
-    MB_TRY(mb_shard_read(trainer->shard, sample, &record));
-    record.count = mb_batches_length(trainer->batches, sample);
-    if (record.count == 0) return MB_OK;
-    MB_ARENA_ARRAY(trainer->step_arena, tokens, record.count);
-    memcpy(tokens, record.tokens, (size_t)record.count * sizeof *tokens);
-    if (record.loss_mask != NULL) {
-        MB_ARENA_ARRAY(trainer->step_arena, mask, record.count);
-        memcpy(mask, record.loss_mask, (size_t)record.count);
-    }
-    record.tokens = tokens;
-    record.loss_mask = mask;
-    counts->targets += trainer->objective->count_targets(trainer->objective, &record);
+    if (mb_batches_length(trainer->batches, sample) == 0 && mb_batches_width(trainer->batches) == 1)
+        return MB_OK;
+    MB_TRY(mb_trainer_step_copy(trainer->shard, sample, trainer->options->max_length, trainer->step_arena,
+                                &record));
+    counts->targets += trainer->objective->count_targets(trainer->objective, &record, sample);
     counts->tokens += record.count;
     counts->records++;
     part->sample[part->records] = sample;
@@ -249,7 +142,9 @@ static mb_status read_part(mb_trainer *trainer, const mb_batches_step *taken, mb
                            mb_trainer_counts *counts)
 {
     mb_status status = MB_OK;
-    int64_t size = trainer->options->batch_size, first = part->number * size, sample;
+    const int64_t size = trainer->options->batch_size * mb_batches_width(trainer->batches),
+                  first = part->number * size;
+    int64_t sample;
     part->records = 0;
     for (int64_t i = first; i < first + size && i < taken->count; i++) {
         MB_TRY(mb_batches_sample(trainer->batches, taken->epoch, taken->first + i, &sample));
@@ -289,7 +184,7 @@ done:
     return status;
 }
 
-/* ---- 4. running ---- */
+/* ---- 3. running ---- */
 
 /* The records of a micro-batch in a message: at most eight. */
 static void name_records(const mb_trainer *trainer, const mb_trainer_part *part)
@@ -309,25 +204,27 @@ static void name_records(const mb_trainer *trainer, const mb_trainer_part *part)
 }
 
 static mb_microbatch microbatch_of(const mb_trainer *trainer, const mb_batches_step *taken,
-                                   int64_t step_targets, const mb_trainer_part *part)
+                                   const mb_trainer_counts *counts, const mb_trainer_part *part)
 {
     return (mb_microbatch){.records = part->records,
                            .record = part->record,
                            .sample = part->sample,
                            .epoch = taken->epoch,
                            .seed = (uint64_t)trainer->options->seed,
-                           .step_targets = step_targets,
+                           .step_targets = counts->targets,
                            .step_microbatches = taken->microbatches,
+                           .step_records = counts->records,
+                           .step_tokens = counts->tokens,
                            .step = trainer->step};
 }
 
-static mb_status run_part(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets,
+static mb_status run_part(mb_trainer *trainer, const mb_batches_step *taken, const mb_trainer_counts *counts,
                           const mb_trainer_part *part, double *sums)
 {
     mb_objective_terms terms = {0};
-    mb_microbatch microbatch = microbatch_of(trainer, taken, step_targets, part);
+    mb_microbatch microbatch = microbatch_of(trainer, taken, counts, part);
     if (part->records == 0) return MB_OK;
-    mb_status status = mb_trainer_step_microbatch(&trainer->passes, &microbatch, &terms);
+    mb_status status = mb_trainer_passes_train(&trainer->passes, &microbatch, &terms);
     if (status != MB_OK) {
         name_records(trainer, part);
         return mb_status_trace(status, __func__, __FILE__, __LINE__);
@@ -336,7 +233,7 @@ static mb_status run_part(mb_trainer *trainer, const mb_batches_step *taken, int
     return MB_OK;
 }
 
-static mb_status run_lanes(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets)
+static mb_status run_lanes(mb_trainer *trainer, const mb_batches_step *taken, const mb_trainer_counts *counts)
 {
     mb_status status = MB_OK;
     int64_t width = trainer->objective->term_count, at = 0;
@@ -349,8 +246,7 @@ static mb_status run_lanes(mb_trainer *trainer, const mb_batches_step *taken, in
         for (; at < trainer->part_count && trainer->parts[at].lane == lane; at++) {
             if (mb_stop_is_set())
                 MB_RAISE(MB_ESTOPPED, "stopped inside step %lld", (long long)trainer->step + 1);
-            MB_TRY(
-                run_part(trainer, taken, step_targets, &trainer->parts[at], trainer->lane_terms + i * width));
+            MB_TRY(run_part(trainer, taken, counts, &trainer->parts[at], trainer->lane_terms + i * width));
         }
         MB_TRY(mb_lanes_end(trainer->lanes, lane));
     }
@@ -367,7 +263,7 @@ static const mb_trainer_part *part_of(const mb_trainer *trainer, int64_t number)
 }
 
 /* One micro-batch of every rank, its gradients going to their owners. Collective. */
-static mb_status run_wave(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets,
+static mb_status run_wave(mb_trainer *trainer, const mb_batches_step *taken, const mb_trainer_counts *counts,
                           int64_t round, int64_t wave)
 {
     mb_status status = MB_OK, finished;
@@ -378,7 +274,7 @@ static mb_status run_wave(mb_trainer *trainer, const mb_batches_step *taken, int
     if (mb_stop_is_set())
         status = mb_fail(MB_ESTOPPED, "stopped inside step %lld", (long long)trainer->step + 1);
     else if (part != NULL)
-        status = run_part(trainer, taken, step_targets, part,
+        status = run_part(trainer, taken, counts, part,
                           trainer->lane_terms + wave * trainer->objective->term_count);
     mb_params_set_sink(trainer->params, NULL);
     finished = mb_scatter_finish(trainer->scatter);
@@ -386,30 +282,30 @@ static mb_status run_wave(mb_trainer *trainer, const mb_batches_step *taken, int
 }
 
 /* The same for all rounds of a step: gradients are never whole on a rank. Collective. */
-static mb_status run_rounds(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets)
+static mb_status run_rounds(mb_trainer *trainer, const mb_batches_step *taken,
+                            const mb_trainer_counts *counts)
 {
     mb_status status = MB_OK;
     const int64_t waves = mb_scatter_waves(trainer->scatter), width = trainer->objective->term_count;
     memset(trainer->lane_terms, 0, (size_t)(waves * width) * sizeof *trainer->lane_terms);
     for (int64_t round = 0; round == 0 || round * trainer->lane_total < taken->microbatches; round++)
-        for (int64_t wave = 0; wave < waves; wave++)
-            MB_TRY(run_wave(trainer, taken, step_targets, round, wave));
+        for (int64_t wave = 0; wave < waves; wave++) MB_TRY(run_wave(trainer, taken, counts, round, wave));
 done:
     return status;
 }
 
 /* Sums of gradients and of terms over all micro-batches. Collective. */
-static mb_status sum_step(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets,
+static mb_status sum_step(mb_trainer *trainer, const mb_batches_step *taken, const mb_trainer_counts *counts,
                           float **out_owned)
 {
     mb_status status = MB_OK;
     const int64_t width = trainer->objective->term_count;
     if (trainer->scatter != NULL) {
-        MB_TRY(run_rounds(trainer, taken, step_targets));
+        MB_TRY(run_rounds(trainer, taken, counts));
         *out_owned = mb_scatter_owned(trainer->scatter);
         MB_TRY(mb_scatter_sum(trainer->scatter, trainer->lane_terms, width, trainer->terms));
     } else {
-        MB_TRY(mb_comm_agree(trainer->comm, run_lanes(trainer, taken, step_targets)));
+        MB_TRY(mb_comm_agree(trainer->comm, run_lanes(trainer, taken, counts)));
         MB_TRY(mb_comm_agree(trainer->comm, mb_lanes_reduce(trainer->lanes, out_owned)));
         MB_TRY(mb_lanes_sum(trainer->lanes, trainer->lane_terms, width, trainer->terms));
     }
@@ -417,26 +313,14 @@ done:
     return status;
 }
 
-/* Picks of my micro-batches, by a routing-only pass of each. */
-static mb_status count_picks(mb_trainer *trainer, const mb_batches_step *taken)
+static mb_status count_picks(mb_trainer *trainer, const mb_batches_step *taken,
+                             const mb_trainer_counts *counts)
 {
     mb_status status = MB_OK;
-    mb_objective *objective = trainer->objective;
-    mb_trainer_passes *passes = &trainer->passes;
-    mb_objective_pass planned;
-    mb_lm_output output;
-    int64_t experts = mb_arch_gates(mb_lm_arch(trainer->lm)), picks = mb_lm_arch(trainer->lm)->picks;
-    if (passes->pass[0] == NULL) MB_TRY(mb_lm_pass_create(passes->lm, &passes->pass[0]));
     for (int64_t p = 0; p < trainer->part_count; p++) {
         if (trainer->parts[p].records == 0) continue;
-        mb_microbatch microbatch = microbatch_of(trainer, taken, 0, &trainer->parts[p]);
-        mb_arena_reset(passes->arena);
-        MB_TRY(objective->plan_routing(objective, &microbatch, passes->arena, &planned));
-        MB_TRY(mb_lm_forward(passes->pass[0], &planned.batch, &planned.want, &output));
-        for (int64_t l = 0; l < output.routers; l++) {
-            for (int64_t i = 0; i < planned.batch.tokens * picks; i++)
-                objective->picks[l * experts + output.router_ids[l][i]]++;
-        }
+        const mb_microbatch microbatch = microbatch_of(trainer, taken, counts, &trainer->parts[p]);
+        MB_TRY(mb_trainer_passes_route(&trainer->passes, &microbatch, trainer->objective->picks));
     }
 done:
     return status;
@@ -444,21 +328,34 @@ done:
 
 /* Where the objective wants it and a step has several micro-batches: the picks of the whole step. Collective.
  */
-static mb_status share_picks(mb_trainer *trainer, const mb_batches_step *taken)
+static mb_status share_picks(mb_trainer *trainer, const mb_batches_step *taken,
+                             const mb_trainer_counts *counts)
 {
     mb_status status = MB_OK;
     mb_objective *objective = trainer->objective;
+    const double began = mb_clock_seconds();
     objective->has_picks = false;
+    trainer->routing_seconds = 0;
     if (objective->plan_routing == NULL || taken->microbatches < 2) return MB_OK;
     memset(objective->picks, 0, (size_t)objective->pick_count * sizeof *objective->picks);
-    MB_TRY(mb_comm_agree(trainer->comm, count_picks(trainer, taken)));
+    MB_TRY(mb_comm_agree(trainer->comm, count_picks(trainer, taken, counts)));
     MB_TRY(mb_comm_allreduce_i64(trainer->comm, objective->picks, objective->pick_count, MB_COMM_SUM));
     objective->has_picks = true;
+    trainer->routing_seconds = mb_clock_seconds() - began;
 done:
     return status;
 }
 
-mb_status mb_trainer_step_run(mb_trainer *trainer, const mb_batches_step *taken, int64_t step_targets)
+static void count_seconds(mb_trainer *trainer, double seconds)
+{
+    if (seconds > trainer->step_seconds) trainer->step_seconds = seconds;
+    trainer->routing_share = seconds > 0 ? trainer->routing_seconds / seconds : 0;
+    trainer->all_routing_seconds += trainer->routing_seconds;
+    trainer->all_seconds += seconds;
+}
+
+mb_status mb_trainer_step_run(mb_trainer *trainer, const mb_batches_step *taken,
+                              const mb_trainer_counts *counts)
 {
     mb_status status = MB_OK;
     float *owned = NULL;
@@ -466,17 +363,18 @@ mb_status mb_trainer_step_run(mb_trainer *trainer, const mb_batches_step *taken,
            rate = trainer->options->learning_rate * mb_schedule_factor(&trainer->schedule, trainer->step);
     if (trainer->objective->begin_step != NULL)
         trainer->objective->begin_step(trainer->objective, trainer->lm, trainer->step);
-    MB_TRY(share_picks(trainer, taken));
-    MB_TRY(sum_step(trainer, taken, step_targets, &owned));
+    MB_TRY(share_picks(trainer, taken, counts));
+    mb_trainer_loads_begin(trainer);
+    MB_TRY(sum_step(trainer, taken, counts, &owned));
     status = mb_optimiser_step(trainer->optimiser, owned, trainer->step + 1, rate, &trainer->norm);
     if (status != MB_OK) {
         mb_status_prefix("step %lld: ", (long long)trainer->step + 1);
         mb_status_trace(status, __func__, __FILE__, __LINE__);
         goto done;
     }
+    MB_TRY(mb_trainer_loads_finish(trainer));
     trainer->step++;
-    double seconds = mb_clock_seconds() - began;
-    if (seconds > trainer->step_seconds) trainer->step_seconds = seconds;
+    count_seconds(trainer, mb_clock_seconds() - began);
 done:
     return status;
 }

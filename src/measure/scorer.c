@@ -31,7 +31,8 @@ const mb_option *mb_scorer_option_table(int64_t *out_count)
                        "good_mass,good_logits,perplexity,entropy,bytes_per_token,length,repeats,random",
                        "scores to store: good_mass, good_logits (of the model with trash experts), "
                        "perplexity, entropy (of "
-                       "score.source_model), bytes_per_token, length, repeats, random",
+                       "score.source_model), bytes_per_token, length, repeats, random; logprob, mean_logprob "
+                       "(of the loss mask's tokens, by model.path with model.adapter), targets",
                        "scores"),
         MB_OPTION_LIST(mb_scorer_options, score_layers, "score.score_layers", "all",
                        "layers with a router that count, from 0, negative from the end; the forward pass "
@@ -112,9 +113,14 @@ static bool wants_router(const mb_scorer_plan *plan)
     return plan->wants[MB_SCORER_GOOD_MASS] || plan->wants[MB_SCORER_GOOD_LOGITS];
 }
 
+static bool has_head(const mb_scorer_plan *plan)
+{
+    return mb_scorer_plan_targets(plan) != MB_TILE_NO_TARGETS;
+}
+
 static bool wants_source(const mb_scorer_plan *plan)
 {
-    return plan->wants[MB_SCORER_PERPLEXITY] || plan->wants[MB_SCORER_ENTROPY];
+    return has_head(plan) || plan->wants[MB_SCORER_ENTROPY];
 }
 
 static int64_t column_of(const mb_scorer_plan *plan, mb_scorer_kind kind)
@@ -192,15 +198,29 @@ done:
     return status;
 }
 
+/* Sums in token order, so that their bits are the record's own. */
 static void score_losses(scorer *s, const scorer_flight *flight)
 {
     const mb_tile *tile = flight->tile;
+    const bool *wants = s->plan.wants;
     for (int64_t i = 0; i < tile->records; i++) {
-        double sum = 0;
-        int64_t from = tile->head_first[i], to = tile->head_first[i + 1];
-        for (int64_t h = from; h < to; h++) sum += flight->source.token_loss[h];
-        *value_at(s, flight->part, MB_SCORER_PERPLEXITY, tile->record[i]) =
-            to > from ? exp(sum / (double)(to - from)) : NAN;
+        const int64_t from = tile->head_first[i], to = tile->head_first[i + 1], record = tile->record[i];
+        double sum = 0, answer = 0;
+        int64_t targets = 0;
+        for (int64_t h = from; h < to; h++) {
+            const double loss = flight->source.token_loss[h];
+            sum += loss;
+            if (!tile->in_mask[tile->head_row[h] + 1]) continue;
+            answer += loss;
+            targets++;
+        }
+        if (wants[MB_SCORER_PERPLEXITY])
+            *value_at(s, flight->part, MB_SCORER_PERPLEXITY, record) =
+                to > from ? exp(sum / (double)(to - from)) : NAN;
+        if (wants[MB_SCORER_LOGPROB]) *value_at(s, flight->part, MB_SCORER_LOGPROB, record) = 0 - answer;
+        if (wants[MB_SCORER_MEAN_LOGPROB])
+            *value_at(s, flight->part, MB_SCORER_MEAN_LOGPROB, record) =
+                targets > 0 ? -answer / (double)targets : NAN;
     }
 }
 
@@ -214,11 +234,11 @@ int mb_scorer_passes(const mb_ops *ops)
 static mb_status launch(scorer *s, scorer_flight *flight)
 {
     mb_status status = MB_OK;
-    const bool has_head = s->plan.wants[MB_SCORER_PERPLEXITY], has_entropy = s->plan.wants[MB_SCORER_ENTROPY];
+    const bool has_entropy = s->plan.wants[MB_SCORER_ENTROPY];
     mb_lm_batch batch = mb_tile_batch(flight->tile);
     flight->router = flight->source = (mb_lm_output){0};
     if (wants_source(&s->plan)) {
-        const mb_lm_want want = {.routers = has_head && batch.head_rows > 0 ? 0 : s->plan.routers,
+        const mb_lm_want want = {.routers = batch.head_rows > 0 ? 0 : s->plan.routers,
                                  .no_routing = !has_entropy};
         if (batch.head_rows > 0 || (batch.tokens > 0 && has_entropy))
             MB_TRY(mb_lm_forward_start(flight->source_pass, &batch, &want, &flight->source));
@@ -248,7 +268,7 @@ static mb_status finish_tile(scorer *s, const scorer_flight *flight)
 {
     mb_status status = MB_OK;
     const mb_scorer_plan *plan = &s->plan;
-    if (plan->wants[MB_SCORER_PERPLEXITY]) score_losses(s, flight);
+    if (has_head(plan)) score_losses(s, flight);
     if (plan->wants[MB_SCORER_ENTROPY]) MB_TRY(score_routers(s, flight, true));
     if (wants_router(plan)) MB_TRY(score_routers(s, flight, false));
     if (!flight->ends_part) goto done;
@@ -308,10 +328,14 @@ static mb_status score_text(scorer *s, mb_scores_part *part)
             *value_at(s, part, MB_SCORER_RANDOM, r) =
                 mb_rng_uniform((uint64_t)s->options->seed, MB_RNG_SELECT, 0, s->records.record_hash[r]);
         }
-        if (!wants[MB_SCORER_REPEATS]) continue;
+        if (!wants[MB_SCORER_REPEATS] && !wants[MB_SCORER_TARGETS]) continue;
         MB_TRY(mb_shard_read(s->shard, r, &record));
-        MB_TRY(
-            mb_scorer_record_repeats(record.tokens, record.count, value_at(s, part, MB_SCORER_REPEATS, r)));
+        if (wants[MB_SCORER_TARGETS])
+            *value_at(s, part, MB_SCORER_TARGETS, r) =
+                (double)mb_tile_count_targets(&record, s->plan.limit, MB_TILE_MASKED_TARGETS);
+        if (wants[MB_SCORER_REPEATS])
+            MB_TRY(mb_scorer_record_repeats(record.tokens, record.count,
+                                            value_at(s, part, MB_SCORER_REPEATS, r)));
     }
 done:
     return status;
@@ -403,6 +427,25 @@ done:
     return status;
 }
 
+/* How the models compute, and what the source model is made of. */
+static mb_status add_models(scorer *s)
+{
+    mb_status status = MB_OK;
+    char folder[MB_HASH_TEXT] = "", adapter[MB_HASH_TEXT] = "";
+    mb_str storage = MB_STR_EMPTY;
+    mb_lm *lm = s->source_lm != NULL ? s->source_lm : s->router_lm;
+    if (s->source_lm != NULL) MB_TRY(mb_lm_hashes(s->source_lm, folder, adapter));
+    if (lm != NULL) MB_TRY(mb_params_describe_storage(mb_lm_params(lm), &storage));
+    MB_TRY(mb_json_set(s->attributes, "source_folder", json_string(folder)));
+    MB_TRY(mb_json_set(s->attributes, "source_adapter", json_string(adapter)));
+    MB_TRY(
+        mb_json_set(s->attributes, "dtype", json_string(lm != NULL ? mb_dtype_name(mb_lm_dtype(lm)) : "")));
+    MB_TRY(mb_json_set(s->attributes, "storage", json_string(mb_str_text(&storage))));
+done:
+    mb_str_destroy(&storage);
+    return status;
+}
+
 /* Rank 0: what the file says about its origin, and the key of its parts. */
 static mb_status make_key(scorer *s)
 {
@@ -413,12 +456,14 @@ static mb_status make_key(scorer *s)
     const mb_arch *arch = s->router_lm != NULL ? mb_lm_arch(s->router_lm) : NULL;
     MB_TRY(mb_shard_hash(s->shard, shard_hash));
     MB_TRY(mb_scorer_plan_json(&s->plan, s->options, &options));
-    s->attributes =
-        json_pack("{s:s, s:s, s:o, s:I, s:I}", "model", arch != NULL ? mb_lm_hash(s->router_lm) : "",
-                  "source_model", s->source_lm != NULL ? mb_lm_hash(s->source_lm) : "", "options", options,
-                  "experts", (json_int_t)(arch != NULL ? mb_arch_gates(arch) : 0), "good_experts",
-                  (json_int_t)(arch != NULL ? mb_arch_good(arch) : 0));
+    s->attributes = json_pack(
+        "{s:s, s:s, s:o, s:I, s:I, s:s, s:s, s:I}", "model", arch != NULL ? mb_lm_hash(s->router_lm) : "",
+        "source_model", s->source_lm != NULL ? mb_lm_hash(s->source_lm) : "", "options", options, "experts",
+        (json_int_t)(arch != NULL ? mb_arch_gates(arch) : 0), "good_experts",
+        (json_int_t)(arch != NULL ? mb_arch_good(arch) : 0), "tokenizer", mb_shard_tokenizer_hash(s->shard),
+        "template", mb_shard_template_hash(s->shard), "max_length", (json_int_t)s->plan.limit);
     if (s->attributes == NULL) MB_RAISE(MB_ENOMEM, "not enough memory for the attributes of a score table");
+    MB_TRY(add_models(s));
     MB_TRY(mb_json_print(s->attributes, 0, true, &text));
     MB_TRY(mb_str_add(&text, shard_hash));
     mb_hash_bytes(mb_str_text(&text), text.length, s->key);
@@ -473,9 +518,7 @@ static mb_status prepare(scorer *s)
     MB_TRY(create_passes(s));
     if (wants_router(&s->plan) || wants_source(&s->plan))
         MB_TRY(mb_tile_stream_create(s->shard, &s->plan.tiles, s->plan.limit,
-                                     s->plan.wants[MB_SCORER_PERPLEXITY] ? MB_TILE_ALL_TARGETS
-                                                                         : MB_TILE_NO_TARGETS,
-                                     s->flights, &s->stream));
+                                     mb_scorer_plan_targets(&s->plan), s->flights, &s->stream));
     if (mb_comm_rank(s->comm) == 0) MB_TRY(make_key(s));
 done:
     return status;

@@ -18,8 +18,14 @@
  * - length: tokens; higher
  * - repeats: share of tokens in runs of 8 that stood earlier in the record (scorer_record.h); lower
  * - random: uniform by (seed, record_hash)
+ * - logprob: sum of ln p over the record's targets, tokens 2..n of the loss mask (all of them where the shard
+ *   has none); comes with targets, their number; 0 where there are none. By the source model, which is
+ *   model.path with its adapter then: the reference of preference training (learn/reference.h)
+ * - mean_logprob: the same per target; NaN where there are none
+ * - targets: needs no model
  *
- * flops_per_token is the forward cost of getting that score alone: all blocks and the head for perplexity;
+ * flops_per_token is the forward cost of getting that score alone: all blocks and the head for perplexity and
+ * log-probabilities (as if every token were a target);
  * for router scores the blocks up to the last asked layer, whose experts are not computed. NaN scores (no
  * tokens) stay NaN: they are never selected.
  */
@@ -33,7 +39,7 @@
 #include "store/share.h"
 
 typedef struct mb_scorer_options {
-    char *scores;        /* score.scores: list of the names above, all by default */
+    char *scores;        /* score.scores: list of the names above, by default all before logprob */
     char *score_layers;  /* score.score_layers: "all", or list of MoE layer numbers from 0 (negative from the
                             end), "0,1,-1" */
     int64_t tile_tokens; /* score.tile_tokens 8192 */
@@ -41,6 +47,19 @@ typedef struct mb_scorer_options {
     int64_t seed;        /* score.seed 42 (random score) */
 } mb_scorer_options;
 const mb_option *mb_scorer_option_table(int64_t *out_count);
+
+/* What the asked scores need. */
+typedef struct mb_scorer_needs {
+    bool router, source; /* the model with trash experts; the source model */
+    bool policy;         /* log-probabilities: the source model is model.path with its adapter */
+    bool plain;          /* perplexity, entropy: it has no adapter */
+    bool head;           /* of the source model */
+    bool seed;           /* score.seed */
+    int64_t columns;     /* of the table, */
+    int64_t layered;     /* by layer too (score.score_layers) */
+} mb_scorer_needs;
+/* scores: a list as score.scores. MB_EUSAGE: there is no such score, or none is named. */
+mb_status mb_scorer_needs_get(const char *scores, mb_scorer_needs *out_needs);
 
 typedef struct mb_scorer_report {
     int64_t records, tokens, parts, skipped_parts;
@@ -55,12 +74,12 @@ typedef struct mb_scorer_report {
 int mb_scorer_passes(const mb_ops *ops);
 
 /* router_lm gives good_mass, good_logits (NULL when none is asked for); source_lm, the unconverted model,
- * gives perplexity and entropy of its routers (NULL likewise). Collective. A record's score does not depend
- * on its tile-mates (bitwise where the backend is row-stable). Restart does only missing parts. MB_ESTOPPED
- * when the stop flag is set: finished parts stay. MB_EUSAGE: an unknown score or layer, or a model that does
- * not give what is asked. A share of the work (not the whole) makes its parts and does not join them. report:
- * records and tokens of all ranks' work, those of skipped parts included. The parts stay
- * (mb_scores_parts_remove). */
+ * gives perplexity, log-probabilities and entropy of its routers (NULL likewise). Collective. A record's
+ * score does not depend on its tile-mates (bitwise where the backend is row-stable). Restart does only
+ * missing parts. MB_ESTOPPED when the stop flag is set: finished parts stay. MB_EUSAGE: an unknown score
+ * or layer, or a model that does not give what is asked. A share of the work (not the whole) makes its
+ * parts and does not join them. report: records and tokens of all ranks' work, those of skipped parts
+ * included. The parts stay (mb_scores_parts_remove). */
 mb_status mb_scorer_run(mb_comm *comm, mb_lm *opt_router_lm, mb_lm *opt_source_lm, mb_shard *shard,
                         const mb_scorer_options *options, mb_share share, const char *out_path,
                         mb_scorer_report *out_report);

@@ -23,6 +23,9 @@ static const struct {
     [MB_SCORER_LENGTH] = {"length", false, false, false, true},
     [MB_SCORER_REPEATS] = {"repeats", false, false, false, false},
     [MB_SCORER_RANDOM] = {"random", false, false, false, true},
+    [MB_SCORER_LOGPROB] = {"logprob", false, true, false, true},
+    [MB_SCORER_MEAN_LOGPROB] = {"mean_logprob", false, true, false, true},
+    [MB_SCORER_TARGETS] = {"targets", false, false, false, true},
 };
 
 static mb_status unknown_score(const char *name)
@@ -33,7 +36,7 @@ static mb_status unknown_score(const char *name)
     return mb_fail(
         MB_EUSAGE,
         "score.scores: there is no score '%s'%s%s%s; there are good_mass, good_logits, perplexity, entropy, "
-        "bytes_per_token, length, repeats, random",
+        "bytes_per_token, length, repeats, random, logprob, mean_logprob, targets",
         name, nearest != NULL ? " (did you mean " : "", nearest != NULL ? nearest : "",
         nearest != NULL ? "?)" : "");
 }
@@ -51,6 +54,7 @@ static mb_status add_column(mb_scorer_plan *plan, const char *name)
     memcpy(column->name, kinds[kind].name, strlen(kinds[kind].name) + 1);
     column->has_layers = kinds[kind].has_layers;
     column->higher_is_better = kinds[kind].higher_is_better;
+    if (kind == MB_SCORER_LOGPROB) MB_TRY(add_column(plan, kinds[MB_SCORER_TARGETS].name));
 done:
     return status;
 }
@@ -68,6 +72,32 @@ done:
     return status;
 }
 
+mb_status mb_scorer_needs_get(const char *scores, mb_scorer_needs *out_needs)
+{
+    mb_status status = MB_OK;
+    mb_scorer_plan plan = {0};
+    MB_TRY(add_columns(&plan, scores));
+    *out_needs =
+        (mb_scorer_needs){.head = mb_scorer_plan_targets(&plan) != MB_TILE_NO_TARGETS,
+                          .policy = plan.wants[MB_SCORER_LOGPROB] || plan.wants[MB_SCORER_MEAN_LOGPROB],
+                          .plain = plan.wants[MB_SCORER_PERPLEXITY] || plan.wants[MB_SCORER_ENTROPY],
+                          .seed = plan.wants[MB_SCORER_RANDOM],
+                          .columns = plan.column_count};
+    for (int64_t c = 0; c < plan.column_count; c++) {
+        out_needs->router = out_needs->router || kinds[plan.kinds[c]].needs_router;
+        out_needs->source = out_needs->source || kinds[plan.kinds[c]].needs_source;
+        out_needs->layered += kinds[plan.kinds[c]].has_layers;
+    }
+done:
+    return status;
+}
+
+/* Of model.path with its adapter, not of what it was made from. */
+static bool is_of_policy(mb_scorer_kind kind)
+{
+    return kind == MB_SCORER_LOGPROB || kind == MB_SCORER_MEAN_LOGPROB;
+}
+
 static mb_status check_models(const mb_scorer_plan *plan, const mb_lm *router, const mb_lm *source)
 {
     for (int64_t c = 0; c < plan->column_count; c++) {
@@ -77,8 +107,8 @@ static mb_status check_models(const mb_scorer_plan *plan, const mb_lm *router, c
                            kinds[kind].name);
         }
         if (kinds[kind].needs_source && source == NULL) {
-            return mb_fail(MB_EUSAGE, "score %s needs the unconverted model (score.source_model)",
-                           kinds[kind].name);
+            return mb_fail(MB_EUSAGE, "score %s needs the unconverted model (%s)", kinds[kind].name,
+                           is_of_policy(kind) ? "model.path" : "score.source_model");
         }
         if (kinds[kind].needs_router &&
             mb_arch_good(mb_lm_arch(router)) == mb_arch_gates(mb_lm_arch(router))) {
@@ -167,7 +197,7 @@ static void set_costs(mb_scorer_plan *plan, const mb_lm *router, const mb_lm *so
         mb_scorer_kind kind = plan->kinds[c];
         if (!kinds[kind].needs_router && !kinds[kind].needs_source) continue;
         const mb_arch *arch = mb_lm_arch(kinds[kind].needs_router ? router : source);
-        if (kind == MB_SCORER_PERPLEXITY) {
+        if (kind == MB_SCORER_PERPLEXITY || is_of_policy(kind)) {
             plan->columns[c].flops_per_token = mb_arch_flops(arch, arch->layers, true, context);
             continue;
         }
@@ -208,6 +238,13 @@ void mb_scorer_plan_reset(mb_scorer_plan *plan)
     *plan = (mb_scorer_plan){0};
 }
 
+mb_tile_targets mb_scorer_plan_targets(const mb_scorer_plan *plan)
+{
+    if (plan->wants[MB_SCORER_PERPLEXITY]) return MB_TILE_ALL_TARGETS;
+    const bool masked = plan->wants[MB_SCORER_LOGPROB] || plan->wants[MB_SCORER_MEAN_LOGPROB];
+    return masked ? MB_TILE_MASKED_TARGETS : MB_TILE_NO_TARGETS;
+}
+
 mb_status mb_scorer_plan_json(const mb_scorer_plan *plan, const mb_scorer_options *options, json_t **out_json)
 {
     mb_status status = MB_OK;
@@ -216,12 +253,14 @@ mb_status mb_scorer_plan_json(const mb_scorer_plan *plan, const mb_scorer_option
         json_array_append_new(names, json_string(plan->columns[c].name));
     for (int64_t i = 0; i < plan->layer_count; i++)
         json_array_append_new(layers, json_integer(plan->layers[i]));
-    json = json_pack("{s:O, s:O, s:I, s:I, s:I}", "scores", names, "score_layers", layers, "tile_tokens",
-                     (json_int_t)options->tile_tokens, "max_length", (json_int_t)plan->limit, "seed",
-                     (json_int_t)options->seed);
+    json = json_pack("{s:O, s:O, s:I, s:I}", "scores", names, "score_layers", layers, "tile_tokens",
+                     (json_int_t)options->tile_tokens, "max_length", (json_int_t)plan->limit);
     if (json == NULL) MB_RAISE(MB_ENOMEM, "not enough memory for the options of a scoring pass");
+    if (plan->wants[MB_SCORER_RANDOM]) MB_TRY(mb_json_set(json, "seed", json_integer(options->seed)));
     *out_json = json;
+    json = NULL;
 done:
+    json_decref(json);
     json_decref(names);
     json_decref(layers);
     return status;

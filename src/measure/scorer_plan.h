@@ -17,6 +17,9 @@ typedef enum mb_scorer_kind {
     MB_SCORER_LENGTH,
     MB_SCORER_REPEATS,
     MB_SCORER_RANDOM,
+    MB_SCORER_LOGPROB,
+    MB_SCORER_MEAN_LOGPROB,
+    MB_SCORER_TARGETS,
     MB_SCORER_KINDS
 } mb_scorer_kind;
 
@@ -38,6 +41,9 @@ mb_status mb_scorer_plan_create(const mb_scorer_options *options, const mb_shard
                                 const mb_lm *opt_router_lm, const mb_lm *opt_source_lm,
                                 mb_scorer_plan *out_plan);
 void mb_scorer_plan_reset(mb_scorer_plan *plan);
+
+/* Rows of the source model's passes that get a loss. */
+mb_tile_targets mb_scorer_plan_targets(const mb_scorer_plan *plan);
 
 /* Options as they count, for the file's attribute "options" and for the key. New object. */
 mb_status mb_scorer_plan_json(const mb_scorer_plan *plan, const mb_scorer_options *options,

@@ -177,6 +177,7 @@ void mb_tile_destroy(mb_tile *tile)
     mb_free(tile->offsets);
     mb_free(tile->head_row);
     mb_free(tile->targets);
+    mb_free(tile->in_mask);
     mb_free(tile->row_first);
     mb_free(tile->head_first);
     *tile = (mb_tile){0};
@@ -208,6 +209,9 @@ static mb_status grow(mb_tile *tile, int64_t tokens)
     MB_TRY(grow_i32(&tile->offsets, n + 1));
     MB_TRY(grow_i32(&tile->head_row, n));
     MB_TRY(grow_i32(&tile->targets, n));
+    uint8_t *bigger = mb_realloc(tile->in_mask, (size_t)n, sizeof *bigger);
+    if (bigger == NULL) MB_TRY(MB_ENOMEM);
+    tile->in_mask = bigger;
     tile->capacity = n;
 done:
     return status;
@@ -266,15 +270,30 @@ done:
     return status;
 }
 
+static bool is_in_mask(const mb_shard_record *record, int64_t i)
+{
+    return record->loss_mask == NULL || record->loss_mask[i] != 0;
+}
+
+int64_t mb_tile_count_targets(const mb_shard_record *record, int64_t limit, mb_tile_targets targets)
+{
+    const int64_t n = record->count < limit ? record->count : limit;
+    int64_t count = 0;
+    for (int64_t i = 1; i < n && targets != MB_TILE_NO_TARGETS; i++)
+        count += targets == MB_TILE_ALL_TARGETS || is_in_mask(record, i);
+    return count;
+}
+
 static mb_status add_record(mb_tile *tile, const mb_shard_record *record, int64_t limit,
                             mb_tile_targets targets)
 {
     mb_status status = MB_OK;
     const int64_t n = record->count < limit ? record->count : limit, row = tile->tokens;
-    const uint8_t *mask = targets == MB_TILE_MASKED_TARGETS ? record->loss_mask : NULL;
     if (n > 0) MB_TRY(mb_tile_add(tile, record->tokens, n));
+    for (int64_t i = 0; i < n; i++) tile->in_mask[row + i] = is_in_mask(record, i);
     for (int64_t i = 1; i < n && targets != MB_TILE_NO_TARGETS; i++)
-        if (mask == NULL || mask[i]) mb_tile_add_target(tile, row + i - 1, record->tokens[i]);
+        if (targets == MB_TILE_ALL_TARGETS || tile->in_mask[row + i])
+            mb_tile_add_target(tile, row + i - 1, record->tokens[i]);
     tile->records++;
     tile->row_first[tile->records] = tile->tokens;
     tile->head_first[tile->records] = tile->heads;

@@ -57,6 +57,8 @@ typedef struct mb_tile {
     int32_t *head_row, *targets;        /* heads */
     int64_t tokens, segments, heads;
     int64_t capacity;
+    uint8_t
+        *in_mask; /* [rows] of mb_tile_read: is the row's token in the loss mask (all, where there is none) */
     int64_t *row_first, *head_first; /* [records + 1], of mb_tile_read */
     const int64_t *record;           /* [records] their numbers; the plan's */
     int64_t records, record_capacity;
@@ -74,6 +76,8 @@ typedef enum mb_tile_targets {
     MB_TILE_ALL_TARGETS,   /* every token of a record but its first */
     MB_TILE_MASKED_TARGETS /* those of them in the loss mask; all where the shard has none */
 } mb_tile_targets;
+/* How many of them a record has. */
+int64_t mb_tile_count_targets(const mb_shard_record *record, int64_t limit, mb_tile_targets targets);
 /* The records of the plan's tile `index` instead of what the tile held. */
 mb_status mb_tile_read(mb_tile *tile, mb_shard *shard, const mb_tile_plan *plan, int64_t index, int64_t limit,
                        mb_tile_targets targets);

@@ -124,7 +124,8 @@ int64_t mb_arch_parameters(const mb_arch *arch)
     if (arch->o_bias) layer += d;
     if (arch->qk_norm == MB_QK_NORM_FULL) layer += q + kv;
     if (arch->qk_norm == MB_QK_NORM_HEAD) layer += 2 * arch->head_width;
-    return arch->layers * layer + moe * (mb_arch_gates(arch) * d + arch->experts * 3 * d * arch->ffn) +
+    return arch->layers * layer +
+           moe * (mb_arch_gates(arch) * (d + arch->router_bias) + arch->experts * 3 * d * arch->ffn) +
            dense * 3 * d * mb_arch_dense_ffn(arch) + d + arch->vocab * d * (arch->tied_head ? 1 : 2);
 }
 

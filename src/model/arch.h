@@ -3,11 +3,12 @@
  * Layer: model.  Uses: base, tensor.
  *
  * One parametric decoder. Read: model_type llama, mistral, qwen2, qwen3, olmoe, mixtral, qwen3_moe, and
- * select_moe (a mixture of experts with trash experts, our documented type: docs/formats.md). 4.x and 5.x
- * spellings of transformers are read (rope_theta, rope_scaling / rope_parameters, torch_dtype / dtype,
- * num_experts / num_local_experts) with transformers' own defaults where a field is absent; 4.x names are
- * written, every field that counts. What changes the function and is not done here (another model_type,
- * rope type, activation, mlp bias ...) is refused by name: MB_EUNSUPPORTED.
+ * select_moe (a mixture of experts with trash experts or with router biases, our documented type:
+ * docs/formats.md). 4.x and 5.x spellings of transformers are read (rope_theta, rope_scaling /
+ * rope_parameters, torch_dtype / dtype, num_experts / num_local_experts) with transformers' own defaults
+ * where a field is absent; 4.x names are written, every field that counts. What changes the function and is
+ * not done here (another model_type, rope type, activation, mlp bias ...) is refused by name:
+ * MB_EUNSUPPORTED.
  */
 #ifndef MB_ARCH_H
 #define MB_ARCH_H
@@ -49,6 +50,7 @@ typedef struct mb_arch {
     int64_t picks;           /* K  num_experts_per_tok */
     bool normalise_picks;    /* norm_topk_prob */
     double trash_logit_bias; /* added to trash logits for routing only */
+    bool router_bias;        /* routers pick by p + b, b [E + trash] a tensor of each (select_moe alone) */
     double router_aux_loss_coef;
     mb_dtype stored_dtype; /* of the checkpoint's tensors */
     int64_t bos, eos, pad; /* -1: none */

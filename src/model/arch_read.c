@@ -70,7 +70,10 @@ static mb_status read_family(const json_t *config, const char *where, mb_arch *a
         MB_TRY(mb_json_get_string(config, "base_model_type", where, &type));
         MB_TRY(mb_json_get_int(config, "num_trash_experts", where, &arch->trash));
         MB_TRY(mb_json_opt_real(config, "trash_logit_bias", where, &arch->trash_logit_bias));
-        if (arch->trash < 1) MB_RAISE(MB_ERANGE, "%s: num_trash_experts must be at least 1", where);
+        MB_TRY(mb_json_opt_bool(config, "router_bias", where, &arch->router_bias));
+        if (arch->trash < (arch->router_bias ? 0 : 1))
+            MB_RAISE(MB_ERANGE, "%s: num_trash_experts must be at least 1, or 0 with router_bias true",
+                     where);
     }
     const bool is_known = mb_family_find(type, &arch->family);
     if (is_select && (!is_known || !mb_arch_facts(arch)->is_moe))

@@ -14,7 +14,7 @@
 static mb_status write_type(const mb_arch *arch, json_t *config)
 {
     mb_status status = MB_OK;
-    const bool is_select = arch->trash > 0;
+    const bool is_select = arch->trash > 0 || arch->router_bias;
     const mb_family_facts *facts = mb_arch_facts(arch);
     const char *class_name = is_select ? "SelectMoeForCausalLM" : facts->class_name;
     MB_TRY(mb_json_set(config, "architectures", json_pack("[s]", class_name)));
@@ -23,10 +23,13 @@ static mb_status write_type(const mb_arch *arch, json_t *config)
         MB_TRY(mb_json_set(config, "base_model_type", json_string(facts->type)));
         MB_TRY(mb_json_set(config, "num_trash_experts", json_integer(arch->trash)));
         MB_TRY(mb_json_set(config, "trash_logit_bias", json_real(arch->trash_logit_bias)));
+        if (arch->router_bias || json_object_get(config, "router_bias") != NULL)
+            MB_TRY(mb_json_set(config, "router_bias", json_boolean(arch->router_bias)));
     } else {
         json_object_del(config, "base_model_type");
         json_object_del(config, "num_trash_experts");
         json_object_del(config, "trash_logit_bias");
+        json_object_del(config, "router_bias");
     }
 done:
     return status;

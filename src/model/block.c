@@ -38,6 +38,8 @@ static mb_status block_find_experts(mb_block *block, mb_params *params, const mb
     const mb_family_facts *names = mb_arch_facts(arch);
     snprintf(text, sizeof text, "%s.gate", names->moe);
     block_project(&block->router, params, index, text, PLACE_ROUTER);
+    snprintf(text, sizeof text, "%s.gate." MB_PARAMS_ROUTER_BIAS, names->moe);
+    block->router_bias = block_param(params, index, text);
     snprintf(text, sizeof text, "model.layers.%lld.%s.experts", (long long)index, names->moe);
     MB_TRY(mb_projection_group_find(&block->experts_gate, params, text, names->gate, n, sub + PLACE_GATE));
     MB_TRY(mb_projection_group_find(&block->experts_up, params, text, names->up, n, sub + PLACE_UP));

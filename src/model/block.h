@@ -23,6 +23,7 @@ typedef struct mb_block {
     mb_projection q, k, v, o;
     mb_projection gate, up, down; /* dense FFN */
     mb_projection router;         /* mixture of experts */
+    mb_param *router_bias; /* [E'], or NULL: a bias that the choice of experts sees, and nothing else */
     mb_projection_group experts_gate, experts_up, experts_down;
     bool is_moe;
     int64_t index, window;

@@ -29,7 +29,8 @@ typedef struct mb_convert_trash_options {
  * dtype kept. A dense source is refused with the command that upcycles it. */
 mb_status mb_convert_trash(const char *source, const char *target, const mb_convert_trash_options *options);
 /* select_moe -> its base as a stock model of E+T experts, trash experts with zero weights (the trash bias
- * must be 0, or large and negative: refused otherwise). */
+ * must be 0, or large and negative: refused otherwise). Selection biases of routers are left out when they
+ * are all 0, and refused otherwise: a stock model would route differently. */
 mb_status mb_convert_plain(const char *source, const char *target);
 /* base + PEFT adapter -> HF weights. */
 mb_status mb_convert_merge(mb_ops *ops, const char *source, const char *adapter, const char *target);

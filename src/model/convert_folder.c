@@ -66,3 +66,8 @@ bool mb_convert_folder_is_gate(const char *name)
     return mb_str_is_suffix(name, ".mlp.gate.weight") ||
            mb_str_is_suffix(name, ".block_sparse_moe.gate.weight");
 }
+
+bool mb_convert_folder_is_bias(const char *name)
+{
+    return mb_str_is_suffix(name, ".gate." MB_PARAMS_ROUTER_BIAS);
+}

@@ -25,5 +25,7 @@ void mb_convert_folder_reset(mb_convert_folder *f);
 
 /* "model.layers.<i>.mlp.gate.weight", Mixtral's "model.layers.<i>.block_sparse_moe.gate.weight" */
 bool mb_convert_folder_is_gate(const char *name);
+/* "model.layers.<i>.mlp.gate.e_score_correction_bias" */
+bool mb_convert_folder_is_bias(const char *name);
 
 #endif

@@ -23,7 +23,7 @@ static mb_status trash_check(const mb_arch *arch, const char *source, const mb_c
     if (arch->experts == 0)
         MB_RAISE(MB_EUSAGE,
                  "%s: is a dense model, it has no router to add trash experts to; upcycle it first: "
-                 "moe-convert upcycle model=%s output=<folder>",
+                 "moe-convert upcycle model.path=%s output.dir=<folder>",
                  source, source);
     if (arch->trash > 0)
         MB_RAISE(MB_EUSAGE, "%s: has %lld trash experts already", source, (long long)arch->trash);
@@ -59,6 +59,21 @@ done:
     return status;
 }
 
+/* The old biases, and zeros for the trash. */
+static mb_status trash_write_bias(mb_convert_folder *f, const char *name, const mb_tensor *view,
+                                  int64_t trash)
+{
+    mb_status status = MB_OK;
+    const size_t old = mb_tensor_bytes(view), bytes = old + (size_t)trash * mb_dtype_bytes(view->dtype);
+    char *values = mb_calloc(bytes, 1);
+    if (values == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", name);
+    memcpy(values, view->data, old);
+    MB_TRY(mb_safetensors_writer_write(f->writer, name, values, bytes));
+done:
+    mb_free(values);
+    return status;
+}
+
 mb_status mb_convert_trash(const char *source, const char *target, const mb_convert_trash_options *options)
 {
     mb_status status = MB_OK;
@@ -70,16 +85,18 @@ mb_status mb_convert_trash(const char *source, const char *target, const mb_conv
     for (int pass = 0; pass < 2; pass++)
         for (int64_t i = 0; i < mb_safetensors_count(f.source_file); i++) {
             const char *name = mb_safetensors_name(f.source_file, i);
-            const bool gate = mb_convert_folder_is_gate(name);
+            const bool gate = mb_convert_folder_is_gate(name), bias = mb_convert_folder_is_bias(name);
             mb_tensor view;
             MB_TRY(mb_safetensors_view(f.source_file, name, &view));
             int64_t shape[MB_TENSOR_MAX_DIMS];
             memcpy(shape, view.shape, sizeof shape);
-            if (gate) shape[0] += trash;
+            if (gate || bias) shape[0] += trash;
             if (pass == 0)
                 MB_TRY(mb_safetensors_writer_declare(f.writer, name, view.dtype, view.dims, shape));
             else if (gate)
                 MB_TRY(trash_write_gate(&f, name, &view, trash, options));
+            else if (bias)
+                MB_TRY(trash_write_bias(&f, name, &view, trash));
             else
                 MB_TRY(mb_safetensors_writer_write(f.writer, name, view.data, mb_tensor_bytes(&view)));
         }
@@ -138,13 +155,46 @@ done:
 static mb_status plain_check(const mb_arch *arch, const char *source, int64_t *out_added)
 {
     mb_status status = MB_OK;
-    if (arch->trash == 0)
+    if (arch->trash == 0 && !arch->router_bias)
         MB_RAISE(MB_EUSAGE, "%s: has no trash experts; it is a plain model already", source);
     if (arch->trash_logit_bias != 0 && arch->trash_logit_bias > TRASH_BIAS_CLOSED_BELOW)
         MB_RAISE(MB_EUSAGE,
                  "%s: trash_logit_bias is %g, which a stock model cannot hold; train until it is 0", source,
                  arch->trash_logit_bias);
     *out_added = arch->trash_logit_bias == 0 ? arch->trash : 0;
+done:
+    return status;
+}
+
+/* A bias that is all zeros decides nothing and can go; any other changes which experts are picked. */
+static mb_status plain_check_bias(const mb_convert_folder *f, const char *source, const char *name)
+{
+    mb_status status = MB_OK;
+    mb_tensor view;
+    float *values = NULL;
+    MB_TRY(mb_safetensors_view(f->source_file, name, &view));
+    const int64_t n = mb_tensor_count(&view);
+    MB_NEW_ARRAY(values, n);
+    MB_TRY(mb_dtype_to_f32(view.dtype, view.data, n, values));
+    for (int64_t i = 0; i < n; i++)
+        if (values[i] != 0)
+            MB_RAISE(MB_EUSAGE,
+                     "%s: its routers pick by a bias (%s is %g at expert %lld), for which stock model types "
+                     "have no place: without it they would pick other experts; keep the folder as it is "
+                     "(analysis/select_moe.py loads it in transformers)",
+                     source, name, (double)values[i], (long long)i);
+done:
+    mb_free(values);
+    return status;
+}
+
+static mb_status plain_check_biases(const mb_convert_folder *f, const char *source)
+{
+    mb_status status = MB_OK;
+    for (int64_t i = 0; f->arch.router_bias && i < mb_safetensors_count(f->source_file); i++) {
+        const char *name = mb_safetensors_name(f->source_file, i);
+        if (mb_convert_folder_is_bias(name)) MB_TRY(plain_check_bias(f, source, name));
+    }
 done:
     return status;
 }
@@ -157,11 +207,13 @@ mb_status mb_convert_plain(const char *source, const char *target)
     MB_TRY(mb_convert_folder_open(&f, source));
     const mb_arch arch = f.arch; /* borrows config */
     MB_TRY(plain_check(&arch, source, &added));
+    MB_TRY(plain_check_biases(&f, source));
     MB_TRY(mb_convert_folder_begin(&f, target));
     for (int pass = 0; pass < 2; pass++) {
         for (int64_t i = 0; i < mb_safetensors_count(f.source_file); i++) {
             const char *name = mb_safetensors_name(f.source_file, i);
             mb_tensor view;
+            if (arch.router_bias && mb_convert_folder_is_bias(name)) continue;
             MB_TRY(mb_safetensors_view(f.source_file, name, &view));
             if (mb_convert_folder_is_gate(name)) view = mb_tensor_rows(&view, 0, arch.experts + added);
             if (pass == 0)
@@ -174,6 +226,7 @@ mb_status mb_convert_plain(const char *source, const char *target)
     f.arch.experts = arch.experts + added;
     f.arch.trash = 0;
     f.arch.trash_logit_bias = 0;
+    f.arch.router_bias = false;
     MB_TRY(mb_convert_folder_commit(&f, source, target));
 done:
     mb_convert_folder_reset(&f);

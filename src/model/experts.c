@@ -4,15 +4,16 @@
  * 2. forward through the experts
  * 3. backward: weights of the picks, experts, router, norm
  *
- * n = norm(x); logits = W_g n; softmax over all E' columns (trash columns with their bias), top K; picks of
- * experts >= E are trash: they take weight and give nothing. x += sum_k w_k expert_k(n).
+ * n = norm(x); logits = W_g n; softmax over all E' columns (trash columns with their bias), top K (of p + b
+ * where the router has a selection bias b, which the weights do not see); picks of experts >= E are trash:
+ * they take weight and give nothing. x += sum_k w_k expert_k(n).
  */
 #include "model/block.h"
 
 /* ---- 1. routing ---- */
 
-static mb_status experts_route(const mb_block_context *c, const mb_block_saved *s, mb_tensor *probs,
-                               mb_tensor *weights)
+static mb_status experts_route(const mb_block_context *c, const mb_block *block, const mb_block_saved *s,
+                               mb_tensor *probs, mb_tensor *weights)
 {
     mb_status status = MB_OK;
     const mb_arena_mark mark = mb_arena_mark_get(c->p.arena);
@@ -23,7 +24,8 @@ static mb_status experts_route(const mb_block_context *c, const mb_block_saved *
         MB_TRY(mb_block_keep(c, &s->router_logits, &logits));
         MB_TRY(mb_ops_shift_columns(c->p.ops, good, bias, &logits));
     }
-    MB_TRY(mb_ops_route(c->p.ops, &logits, c->arch->picks, c->arch->normalise_picks, probs, s->ids, weights));
+    MB_TRY(mb_ops_route(c->p.ops, &logits, block->router_bias != NULL ? &block->router_bias->value : NULL,
+                        c->arch->picks, c->arch->normalise_picks, probs, s->ids, weights));
 done:
     mb_arena_release(c->p.arena, mark);
     return status;
@@ -109,7 +111,7 @@ mb_status mb_experts_forward(const mb_block_context *context, mb_block *block, m
     MB_TRY(mb_ops_rms_norm(c->p.ops, x, &block->post_norm->value, (float)c->arch->rms_eps, &normed,
                            &s->rstd_mid));
     MB_TRY(mb_projection_forward(&c->p, &block->router, &normed, false, &s->router_logits));
-    MB_TRY(experts_route(c, s, &s->probs, &s->weights));
+    MB_TRY(experts_route(c, block, s, &s->probs, &s->weights));
     if (!s->is_gate_only) {
         MB_TRY(experts_dispatch(c, s));
         MB_TRY(experts_run(c, block, x, s));

@@ -26,6 +26,7 @@ typedef struct lm_chain { /* delta folders from the opened one down, then the ba
     int count;
     char *base;
     char base_hash[MB_HASH_TEXT]; /* when a delta named it and it was checked */
+    bool has_bias;                /* config.json says that routers have selection biases */
 } lm_chain;
 
 static void lm_chain_reset(lm_chain *chain)
@@ -113,6 +114,20 @@ static const char *lm_gates(const mb_arch *arch)
     return arch->family == MB_FAMILY_MIXTRAL ? "*.block_sparse_moe.gate.weight" : "*.mlp.gate.weight";
 }
 
+/* With an adapter nothing but it trains, or less: "lora" (all, router), then what is frozen of it. */
+static bool lm_is_about_adapter(const char *train)
+{
+    static const char *const words[] = {"lora", "all", "router"};
+    const size_t n = strcspn(train, ", \t");
+    bool is_known = false;
+    for (int i = 0; i < 3; i++) is_known |= strlen(words[i]) == n && strncmp(train, words[i], n) == 0;
+    for (const char *at = strchr(train, ','); at != NULL && is_known; at = strchr(at, ',')) {
+        at += 1 + strspn(at + 1, " \t");
+        is_known = at[0] == '!' || mb_str_is_prefix(at, "experts=");
+    }
+    return is_known;
+}
+
 mb_status mb_lm_patterns(const char *train, bool has_lora, const mb_arch *arch, const char **out_patterns)
 {
     mb_status status = MB_OK;
@@ -120,9 +135,17 @@ mb_status mb_lm_patterns(const char *train, bool has_lora, const mb_arch *arch, 
     if (router && arch->experts == 0)
         MB_RAISE(MB_EUSAGE, "train = router: the model is dense, it has no routers; upcycle it first "
                             "(moe-convert upcycle)");
-    if (has_lora && !none && !router && strcmp(train, "all") != 0 && strcmp(train, "lora") != 0)
-        MB_RAISE(MB_EUSAGE, "train = %s: with an adapter only the adapter trains; say all or none", train);
-    *out_patterns = none ? "none" : has_lora ? "lora" : router ? lm_gates(arch) : train;
+    if (has_lora && !none && !lm_is_about_adapter(train))
+        MB_RAISE(MB_EUSAGE,
+                 "train = %s: with an adapter only the adapter trains; say all or none, or freeze "
+                 "parts of it (lora,!*.q_proj.*)",
+                 train);
+    const char *rest = has_lora && !none ? strchr(train, ',') : NULL; /* the first word is about the base */
+    *out_patterns = none           ? "none"
+                    : rest != NULL ? rest + 1
+                    : has_lora     ? "lora"
+                    : router       ? lm_gates(arch)
+                                   : train;
 done:
     return status;
 }
@@ -143,6 +166,25 @@ static mb_status lm_declare_trash(mb_arch *arch, double ratio)
     if (arch->declared_trash >= arch->experts)
         MB_RAISE(MB_ERANGE, "trash_expert_ratio %g leaves no good expert of %lld", ratio,
                  (long long)arch->experts);
+done:
+    return status;
+}
+
+static mb_status lm_add_bias(mb_lm *lm, const mb_lm_options *options)
+{
+    mb_status status = MB_OK;
+    const bool is_frozen = options->train == NULL || strcmp(options->train, "none") == 0;
+    if (!options->router_bias) goto done;
+    if (lm->arch.experts == 0)
+        MB_RAISE(MB_EUSAGE,
+                 "%s: is dense, it has no routers whose bias could move; upcycle it first "
+                 "(moe-convert upcycle), or set training.router_bias_rate = 0",
+                 options->path);
+    if (options->opt_lora != NULL || (options->opt_adapter != NULL && !is_frozen))
+        MB_RAISE(MB_EUSAGE,
+                 "training.router_bias_rate: the routers' biases belong to the model, and an adapter "
+                 "folder has no place for them; train without LoRA, or set it to 0");
+    lm->arch.router_bias = true;
 done:
     return status;
 }
@@ -206,11 +248,26 @@ done:
     return status;
 }
 
+/* Biases that config.json promises are in one of the folders. */
+static mb_status lm_check_bias(mb_lm *lm, const char *path)
+{
+    mb_status status = MB_OK;
+    for (int64_t i = 0; i < mb_params_count(lm->params); i++) {
+        const mb_param *param = mb_params_at(lm->params, i);
+        if (param->is_carried && !param->was_read)
+            MB_RAISE(MB_ENOTFOUND, "%s: tensor %s is missing, and config.json says router_bias", path,
+                     param->name);
+    }
+done:
+    return status;
+}
+
 static mb_status lm_fill(mb_lm *lm, const mb_lm_options *options, const lm_chain *chain)
 {
     mb_status status = MB_OK;
     MB_TRY(mb_params_read(lm->params, chain->base));
     for (int i = chain->count - 1; i >= 0; i--) MB_TRY(mb_params_read_delta(lm->params, chain->deltas[i]));
+    if (chain->has_bias) MB_TRY(lm_check_bias(lm, options->path));
     if (options->opt_adapter != NULL) MB_TRY(mb_lora_read(options->opt_adapter, &lm->arch, lm->params));
     if (options->opt_lora != NULL) MB_TRY(mb_lora_randomise(&lm->lora, lm->params));
     lm->path = mb_strdup(options->path);
@@ -248,6 +305,8 @@ static mb_status lm_prepare(mb_lm *lm, const mb_lm_options *options, lm_chain *c
     MB_TRY(lm_chain_read(options->path, chain));
     MB_TRY(lm_read_arch(chain, &lm->arch));
     MB_TRY(lm_declare_trash(&lm->arch, options->trash_expert_ratio));
+    chain->has_bias = lm->arch.router_bias;
+    MB_TRY(lm_add_bias(lm, options));
     MB_TRY(mb_params_create(&lm->arch, lm->ops, &lm->params));
     MB_TRY(lm_attach(lm, options));
     MB_TRY(mb_lm_patterns(options->train != NULL ? options->train : "none", lm->lora.is_on, &lm->arch,
@@ -353,6 +412,37 @@ void mb_lm_set_trash_bias(mb_lm *lm, double bias)
 {
     lm->arch.trash_logit_bias = bias;
 }
+bool mb_lm_has_router_bias(const mb_lm *lm)
+{
+    return lm->arch.router_bias;
+}
+
+static mb_status lm_need_bias(const mb_lm *lm)
+{
+    assert(mb_params_carried_count(lm->params) ==
+           (lm->arch.router_bias ? mb_lm_routers(lm) * mb_arch_gates(&lm->arch) : 0));
+    if (lm->arch.router_bias) return MB_OK;
+    return mb_fail(MB_EUSAGE, "the model's routers have no selection bias; open it with one (router_bias)");
+}
+
+mb_status mb_lm_router_bias_read(mb_lm *lm, float *out_bias)
+{
+    mb_status status = MB_OK;
+    MB_TRY(lm_need_bias(lm));
+    MB_TRY(mb_params_carried_get(lm->params, out_bias));
+done:
+    return status;
+}
+
+mb_status mb_lm_router_bias_write(mb_lm *lm, const float *bias)
+{
+    mb_status status = MB_OK;
+    MB_TRY(lm_need_bias(lm));
+    MB_TRY(mb_params_carried_set(lm->params, bias));
+done:
+    return status;
+}
+
 int64_t mb_lm_rope_bytes(const mb_lm *lm)
 {
     return (int64_t)lm->rope_data->bytes;
@@ -360,6 +450,11 @@ int64_t mb_lm_rope_bytes(const mb_lm *lm)
 const char *mb_lm_base(const mb_lm *lm)
 {
     return lm->base;
+}
+
+const char *mb_lm_adapter(const mb_lm *lm)
+{
+    return lm->adapter;
 }
 
 /* Folders are hashed when first asked for: a big model takes a while. */
@@ -376,19 +471,30 @@ done:
     return status;
 }
 
+mb_status mb_lm_hashes(mb_lm *lm, char out_model[MB_HASH_TEXT], char out_adapter[MB_HASH_TEXT])
+{
+    mb_status status = MB_OK;
+    char model[MB_HASH_TEXT] = "", adapter[MB_HASH_TEXT] = "";
+    const char *base;
+    if (lm->path != NULL && strcmp(lm->path, lm->base) == 0) {
+        MB_TRY(mb_lm_base_hash(lm, &base));
+        memcpy(model, base, sizeof model);
+    } else if (lm->path != NULL) {
+        MB_TRY(mb_contenthash_path(lm->path, model));
+    }
+    if (lm->adapter != NULL) MB_TRY(mb_contenthash_path(lm->adapter, adapter));
+    memcpy(out_model, model, sizeof model);
+    memcpy(out_adapter, adapter, sizeof adapter);
+done:
+    return status;
+}
+
 static mb_status lm_hash(mb_lm *lm, char out_hash[MB_HASH_TEXT])
 {
     mb_status status = MB_OK;
     char model[MB_HASH_TEXT], adapter[MB_HASH_TEXT], both[2 * MB_HASH_TEXT];
-    const char *base;
-    if (strcmp(lm->path, lm->base) == 0) {
-        MB_TRY(mb_lm_base_hash(lm, &base));
-        memcpy(model, base, sizeof model);
-    } else {
-        MB_TRY(mb_contenthash_path(lm->path, model));
-    }
-    if (lm->adapter != NULL) {
-        MB_TRY(mb_contenthash_path(lm->adapter, adapter));
+    MB_TRY(mb_lm_hashes(lm, model, adapter));
+    if (adapter[0] != 0) {
         snprintf(both, sizeof both, "%s%s", model, adapter);
         mb_hash_bytes(both, strlen(both), model);
     }

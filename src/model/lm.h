@@ -31,10 +31,13 @@ typedef struct mb_lm_options {
     const mb_lora_options *opt_lora; /* a new adapter to train, NULL none (not together with opt_adapter,
                                         which trains as it is unless train == "none") */
     double trash_expert_ratio;       /* > 0: declare the last share of an ordinary MoE's experts trash */
-    uint64_t seed;                   /* of new tensors */
-    mb_dtype dtype;  /* of computing, and of frozen matrices in memory: f32 (0) or bf16. What trains is f32
+    bool router_bias; /* every router gets a selection bias where the folder has none: zeros, to be moved
+                         (mb_lm_router_bias_write). Not with an adapter that trains, whose folder has no
+                         place for it: MB_EUSAGE */
+    uint64_t seed;    /* of new tensors */
+    mb_dtype dtype;   /* of computing, and of frozen matrices in memory: f32 (0) or bf16. What trains is f32
                           in memory in any case */
-    int frozen_bits; /* 8 or 4: frozen matrices of the decoder layers are quantised; 0: not */
+    int frozen_bits;  /* 8 or 4: frozen matrices of the decoder layers are quantised; 0: not */
     int64_t frozen_group; /* columns that share a scale; 0: 64 */
     /* Several ranks: */
     mb_comm *opt_comm; /* whose; NULL: every process by itself. Borrowed, must outlive the model */
@@ -61,9 +64,17 @@ int64_t
 mb_lm_routers(const mb_lm *lm); /* layers that have a router, 0 for dense. Router r of all that follows
                                            is that of the r-th such layer */
 void mb_lm_set_trash_bias(mb_lm *lm, double bias);
-const char *mb_lm_base(const mb_lm *lm); /* HF folder under it all (tokenizer files are there); NULL for a
+/* The routers' selection biases (ops.h, mb_ops_route), f32 [routers, E'] in the host's memory: out, and back
+ * between two passes (every rank its own copy, the same on all). MB_EUSAGE when the model holds none. */
+bool mb_lm_has_router_bias(const mb_lm *lm);
+mb_status mb_lm_router_bias_read(mb_lm *lm, float *out_bias);
+mb_status mb_lm_router_bias_write(mb_lm *lm, const float *bias);
+const char *mb_lm_base(const mb_lm *lm);    /* HF folder under it all (tokenizer files are there); NULL for a
                                             created one. Borrowed */
+const char *mb_lm_adapter(const mb_lm *lm); /* PEFT folder that was loaded; NULL: none. Borrowed */
 const char *mb_lm_hash(mb_lm *lm); /* content hash of the folder(s) it came from; "" for a created one */
+/* Of its folder without an adapter, and of the adapter's ("" where none; both "" for a created one). */
+mb_status mb_lm_hashes(mb_lm *lm, char out_model[33], char out_adapter[33]);
 
 /* Packed rows. All arrays are the caller's, in the host's memory (a device gets copies of them, once, at the
  * start of the forward), and must outlive the pass's backward. */
@@ -96,6 +107,7 @@ typedef struct mb_lm_want {
                         is run only up to its gate. Excludes head, hidden, gradient. */
     bool no_routing; /* the routers' logits and ids are not read: none are given (on a device they would have
                         to be fetched, T (E' + K) numbers a layer) */
+    bool no_adapter; /* the adapter is left out: what the model under it gives. Excludes gradient */
 } mb_lm_want;
 
 /* Outputs of a forward, in the host's memory, owned by the pass until its next forward. Pointers not asked

@@ -116,6 +116,8 @@ static mb_status forward_check_want(const mb_lm *lm, const mb_lm_batch *b, const
         MB_RAISE(MB_EUSAGE, "forward: head rows without targets, and no logits asked for");
     if (want->gradient && (b->opt_cache != NULL || (b->head_rows > 0 && b->targets == NULL)))
         MB_RAISE(MB_EUSAGE, "forward: a gradient excludes kept keys and needs targets");
+    if (want->gradient && want->no_adapter)
+        MB_RAISE(MB_EUSAGE, "forward: a pass without the adapter has no gradient");
     MB_TRY(forward_check_rows(lm, b));
     MB_TRY(forward_check_head(lm, b));
 done:
@@ -262,13 +264,14 @@ static mb_status forward_begin(mb_lm_pass *pass, const mb_lm_batch *batch, const
     mb_lm *lm = pass->lm;
     mb_block_context *c = &pass->context;
     const float scale = 1.0f / sqrtf((float)lm->arch.head_width);
-    const bool has_lora = lm->lora.is_on;
+    const bool has_lora = lm->lora.is_on && !want->no_adapter;
     MB_TRY(forward_reset(pass, batch, want));
     *c = (mb_block_context){
         .p = {.ops = lm->ops,
               .arena = pass->arena,
               .dropout = has_lora && batch->row_index != NULL ? (float)lm->lora.options.dropout : 0,
-              .seed = batch->seed},
+              .seed = batch->seed,
+              .no_adapter = want->no_adapter},
         .host = pass->host,
         .arch = &lm->arch,
         .rope = &lm->rope,

@@ -169,7 +169,7 @@ static size_t plan_slots(const mb_arch *arch, mb_params *params, const mb_lm_pla
     for (int64_t b = -1; b <= arch->layers; b++) {
         size_t bytes = 0;
         for (int64_t i = 0; i < mb_params_count(params); i++)
-            if (mb_params_at(params, i)->block == b)
+            if (mb_params_at(params, i)->block == b && !mb_params_at(params, i)->is_carried)
                 bytes += mb_params_bytes(params, mb_params_at(params, i));
         if (b < 0)
             embedding = bytes;
@@ -187,11 +187,11 @@ static void plan_weights(const mb_arch *arch, mb_params *params, const mb_lm_pla
                          mb_lm_plan *plan)
 {
     const size_t ranks = o->ranks > 1 ? (size_t)o->ranks : 1;
-    size_t frozen = 0;
+    size_t frozen = 0, carried = 0;
     for (int64_t i = 0; i < mb_params_count(params); i++) {
         const mb_param *param = mb_params_at(params, i);
         const size_t bytes = mb_params_bytes(params, param);
-        *(param->trained ? &plan->trained : &frozen) += bytes;
+        *(param->trained ? &plan->trained : param->is_carried ? &carried : &frozen) += bytes;
         if (param->value.dims == 2)
             plan->packed +=
                 (size_t)(param->value.shape[0] * param->value.shape[1]) * mb_dtype_bytes(o->dtype);
@@ -207,7 +207,7 @@ static void plan_weights(const mb_arch *arch, mb_params *params, const mb_lm_pla
     } else if (o->share && o->node_ranks > 1) {
         frozen /= (size_t)o->node_ranks;
     }
-    plan->weights = frozen + (size_t)(arch->max_positions * arch->head_width) * sizeof(float);
+    plan->weights = frozen + carried + (size_t)(arch->max_positions * arch->head_width) * sizeof(float);
 }
 
 /* ---- 4. the whole ---- */

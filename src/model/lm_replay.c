@@ -24,7 +24,7 @@ typedef struct replay_key {
     const mb_kv_cache *cache;
     mb_dtype dtype;
     double trash_bias;
-    bool has_targets, argmax, logits, hidden;
+    bool has_targets, argmax, logits, hidden, no_adapter;
 } replay_key;
 
 typedef struct replay_where {
@@ -73,14 +73,16 @@ static replay_key replay_key_of(const mb_lm_pass *pass)
                         .has_targets = b->targets != NULL,
                         .argmax = pass->want.argmax,
                         .logits = pass->want.logits,
-                        .hidden = pass->want.hidden};
+                        .hidden = pass->want.hidden,
+                        .no_adapter = pass->want.no_adapter};
 }
 
 static bool replay_is_key(const replay_key *a, const replay_key *b)
 {
     return a->tokens == b->tokens && a->head_rows == b->head_rows && a->cache == b->cache &&
            a->dtype == b->dtype && a->trash_bias == b->trash_bias && a->has_targets == b->has_targets &&
-           a->argmax == b->argmax && a->logits == b->logits && a->hidden == b->hidden;
+           a->argmax == b->argmax && a->logits == b->logits && a->hidden == b->hidden &&
+           a->no_adapter == b->no_adapter;
 }
 
 static replay_where replay_where_of(const mb_lm_pass *pass)

@@ -8,12 +8,11 @@
 #include "model/params.h"
 
 #include <assert.h>
-#include <fnmatch.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/option.h"
 #include "comm/window.h"
+#include "model/params_choose.h"
 #include "model/params_shard.h"
 #include "model/quantise.h"
 #include "model/staging.h"
@@ -26,9 +25,9 @@ struct mb_params {
     mb_param **sorted; /* by name, once it is decided what trains */
     bool is_sealed;
     mb_staging *staging; /* values lie on a device */
-    mb_buffer *trained;
+    mb_buffer *trained, *carried;
     mb_buffer **frozen; /* [layers + 2], entry block + 1 */
-    int64_t trained_count, lowest;
+    int64_t trained_count, carried_count, lowest;
     mb_comm *comm; /* of what is spread, NULL: nothing is */
     bool shard, share;
     mb_params_shard *sharded; /* everything is cut over the ranks */
@@ -141,6 +140,11 @@ static mb_status params_add_experts(mb_params *params, const mb_arch *arch, int6
     const char *const parts[3] = {names->gate, names->up, names->down};
     snprintf(text, sizeof text, "%s.gate.weight", names->moe);
     MB_TRY(params_add2(params, block, text, mb_arch_gates(arch), d));
+    if (arch->router_bias) {
+        snprintf(text, sizeof text, "%s.gate." MB_PARAMS_ROUTER_BIAS, names->moe);
+        MB_TRY(params_add1(params, block, text, mb_arch_gates(arch)));
+        params->list[params->count - 1].is_carried = true;
+    }
     for (int64_t e = 0; e < arch->experts; e++)
         for (int i = 0; i < 3; i++) {
             snprintf(text, sizeof text, "%s.experts.%lld.%s.weight", names->moe, (long long)e, parts[i]);
@@ -189,6 +193,7 @@ void mb_params_destroy(mb_params **params)
     mb_window_destroy(&p->shared);
     for (int64_t b = 0; p->frozen != NULL && b < p->layers + 2; b++) mb_buffer_destroy(&p->frozen[b]);
     mb_buffer_destroy(&p->trained);
+    mb_buffer_destroy(&p->carried);
     mb_staging_destroy(&p->staging);
     mb_free(p->frozen);
     mb_free(p->sorted);
@@ -198,46 +203,6 @@ void mb_params_destroy(mb_params **params)
 }
 
 /* ---- 2. which train ---- */
-
-static bool params_is_lora(const mb_param *param)
-{
-    return strstr(param->name, ".lora_") != NULL;
-}
-
-static mb_status params_no_match(const mb_params *params, const char *pattern)
-{
-    mb_status status = MB_OK;
-    const char **names = NULL;
-    char plain[160];
-    size_t n = 0;
-    for (const char *c = pattern; *c != 0 && n + 1 < sizeof plain; c++)
-        if (*c != '*') plain[n++] = *c;
-    plain[n] = 0;
-    MB_NEW_ARRAY(names, params->count);
-    for (int64_t i = 0; i < params->count; i++) {
-        size_t length = strlen(params->list[i].name);
-        bool open = pattern[0] == '*' && length > n;
-        names[i] = params->list[i].name + (open ? length - n : 0);
-    }
-    const char *near = mb_str_nearest(plain, names, params->count);
-    if (near == NULL) near = params->list[params->count / 2].name;
-    MB_RAISE(MB_EUSAGE, "train: pattern '%s' matches no tensor of the model; there is '%s%s'", pattern,
-             pattern[0] == '*' ? "*" : "", near);
-done:
-    mb_free(names);
-    return status;
-}
-
-static mb_status params_match(mb_params *params, const char *pattern)
-{
-    bool any = false;
-    for (int64_t i = 0; i < params->count; i++) {
-        mb_param *param = &params->list[i];
-        if (params_is_lora(param) || fnmatch(pattern, param->name, 0) != 0) continue;
-        param->trained = any = true;
-    }
-    return any ? MB_OK : params_no_match(params, pattern);
-}
 
 static int params_by_name(const void *a, const void *b)
 {
@@ -255,17 +220,14 @@ done:
     return status;
 }
 
-static bool params_is_router(const mb_param *param)
-{
-    return mb_str_is_suffix(param->name, ".gate.weight");
-}
-
 /* Decide what a parameter is kept in. */
 static void params_choose_storage(const mb_params *params, mb_param *param)
 {
     const bool in_layer = param->block >= 0 && param->block < params->layers;
     param->value.dtype = MB_F32;
-    if (param->trained || param->value.dims != 2 || params_is_router(param) || params_is_lora(param)) return;
+    if (param->trained || param->value.dims != 2 || mb_params_choose_is_router(param) ||
+        mb_params_choose_is_lora(param))
+        return;
     param->value.dtype = params->frozen_dtype;
     if (params->frozen_bits != 0 && in_layer) param->value.dtype = params->frozen_bits == 8 ? MB_I8 : MB_U8;
 }
@@ -273,29 +235,21 @@ static void params_choose_storage(const mb_params *params, mb_param *param)
 mb_status mb_params_choose(mb_params *params, const char *patterns)
 {
     mb_status status = MB_OK;
-    char **items = NULL;
-    int64_t n = 0;
-    const bool none = strcmp(patterns, "none") == 0, all = strcmp(patterns, "all") == 0;
-    for (int64_t i = 0; i < params->count; i++)
-        params->list[i].trained = all || (!none && params_is_lora(&params->list[i]));
-    if (!none && !all) {
-        MB_TRY(mb_option_list_split(patterns, &items, &n));
-        for (int64_t i = 0; i < n; i++)
-            if (strcmp(items[i], "lora") != 0) MB_TRY(params_match(params, items[i]));
-    }
+    MB_TRY(mb_params_choose_apply(params->list, params->count, patterns));
     MB_TRY(params_sort(params));
-    params->trained_count = 0;
+    params->trained_count = params->carried_count = 0;
     params->lowest = params->layers + 1;
     for (int64_t i = 0; i < params->count; i++) {
         mb_param *param = &params->list[i];
+        param->trained = param->trained && !param->is_carried;
         param->flat = param->trained ? params->trained_count : -1;
         params_choose_storage(params, param);
+        if (param->is_carried) params->carried_count += param->value.shape[0];
         if (!param->trained) continue;
         params->trained_count += param->value.shape[0] * param->value.shape[1];
         if (param->block < params->lowest) params->lowest = param->block;
     }
 done:
-    mb_option_list_free(&items, n);
     return status;
 }
 
@@ -320,7 +274,8 @@ static size_t params_room(const mb_params *params, const mb_param *param, size_t
 size_t mb_params_bytes(const mb_params *params, const mb_param *param)
 {
     size_t scale, value;
-    if (param->trained) return (size_t)(param->value.shape[0] * param->value.shape[1]) * sizeof(float);
+    if (param->trained || param->is_carried)
+        return (size_t)(param->value.shape[0] * param->value.shape[1]) * sizeof(float);
     value = params_room(params, param, &scale);
     return value + scale;
 }
@@ -331,7 +286,7 @@ static size_t params_lay_out(mb_params *params, int64_t block)
     size_t bytes = 0, scale;
     for (int64_t i = 0; i < params->count; i++) {
         mb_param *param = &params->list[i];
-        if (param->block != block) continue;
+        if (param->block != block || param->is_carried) continue;
         param->bytes = mb_params_bytes(params, param);
         if (param->trained) continue;
         param->at = bytes;
@@ -353,7 +308,8 @@ static void params_point_block(mb_params *params, int64_t block, char *data)
 {
     for (int64_t i = 0; i < params->count; i++) {
         mb_param *param = &params->list[i];
-        if (param->block == block && !param->trained) params_point(param, data + param->at);
+        if (param->block == block && !param->trained && !param->is_carried)
+            params_point(param, data + param->at);
     }
 }
 
@@ -397,12 +353,33 @@ void mb_params_spread(mb_params *params, mb_comm *comm, bool shard, bool share)
                     !mb_ops_is_device(params->ops);
 }
 
+/* What is carried: zeros, until somebody says otherwise. */
+static mb_status params_allocate_carried(mb_params *params)
+{
+    mb_status status = MB_OK;
+    const size_t bytes = (size_t)params->carried_count * sizeof(float);
+    size_t at = 0;
+    if (bytes == 0) goto done;
+    MB_TRY(mb_buffer_create(mb_ops_allocator(params->ops), bytes, &params->carried));
+    MB_TRY(mb_ops_zero(params->ops, params->carried->data, bytes));
+    for (int64_t i = 0; i < params->count; i++) {
+        mb_param *param = &params->list[i];
+        if (!param->is_carried) continue;
+        param->value.data = (char *)params->carried->data + at;
+        param->bytes = mb_tensor_bytes(&param->value);
+        at += param->bytes;
+    }
+done:
+    return status;
+}
+
 /* Own memory of this process for what is not spread. */
 static mb_status params_allocate(mb_params *params)
 {
     mb_status status = MB_OK;
     const mb_allocator *allocator = mb_ops_allocator(params->ops);
     if (mb_ops_is_device(params->ops)) MB_TRY(mb_staging_create(params->ops, &params->staging));
+    MB_TRY(params_allocate_carried(params));
     if (params->trained_count > 0 && !params->shard)
         MB_TRY(mb_buffer_create(allocator, (size_t)params->trained_count * sizeof(float), &params->trained));
     for (int64_t b = -1; b <= params->layers; b++) {
@@ -426,10 +403,11 @@ static mb_status params_share(mb_params *params)
     for (int64_t b = -1; b <= params->layers; b++) {
         params_point_block(params, b, base);
         for (int64_t i = 0; i < params->count; i++)
-            if (params->list[i].block == b && !params->list[i].trained) base += params->list[i].bytes;
+            if (params->list[i].block == b && !params->list[i].trained && !params->list[i].is_carried)
+                base += params->list[i].bytes;
     }
     for (int64_t i = 0; i < params->count; i++)
-        params->list[i].is_elsewhere = !is_first && !params->list[i].trained;
+        params->list[i].is_elsewhere = !is_first && !params->list[i].trained && !params->list[i].is_carried;
 done:
     return status;
 }
@@ -448,7 +426,7 @@ mb_status mb_params_seal(mb_params *params, const char *patterns)
                                       &params->sharded));
     for (int64_t i = 0; i < params->count; i++) {
         mb_param *param = &params->list[i];
-        param->shard = params->sharded;
+        param->shard = param->is_carried ? NULL : params->sharded;
         param->staging = params->staging;
         if (param->trained && params->trained != NULL)
             param->value.data = (float *)params->trained->data + param->flat;
@@ -547,6 +525,29 @@ mb_status mb_params_upload(mb_params *params, int64_t first, int64_t n, const fl
         memcpy(values, host, (size_t)n * sizeof *host);
 done:
     return status;
+}
+
+int64_t mb_params_carried_count(const mb_params *params)
+{
+    return params->carried_count;
+}
+
+mb_status mb_params_carried_get(const mb_params *params, float *host)
+{
+    const size_t bytes = (size_t)params->carried_count * sizeof *host;
+    if (bytes == 0) return MB_OK;
+    if (params->staging != NULL) return mb_staging_get(params->staging, params->carried->data, bytes, host);
+    memcpy(host, params->carried->data, bytes);
+    return MB_OK;
+}
+
+mb_status mb_params_carried_set(mb_params *params, const float *host)
+{
+    const size_t bytes = (size_t)params->carried_count * sizeof *host;
+    if (bytes == 0) return MB_OK;
+    if (params->staging != NULL) return mb_staging_put(params->staging, host, bytes, params->carried->data);
+    memcpy(params->carried->data, host, bytes);
+    return MB_OK;
 }
 
 void mb_params_bind_gradient(mb_params *params, float *gradient)
@@ -675,15 +676,18 @@ done:
 mb_params_bytes_used mb_params_used(const mb_params *params)
 {
     mb_params_bytes_used used = {0};
+    const size_t carried = params->carried != NULL ? params->carried->bytes : 0;
     if (params->sharded != NULL) {
         used.frozen = mb_params_shard_frozen_bytes(params->sharded);
         used.trained = mb_params_shard_window_bytes(params->sharded) - used.frozen;
+        used.frozen += carried;
         used.slots = mb_params_shard_slot_peak_bytes(params->sharded);
         return used;
     }
     used.trained = params->trained != NULL ? params->trained->bytes : 0;
     used.frozen = params->shared_bytes;
     if (params->shared != NULL) used.frozen /= (size_t)mb_comm_local_size(params->comm);
+    used.frozen += carried;
     return used;
 }
 

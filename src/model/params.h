@@ -6,7 +6,10 @@
  * resident; with mb_params_spread they bring a block's tensors in from the ranks that keep them. Trained
  * tensors lie one after another in one flat f32 array, in the order of the list (which is a function of arch
  * and adapter alone), so that optimiser, checkpoints and reductions see one array. Frozen tensors have no
- * gradient and no moments.
+ * gradient and no moments. Carried tensors (the routers' selection biases) have none either, but change by
+ * rules of their own: they lie one after another in a space of their own, in the order of the list, whole and
+ * f32 on every rank whatever is said of the others, no pattern makes them train, and they go into full saves
+ * (as f32), deltas and states.
  *
  * Values and gradients lie in the backend's memory (ops.h): mb_params_trained, mb_params_owned, a
  * parameter's value.data and gradient.data, and what is bound as gradient are pointers the host cannot
@@ -21,7 +24,9 @@
 #include "model/arch.h"
 #include "ops/ops.h"
 
-#define MB_PARAMS_EMBEDDING (-1) /* block number of the embedding */
+/* Of a router: "model.layers.<i>.mlp.gate.e_score_correction_bias", as DeepSeek-V3 calls it. */
+#define MB_PARAMS_ROUTER_BIAS "e_score_correction_bias"
+#define MB_PARAMS_EMBEDDING   (-1) /* block number of the embedding */
 /* Blocks 0..L-1 are the decoder layers, block L the final norm and head. */
 
 typedef struct mb_param {
@@ -37,17 +42,20 @@ typedef struct mb_param {
     size_t at, scale_at; /* of a frozen one: where it lies in its block's memory, and its scales after it */
     size_t bytes;        /* it takes there, scales included; of a trained one: of its values */
     struct mb_params_shard
-        *shard;                 /* it is cut over the ranks: data is NULL but between acquire and release */
-    bool is_elsewhere;          /* another rank of the node fills it: setting it does nothing */
-    bool from_delta;            /* read from a delta folder: differs from the base whether it trains or not */
-    float lora_scale;           /* of a lora_B: what its product is multiplied by */
+        *shard;        /* it is cut over the ranks: data is NULL but between acquire and release */
+    bool is_elsewhere; /* another rank of the node fills it: setting it does nothing */
+    bool from_delta;   /* read from a delta folder: differs from the base whether it trains or not */
+    bool is_carried;   /* changes without a gradient: f32, whole on every rank, saved with what trains */
+    bool was_read;     /* of a carried one: a folder held it */
+    float lora_scale;  /* of a lora_B: what its product is multiplied by */
     struct mb_staging *staging; /* the way to values on a device; NULL: they lie in the host's memory */
 } mb_param;
 
 typedef struct mb_params mb_params;
 
-/* Which tensors train: comma-separated patterns of HF names with * (e.g. "*.mlp.gate.weight"), "all" or
- * "none". LoRA tensors always train unless "none". */
+/* Which tensors train: "none", or a list of patterns of HF names with * (e.g. "*.mlp.gate.weight") and words
+ * (all, router, experts, attention); ! before an item freezes, experts=0+3 leaves only those experts
+ * (params_choose.h). LoRA tensors train unless "none" or frozen so. */
 mb_status mb_params_create(const mb_arch *arch, mb_ops *ops, mb_params **out_params);
 void mb_params_destroy(mb_params **params);
 /* Before seal: add a tensor (LoRA). shape [N, K] or [N]. */
@@ -94,6 +102,11 @@ float *mb_params_owned(mb_params *params, int64_t first);
  * back. As get_f32 and set_f32; follow uploads by mb_params_sync. */
 mb_status mb_params_download(mb_params *params, int64_t first, int64_t n, float *host);
 mb_status mb_params_upload(mb_params *params, int64_t first, int64_t n, const float *host);
+/* The carried space: elements, its values into the host's memory and back (as get_f32 and set_f32; every rank
+ * sets its own). */
+int64_t mb_params_carried_count(const mb_params *params);
+mb_status mb_params_carried_get(const mb_params *params, float *host);
+mb_status mb_params_carried_set(mb_params *params, const float *host);
 /* [that many] in the backend's memory, or NULL to unbind: */
 void mb_params_bind_gradient(mb_params *params, float *gradient);
 void mb_params_changed(mb_params *params);           /* trained values changed: packed forms are stale */
@@ -135,17 +148,17 @@ int64_t mb_params_lowest_trained(const mb_params *params);
 
 /* Fill from a weight folder (all tensors of the arch must be there, with their shapes, finite:
  * MB_ENOTFOUND/MB_ESHAPE/MB_EDATA name folder and tensor; unknown extra tensors are warned about once,
- * rotary inv_freq buffers silently ignored). */
+ * rotary inv_freq buffers silently ignored; carried ones may be absent, and stay 0: was_read). */
 mb_status mb_params_read(mb_params *params, const char *folder);
 /* Fill from the delta.safetensors of a delta folder: only tensors of the model, at least one. */
 mb_status mb_params_read_delta(mb_params *params, const char *folder);
-/* N(0, std) for matrices and embedding, ones for norms, zeros for biases; by tensor name, so independent of
- * order. */
+/* N(0, std) for matrices and embedding, ones for norms, zeros for biases and what is carried; by tensor name,
+ * so independent of order. */
 mb_status mb_params_randomise(mb_params *params, uint64_t seed, double std);
 /* Write HF weights (LoRA tensors left out) into folder: model.safetensors or shards. only_trained: just the
- * trained tensors (and those that came from a delta), as `stem` delta. opt_source: the folder the frozen
- * ones were read from, which are kept rounded (bf16, quantised) in memory and written as they are there;
- * without it a quantised tensor is MB_EUNSUPPORTED. */
+ * trained tensors (and those carried, or that came from a delta), as `stem` delta. Carried ones are f32 in
+ * any dtype. opt_source: the folder the frozen ones were read from, which are kept rounded (bf16, quantised)
+ * in memory and written as they are there; without it a quantised tensor is MB_EUNSUPPORTED. */
 mb_status mb_params_write(mb_params *params, const char *folder, const char *stem, mb_dtype dtype,
                           int64_t shard_bytes, bool only_trained, const char *opt_source);
 

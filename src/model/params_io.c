@@ -38,8 +38,10 @@ mb_status mb_params_read(mb_params *params, const char *folder)
     for (int64_t i = 0; i < mb_params_count(params); i++) {
         mb_param *param = mb_params_at(params, i);
         if (strstr(param->name, ".lora_") != NULL) continue;
+        if (param->is_carried && !mb_params_source_has(file, param)) continue;
         MB_TRY(mb_params_source_find(file, folder, param, &source));
         MB_TRY(mb_params_source_load(&source, folder, param));
+        param->was_read = true;
     }
     params_warn_extra(params, file, folder);
 done:
@@ -66,7 +68,7 @@ mb_status mb_params_read_delta(mb_params *params, const char *folder)
                      path, name);
         MB_TRY(mb_params_source_find(file, path, param, &source));
         MB_TRY(mb_params_source_load(&source, path, param));
-        param->from_delta = true;
+        param->from_delta = param->was_read = true;
     }
 done:
     mb_safetensors_close(&file);
@@ -79,7 +81,7 @@ done:
 static bool params_is_written(const mb_param *param, bool only_trained)
 {
     if (strstr(param->name, ".lora_") != NULL) return false;
-    return !only_trained || param->trained || param->from_delta;
+    return !only_trained || param->trained || param->is_carried || param->from_delta;
 }
 
 /* Does memory hold a tensor rounded whose folder has it as it was? */
@@ -123,8 +125,8 @@ static mb_status params_declare(mb_params *params, mb_safetensors_writer *writer
     for (int64_t i = 0; i < mb_params_count(params); i++) {
         const mb_param *param = mb_params_at(params, i);
         if (!params_is_written(param, only_trained)) continue;
-        MB_TRY(
-            mb_safetensors_writer_declare(writer, param->name, dtype, param->value.dims, param->value.shape));
+        MB_TRY(mb_safetensors_writer_declare(writer, param->name, param->is_carried ? MB_F32 : dtype,
+                                             param->value.dims, param->value.shape));
     }
 done:
     return status;

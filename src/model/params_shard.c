@@ -75,7 +75,7 @@ static void lay_block(mb_params_shard *s, mb_param *list, int64_t count, int64_t
     p->flat = -1;
     for (int64_t i = 0; i < count; i++) {
         mb_param *param = &list[i];
-        if (param->block != block) continue;
+        if (param->block != block || param->is_carried) continue;
         s->order[(*n)++] = param;
         p->count++;
         if (!param->trained) {

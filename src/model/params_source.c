@@ -73,10 +73,17 @@ bool mb_params_source_is_known(mb_params *params, const char *name)
     if (mb_str_is_suffix(name, ".mlp.experts.gate_up_proj") ||
         mb_str_is_suffix(name, ".mlp.experts.down_proj"))
         return true;
-    const char *place = strstr(name, ".mlp.gate.weight");
+    const char *place = strstr(name, ".mlp.gate.");
     if (place == NULL) return false;
-    snprintf(text, sizeof text, "%.*s.block_sparse_moe.gate.weight", (int)(place - name), name);
+    snprintf(text, sizeof text, "%.*s.block_sparse_moe%s", (int)(place - name), name, place + strlen(".mlp"));
     return source_is_of(params, text);
+}
+
+bool mb_params_source_has(const mb_safetensors *file, const mb_param *param)
+{
+    char other[200];
+    return source_name(file, param->name) != NULL ||
+           (source_renamed(param->name, other, sizeof other) && source_name(file, other) != NULL);
 }
 
 /* ---- 2. finding ---- */

@@ -22,6 +22,8 @@ typedef struct mb_params_source {
 } mb_params_source;
 
 /* MB_ENOTFOUND, MB_ESHAPE: name folder and tensor. */
+/* Is a tensor that is nobody's slice in the file, under any of its names? */
+bool mb_params_source_has(const mb_safetensors *file, const mb_param *param);
 mb_status mb_params_source_find(const mb_safetensors *file, const char *folder, const mb_param *param,
                                 mb_params_source *out_source);
 /* Is this tensor of a file some parameter's? */

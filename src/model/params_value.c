@@ -106,7 +106,7 @@ mb_status mb_params_randomise(mb_params *params, uint64_t seed, double std)
         if (strstr(param->name, ".lora_") != NULL) continue;
         const int64_t n = mb_tensor_count(&param->value);
         const uint32_t sub = (uint32_t)mb_hash_u64(param->name, strlen(param->name), 0);
-        const bool is_bias = mb_str_is_suffix(param->name, ".bias");
+        const bool is_bias = param->is_carried || mb_str_is_suffix(param->name, ".bias");
         MB_FREE(value);
         MB_NEW_ARRAY(value, n);
 #pragma omp parallel for schedule(static) if (n > 65536)

@@ -149,7 +149,7 @@ mb_status mb_projection_forward(const mb_projection_context *context, mb_project
     const mb_arena_mark mark = mb_arena_mark_get(context->arena);
     const mb_tensor *bias = projection->bias != NULL ? &projection->bias->value : NULL;
     MB_TRY(mb_ops_linear(context->ops, x, &projection->weight->weight, bias, accumulate, y));
-    if (projection->lora_a != NULL) {
+    if (projection->lora_a != NULL && !context->no_adapter) {
         mb_tensor dropped, h;
         MB_TRY(projection_inner(context, projection, x, &dropped, &h));
         MB_TRY(mb_ops_linear(context->ops, &h, &projection->lora_b->weight, NULL, true, y));
@@ -229,7 +229,7 @@ mb_status mb_projection_group_forward(const mb_projection_context *context, mb_p
     mb_status status = MB_OK;
     const mb_arena_mark mark = mb_arena_mark_get(context->arena);
     MB_TRY(mb_ops_grouped_linear(context->ops, x, dispatch->offsets, group->count, group->weights, y));
-    if (group->lora_a != NULL) {
+    if (group->lora_a != NULL && !context->no_adapter) {
         mb_tensor dropped, h, part;
         MB_TRY(group_inner(context, group, dispatch, x, &dropped, &h));
         MB_TRY(projection_new(context, y->dtype, y->shape[0], y->shape[1], &part));

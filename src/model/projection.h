@@ -36,6 +36,7 @@ typedef struct mb_projection_context {
     float dropout;
     uint64_t seed;
     const int64_t *row_index; /* of the rows of x, for dropout; NULL: no dropout */
+    bool no_adapter;          /* forward without the adapter: y = W x + b */
 } mb_projection_context;
 
 /* Parameters called `<prefix>.weight`, `.bias`, `.lora_A.weight`, `.lora_B.weight` (the first must exist:

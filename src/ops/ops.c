@@ -540,12 +540,13 @@ mb_status mb_ops_attention_backward(mb_ops *ops, const mb_attention_shape *shape
 
 /* ---- 7. routing ---- */
 
-mb_status mb_ops_route(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool normalise, mb_tensor *probs,
-                       int32_t *ids, mb_tensor *weights)
+mb_status mb_ops_route(mb_ops *ops, const mb_tensor *logits, const mb_tensor *opt_bias, int64_t picks,
+                       bool normalise, mb_tensor *probs, int32_t *ids, mb_tensor *weights)
 {
     mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
-    mb_status status = mb_ops_check_route(logits, picks, probs, weights);
-    if (status == MB_OK) status = ops->table.route(ops, logits, picks, normalise, probs, ids, weights);
+    mb_status status = mb_ops_check_route(logits, opt_bias, picks, probs, weights);
+    if (status == MB_OK)
+        status = ops->table.route(ops, logits, opt_bias, picks, normalise, probs, ids, weights);
     return finish(ops, mark, status, "route");
 }
 

@@ -247,9 +247,13 @@ mb_status mb_ops_attention_backward(mb_ops *ops, const mb_attention_shape *shape
 /* ---- routing ---- */
 
 /* softmax over all columns of logits[T,E'] (f32), top K by probability (ties: lower index); ids[T,K];
- * weights[T,K] = probabilities, divided by their sum when normalise. probs[T,E'] is an output too. */
-mb_status mb_ops_route(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool normalise, mb_tensor *probs,
-                       int32_t *ids, mb_tensor *weights);
+ * weights[T,K] = probabilities, divided by their sum when normalise. probs[T,E'] is an output too. With
+ * opt_bias[E'] (f32, finite) the top K are those of probability + bias, in that order; probs and weights do
+ * not see it (Wang et al. 2024). Normalised picks that a bias chose and whose probabilities do not even sum
+ * to MB_ROUTE_LEAST have weights and gradients of 0. */
+#define MB_ROUTE_LEAST 1e-20f
+mb_status mb_ops_route(mb_ops *ops, const mb_tensor *logits, const mb_tensor *opt_bias, int64_t picks,
+                       bool normalise, mb_tensor *probs, int32_t *ids, mb_tensor *weights);
 /* dlogits[T,E'] += from dweights[T,K]. */
 mb_status mb_ops_route_backward(mb_ops *ops, const mb_tensor *probs, const int32_t *ids,
                                 const mb_tensor *weights, bool normalise, const mb_tensor *dweights,

@@ -381,14 +381,15 @@ mb_status mb_ops_check_attention_backward(const mb_attention_shape *shape)
 
 /* ---- 5. routing ---- */
 
-mb_status mb_ops_check_route(const mb_tensor *logits, int64_t picks, const mb_tensor *probs,
-                             const mb_tensor *weights)
+mb_status mb_ops_check_route(const mb_tensor *logits, const mb_tensor *opt_bias, int64_t picks,
+                             const mb_tensor *probs, const mb_tensor *weights)
 {
     mb_status status = MB_OK;
     int64_t t = mb_ops_rows(logits), e = mb_ops_width(logits);
     MB_TRY(check_matrix("route", "logits", logits, t, e));
     MB_TRY(check_matrix("route", "probs", probs, t, e));
     MB_TRY(check_matrix("route", "weights", weights, t, picks));
+    if (opt_bias != NULL) MB_TRY(check_vector("route", "bias", opt_bias, e));
     if (picks < 1 || picks > e) {
         MB_RAISE(MB_ERANGE, "route: %lld picks of %lld experts", (long long)picks, (long long)e);
     }
@@ -402,7 +403,7 @@ mb_status mb_ops_check_route_backward(const mb_ops *ops, const mb_tensor *probs,
 {
     mb_status status = MB_OK;
     int64_t t = mb_ops_rows(probs), e = mb_ops_width(probs), picks = mb_ops_width(weights);
-    MB_TRY(mb_ops_check_route(probs, picks, dlogits, weights));
+    MB_TRY(mb_ops_check_route(probs, NULL, picks, dlogits, weights));
     MB_TRY(check_matrix("route_backward", "dweights", dweights, t, picks));
     MB_TRY(check_ids(ops, "route_backward", "id", ids, t * picks, e));
 done:

@@ -45,8 +45,8 @@ mb_status mb_ops_check_attention(const mb_ops *ops, const mb_attention_shape *sh
                                  const mb_tensor *const *wide, int narrows, const mb_tensor *const *narrow,
                                  const mb_tensor *lse);
 mb_status mb_ops_check_attention_backward(const mb_attention_shape *shape);
-mb_status mb_ops_check_route(const mb_tensor *logits, int64_t picks, const mb_tensor *probs,
-                             const mb_tensor *weights);
+mb_status mb_ops_check_route(const mb_tensor *logits, const mb_tensor *opt_bias, int64_t picks,
+                             const mb_tensor *probs, const mb_tensor *weights);
 mb_status mb_ops_check_route_backward(const mb_ops *ops, const mb_tensor *probs, const int32_t *ids,
                                       const mb_tensor *weights, const mb_tensor *dweights,
                                       const mb_tensor *dlogits);

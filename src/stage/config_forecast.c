@@ -113,18 +113,20 @@ static mb_status find_models(forecast *f)
     mb_status status = MB_OK;
     mb_forecast_stage *stage = &f->stage;
     const char *arch = f->options->arch;
+    mb_scorer_needs needs = {0};
     f->has_model = mb_forecast_stage_model(stage) != NULL;
     if (stage->program == MB_FORECAST_CONVERT && mb_str_equal(stage->mode, "init") && arch == NULL)
         arch = stage->own.convert.config;
     if (stage->program == MB_FORECAST_SCORE) {
-        f->has_model = mb_forecast_time_wants_router(stage);
-        f->has_source = mb_forecast_time_wants_source(stage);
+        needs = mb_forecast_time_needs(stage);
+        f->has_model = needs.router;
+        f->has_source = needs.source;
     }
     if (f->has_model) MB_TRY(mb_forecast_model_find(stage, NULL, arch, &f->model));
     if (f->has_source) {
         MB_TRY(mb_forecast_model_find(stage, stage->own.score.source_model, arch, &f->source));
         if (!f->source.is_encoder) f->source.arch.trash = f->source.arch.declared_trash = 0;
-        f->source.has_adapter = false;
+        if (!needs.policy) f->source.has_adapter = false;
     }
     if (f->model.is_encoder && stage->program != MB_FORECAST_EMBED)
         MB_RAISE(MB_EUSAGE, "%s is an encoder; only moe-embed takes one", f->model.says);

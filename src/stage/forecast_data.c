@@ -384,15 +384,16 @@ done:
 
 /* ---- 5. a training run ---- */
 
-/* Steps and tokens of a run over data that is not there record by record. */
-static void plan_run(const mb_trainer_options *o, mb_forecast_data *data, double limit)
+/* Steps and tokens of a run over data that is not there record by record. width: token records that one
+ * record of the text gives, 2 for pairs. */
+static void plan_run(const mb_trainer_options *o, mb_forecast_data *data, double limit, double width)
 {
     const double per_step = (double)(o->batch_size * o->gradient_accumulation_steps),
                  share = o->subset_ratio > 0 ? o->subset_ratio : 1,
                  records = data->is_known ? fmax(1, ceil(share * data->records)) : 0,
-                 mean = data->is_known && data->records > 0 ? data->tokens / data->records : limit,
+                 mean = width * (data->is_known && data->records > 0 ? data->tokens / data->records : limit),
                  epoch_steps = fmax(1, ceil(records / per_step));
-    data->most = (double)o->batch_size * (data->is_known ? data->longest : limit);
+    data->most = width * (double)o->batch_size * (data->is_known ? data->longest : limit);
     data->steps = o->max_steps > 0 ? (double)o->max_steps : 0;
     if (o->max_steps == 0 && data->is_known) {
         const double whole = floor(o->epochs);
@@ -408,8 +409,8 @@ static void plan_run(const mb_trainer_options *o, mb_forecast_data *data, double
         data->run_tokens = fmin(data->run_tokens, ceil(data->steps / epoch_steps) * records * mean);
     data->epoch_writes = data->is_known ? fmax(1, ceil(data->steps / epoch_steps)) : 1;
     if (!data->is_known) data->context = (limit + 1) / 2;
-    data->tokens = data->is_known ? data->tokens * share : data->tokens;
-    data->records = records;
+    data->tokens = data->is_known ? data->tokens * share * width : data->tokens;
+    data->records = records * width;
 }
 
 /* ---- 6. finding ---- */
@@ -463,7 +464,8 @@ mb_status mb_forecast_data_find(mb_forecast_stage *stage, const mb_forecast_give
                  "records= and tokens=",
                  dataset != NULL ? dataset : "the data");
     if (stage->program == MB_FORECAST_TRAIN && !data.is_exact)
-        plan_run(&stage->own.train.trainer, &data, limit);
+        plan_run(&stage->own.train.trainer, &data, limit,
+                 mb_str_equal(stage->own.train.objective.objective, "dpo") ? 2 : 1);
     *out_data = data;
 done:
     return status;

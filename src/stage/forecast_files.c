@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "measure/forecast.h"
+#include "stage/forecast_time.h"
 
 #define WEIGHT_FILE_BYTES 5e9   /* weights are cut into files of this size */
 #define RECORD_BYTES      65536 /* done.json, run.log, progress, lease */
@@ -63,21 +64,19 @@ static void add_scores(const mb_forecast_stage *stage, const mb_forecast_model *
                        const mb_forecast_data *data, mb_forecast_files *out)
 {
     char **items = NULL;
-    int64_t n = 0, layered = 0, layers = opt_model != NULL ? mb_arch_moe_layers(&opt_model->arch) : 0,
-            asked = 0;
+    int64_t layers = opt_model != NULL ? mb_arch_moe_layers(&opt_model->arch) : 0, asked = 0;
     const mb_scorer_options *o = &stage->own.score.scorer;
     if (mb_option_list_split(o->score_layers, &items, &asked) == MB_OK && asked > 0 &&
         !mb_str_equal(items[0], "all") && asked < layers)
         layers = asked;
     mb_option_list_free(&items, asked);
-    if (mb_option_list_split(o->scores, &items, &n) != MB_OK) return;
-    for (int64_t i = 0; i < n; i++)
-        layered += mb_str_is_prefix(items[i], "good_") || mb_str_equal(items[i], "entropy");
-    mb_option_list_free(&items, n);
+    const mb_scorer_needs needs = mb_forecast_time_needs(stage);
+    const double columns = (double)needs.columns;
     const double parts = mb_forecast_parts(data->tokens, (double)o->tile_tokens);
     /* A part holds per-layer values of all columns, also of those that have none. */
-    add(out, "score table", mb_forecast_bytes_scores(data->records, n, layered, layers), 1, false);
-    add(out, "parts of it", data->records * (8.0 * (double)n + 4.0 * (double)(n * layers)) + parts * 8192,
+    add(out, "score table", mb_forecast_bytes_scores(data->records, needs.columns, needs.layered, layers), 1,
+        false);
+    add(out, "parts of it", data->records * (8.0 * columns + 4.0 * columns * (double)layers) + parts * 8192,
         parts, true);
 }
 
@@ -129,8 +128,11 @@ void mb_forecast_files_get(const mb_forecast_stage *stage, const mb_forecast_mod
         break;
     case MB_FORECAST_CONVERT:
         if (opt_model != NULL && !opt_model->is_encoder) {
-            const double bytes =
-                mb_forecast_bytes_weights(memory->parameters, memory->tensors, opt_model->arch.stored_dtype);
+            const char *word = stage->own.convert.upcycle.dtype;
+            mb_dtype dtype = opt_model->arch.stored_dtype;
+            if (mb_str_equal(stage->mode, "upcycle") && !mb_str_equal(word, "source"))
+                dtype = mb_str_equal(word, "f32") ? MB_F32 : MB_BF16;
+            const double bytes = mb_forecast_bytes_weights(memory->parameters, memory->tensors, dtype);
             add(&out, "weights", bytes, 4 + ceil(bytes / WEIGHT_FILE_BYTES), false);
         }
         break;

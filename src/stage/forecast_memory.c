@@ -11,6 +11,7 @@
 #include "comm/lanes.h"
 #include "comm/scatter.h"
 #include "model/kv_cache.h"
+#include "stage/train_parts.h"
 
 /* A program before it has anything: libraries' own data, thread stacks, MPI's buffers; and the kernels that
  * the library of products keeps, one for each shape of a product in f32 (bf16 has our own). */
@@ -36,33 +37,38 @@ const char *mb_forecast_memory_name(mb_forecast_memory_kind kind)
 
 /* ---- 1. what trains ---- */
 
-const char *mb_forecast_memory_trained(const mb_forecast_stage *stage, const mb_forecast_model *model,
-                                       mb_lora_options *storage, const mb_lora_options **out_lora)
+mb_status mb_forecast_memory_trained(const mb_forecast_stage *stage, const mb_forecast_model *model,
+                                     mb_lora_options *storage, const mb_lora_options **out_lora,
+                                     char **out_train)
 {
+    mb_status status = MB_OK;
     const mb_train_program *own = &stage->own.train;
+    const bool is_warmup = mb_str_equal(own->objective.objective, "router_warmup");
     *out_lora = NULL;
     if (model->has_adapter) {
         *storage = model->adapter;
         *out_lora = storage;
-        return stage->program == MB_FORECAST_TRAIN ? "lora" : "none";
     }
-    if (stage->program != MB_FORECAST_TRAIN) return "none";
-    const bool is_warmup = mb_str_equal(own->objective.objective, "router_warmup");
-    if (mb_str_equal(own->peft_mode, "lora")) {
+    if (stage->program != MB_FORECAST_TRAIN) {
+        *out_train = mb_strdup("none");
+        if (*out_train == NULL) MB_RAISE(MB_ENOMEM, "no memory for a word");
+        return MB_OK;
+    }
+    if (!model->has_adapter && mb_str_equal(own->peft_mode, "lora")) {
         *storage = (mb_lora_options){
             .r = own->lora_r, .alpha = own->lora_alpha, .targets = is_warmup ? "gate" : own->lora_targets};
         *out_lora = storage;
-        return "lora";
     }
-    if (own->train_parts != NULL) return own->train_parts;
-    return is_warmup || mb_str_equal(own->peft_mode, "full_rank") ? "router" : "all";
+    MB_TRY(mb_train_parts_get(own, model->has_adapter, out_train));
+done:
+    return status;
 }
 
 /* The same as patterns of tensor names (params.h). */
 static const char *patterns_of(const mb_arch *arch, const char *train, bool has_lora)
 {
     if (mb_str_equal(train, "none")) return "none";
-    if (has_lora) return "lora";
+    if (has_lora) return strchr(train, ',') != NULL ? strchr(train, ',') + 1 : "lora";
     if (!mb_str_equal(train, "router")) return train;
     return arch->family == MB_FAMILY_MIXTRAL ? "*.block_sparse_moe.gate.weight" : "*.mlp.gate.weight";
 }
@@ -182,7 +188,8 @@ static mb_status plan_training(mb_forecast_stage *stage, const mb_forecast_model
     mb_lm_plan plan;
     int64_t filled = 0;
     const int64_t most = o->gradient_accumulation_steps, lanes = o->lanes < most ? o->lanes : most;
-    const char *train = mb_forecast_memory_trained(stage, model, &storage, &lora);
+    char *train = NULL;
+    MB_TRY(mb_forecast_memory_trained(stage, model, &storage, &lora, &train));
     const double rows = data->most * (copies ? 2 : 1);
     mb_lm_plan_options shape = {.tokens = (int64_t)rows,
                                 .gradient = true,
@@ -202,6 +209,12 @@ static mb_status plan_training(mb_forecast_stage *stage, const mb_forecast_model
     shape.ahead = shape.ahead || (shape.shard && ranks > node_ranks);
     MB_TRY(count_tensors(&model->arch, train, lora, out, &filled));
     MB_TRY(mb_lm_plan_get(&model->arch, train, lora, &shape, &plan));
+    mb_lm_plan plain = {0}; /* of a forward beside, without gradient */
+    const int64_t passes =
+        mb_objective_plain_passes(&own->objective, lora != NULL, lora != NULL && !model->has_adapter);
+    shape.gradient = false;
+    if (passes > 0) MB_TRY(mb_lm_plan_get(&model->arch, train, lora, &shape, &plain));
+    shape.gradient = true;
     const int64_t n = (int64_t)out->trained;
     const bool is_copied = o->async_save && !(o->zero == 3 && ranks > 1);
     out->bytes[MB_FORECAST_WEIGHTS] = (double)plan.weights;
@@ -211,6 +224,7 @@ static mb_status plan_training(mb_forecast_stage *stage, const mb_forecast_model
     out->bytes[MB_FORECAST_GRADIENTS] = (double)(o->zero > 1 ? mb_scatter_plan(n, lanes, (int)ranks, filled)
                                                              : mb_lanes_plan(n, lanes, (int)ranks));
     out->bytes[MB_FORECAST_ACTIVATIONS] = (double)(plan.activations + plan.scratch) +
+                                          (double)passes * (double)(plain.activations + plain.scratch) +
                                           batch_bytes(&model->arch, o, lanes, ranks, data->most, rows);
     out->bytes[MB_FORECAST_CHECKPOINT] = is_copied ? 12 * (double)n : 0;
     out->bytes[MB_FORECAST_OTHER] = OTHER_BYTES;
@@ -220,6 +234,7 @@ static mb_status plan_training(mb_forecast_stage *stage, const mb_forecast_model
     else if (shape.dtype == MB_BF16) /* trained f32 values as bf16 products take them */
         out->bytes[MB_FORECAST_WEIGHTS] += 2 * out->trained;
 done:
+    mb_free(train);
     return status;
 }
 
@@ -267,8 +282,9 @@ static mb_status plan_scoring(mb_forecast_stage *stage, const mb_forecast_model 
 {
     mb_status status = MB_OK;
     const double tokens = (double)stage->own.score.scorer.tile_tokens;
-    const bool has_head = strstr(stage->own.score.scorer.scores, "perplexity") != NULL;
-    if (opt_source != NULL) MB_TRY(plan_pass(stage, opt_source, tokens, has_head, ranks, node_ranks, out));
+    mb_scorer_needs needs;
+    MB_TRY(mb_scorer_needs_get(stage->own.score.scorer.scores, &needs));
+    if (opt_source != NULL) MB_TRY(plan_pass(stage, opt_source, tokens, needs.head, ranks, node_ranks, out));
     out->parameters = out->tensors = 0; /* those of the model that scores count */
     if (opt_model != NULL) MB_TRY(plan_pass(stage, opt_model, tokens, false, ranks, node_ranks, out));
     out->bytes[MB_FORECAST_OTHER] += SCORE_BYTES;
@@ -314,6 +330,29 @@ done:
 
 /* ---- 5. programs without a model ---- */
 
+/* moe-convert upcycle writes tensor by tensor; prompts and verification have one layer in f32 (and packed),
+ * the logits of both models and a part of the head. */
+static mb_status plan_upcycling(mb_forecast_stage *stage, const mb_arch *dense, mb_forecast_memory *out)
+{
+    mb_status status = MB_OK;
+    mb_convert_program *own = &stage->own.convert;
+    mb_convert_upcycle_plan plan = {0};
+    int64_t filled;
+    MB_TRY(mb_convert_upcycle_plan_create(dense, "model.path", &own->upcycle, &plan));
+    MB_TRY(count_tensors(&plan.arch, "none", NULL, out, &filled));
+    const double d = (double)dense->width, v = (double)dense->vocab;
+    const bool has_passes = own->verify || mb_str_equal(own->upcycle.router_init, "prompts");
+    const bool is_averaged = own->upcycle.siblings != NULL && own->upcycle.siblings[0] != 0;
+    const double layer = (out->parameters - v * d * (dense->tied_head ? 1 : 2)) / (double)dense->layers;
+    const double largest = is_averaged ? v * d : d * (double)plan.arch.ffn;
+    out->bytes[MB_FORECAST_WEIGHTS] = has_passes ? 8 * layer : 0;
+    out->bytes[MB_FORECAST_ACTIVATIONS] = own->verify ? 4 * (2 * 64 * v + 2 * 4096 * d) : 0;
+    out->bytes[MB_FORECAST_OTHER] = OTHER_BYTES + 8 * largest;
+done:
+    mb_convert_upcycle_plan_reset(&plan);
+    return status;
+}
+
 /* moe-convert maps the source and writes tensor by tensor; a verification computes with both, in f32. */
 static mb_status plan_conversion(mb_forecast_stage *stage, const mb_forecast_model *opt_model,
                                  mb_forecast_memory *out)
@@ -322,6 +361,7 @@ static mb_status plan_conversion(mb_forecast_stage *stage, const mb_forecast_mod
     int64_t filled;
     const mb_convert_program *own = &stage->own.convert;
     if (opt_model == NULL || opt_model->is_encoder) goto done;
+    if (mb_str_equal(stage->mode, "upcycle")) return plan_upcycling(stage, &opt_model->arch, out);
     MB_TRY(count_tensors(&opt_model->arch, "none", NULL, out, &filled));
     const bool is_init = mb_str_equal(stage->mode, "init"), is_verified = own->verify && !is_init;
     out->bytes[MB_FORECAST_WEIGHTS] = 4 * out->parameters * (is_verified ? 2 : 1);

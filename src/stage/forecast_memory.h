@@ -51,9 +51,10 @@ mb_status mb_forecast_memory_get(mb_forecast_stage *stage, const mb_forecast_mod
                                  const mb_forecast_model *opt_source, const mb_forecast_data *data,
                                  int64_t ranks, int64_t node_ranks, mb_forecast_memory *out_memory);
 
-/* What trains, as main_train says it: "all", "router", "lora" or patterns; and the adapter (NULL: none) with
- * its options in *storage. */
-const char *mb_forecast_memory_trained(const mb_forecast_stage *stage, const mb_forecast_model *model,
-                                       mb_lora_options *storage, const mb_lora_options **out_lora);
+/* What trains, as main_train says it (train_parts.h; mb_free): "none", "all", "router", "lora" or a list; and
+ * the adapter (NULL: none) with its options in *storage. */
+mb_status mb_forecast_memory_trained(const mb_forecast_stage *stage, const mb_forecast_model *model,
+                                     mb_lora_options *storage, const mb_lora_options **out_lora,
+                                     char **out_train);
 
 #endif

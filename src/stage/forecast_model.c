@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/files.h"
+#include "model/convert_upcycle.h"
 
 /* ---- 1. names in paths ---- */
 
@@ -98,6 +99,46 @@ done:
     return status;
 }
 
+/* Key of the study's group of moe-convert upcycle, when it is there. */
+static mb_status upcycle_int(const mb_forecast_stage *stage, const char *key, int64_t *value)
+{
+    mb_status status = MB_OK;
+    char *text = mb_forecast_stage_text(stage, key);
+    if (text != NULL) MB_TRY(mb_str_parse_int(text, value));
+done:
+    mb_free(text);
+    return status;
+}
+
+/* Experts of stages behind moe-convert upcycle: all but those that make the dense model. */
+static mb_status add_experts(const mb_forecast_stage *stage, const char *name, mb_forecast_model *model)
+{
+    mb_status status = MB_OK;
+    mb_convert_upcycle_options o = {.experts = 8,
+                                    .picks = 2,
+                                    .granularity = 1,
+                                    .router_init = "normal",
+                                    .router_init_std = 1,
+                                    .scaling = "none",
+                                    .normalise = true,
+                                    .dtype = "source"};
+    mb_convert_upcycle_plan plan = {0};
+    const bool is_dense = mb_str_is_prefix(name, "dense") || mb_str_is_prefix(name, "pretrain");
+    if (is_dense || model->arch.experts > 0 || !mb_forecast_stage_has_group(stage, "upcycle")) goto done;
+    MB_TRY(upcycle_int(stage, "upcycle.convert.experts", &o.experts));
+    MB_TRY(upcycle_int(stage, "upcycle.convert.experts_per_token", &o.picks));
+    MB_TRY(upcycle_int(stage, "upcycle.convert.granularity", &o.granularity));
+    o.layers = mb_forecast_stage_text(stage, "upcycle.convert.layers");
+    MB_TRY(mb_convert_upcycle_plan_create(&model->arch, model->says, &o, &plan));
+    mb_arch_reset(&model->arch);
+    model->arch = plan.arch;
+    const size_t used = strlen(model->says);
+    snprintf(model->says + used, sizeof model->says - used, " as %lld experts", (long long)o.experts);
+done:
+    mb_free(o.layers);
+    return status;
+}
+
 /* moe-convert init takes the vocabulary of a tokenizer made on the spot. */
 static mb_status set_vocab(const mb_forecast_stage *stage, mb_forecast_model *model)
 {
@@ -120,13 +161,20 @@ static mb_status read_study(const mb_forecast_stage *stage, const char *name, mb
 {
     mb_status status = MB_OK;
     const bool target = is_target(name);
-    char *folder = mb_forecast_stage_text(stage, target ? "study.target" : "study.selector"),
-         *config = mb_forecast_stage_text(stage, target ? "study.target_config" : "study.selector_config");
+    const char *const roles[2] = {target ? "target" : "selector", "dense"};
+    char *folder = NULL, *config = NULL, key[64];
+    for (int i = 0; i < 2 && folder == NULL && config == NULL; i++) {
+        snprintf(key, sizeof key, "study.%s", roles[i]);
+        folder = mb_forecast_stage_text(stage, key);
+        snprintf(key, sizeof key, "study.%s_config", roles[i]);
+        config = mb_forecast_stage_text(stage, key);
+    }
     if (folder != NULL) MB_TRY(read_shape(folder, model, out_found));
     if (!*out_found && config != NULL) {
         MB_TRY(read_shape(config, model, out_found));
         if (*out_found && !model->is_encoder) MB_TRY(set_vocab(stage, model));
     }
+    if (*out_found && !model->is_encoder) MB_TRY(add_experts(stage, name, model));
     if (*out_found && !model->is_encoder) MB_TRY(add_trash(stage, name, model));
 done:
     mb_free(folder);

@@ -26,27 +26,12 @@
 
 /* ---- 1. what is asked ---- */
 
-static bool is_listed(const char *list, const char *word)
+/* Of a list that the program will refuse: nothing. */
+mb_scorer_needs mb_forecast_time_needs(const mb_forecast_stage *stage)
 {
-    char **items = NULL;
-    int64_t n = 0;
-    bool found = false;
-    if (mb_option_list_split(list, &items, &n) != MB_OK) return false;
-    for (int64_t i = 0; i < n; i++) found = found || mb_str_equal(items[i], word);
-    mb_option_list_free(&items, n);
-    return found;
-}
-
-bool mb_forecast_time_wants_router(const mb_forecast_stage *stage)
-{
-    const char *scores = stage->own.score.scorer.scores;
-    return is_listed(scores, "good_mass") || is_listed(scores, "good_logits");
-}
-
-bool mb_forecast_time_wants_source(const mb_forecast_stage *stage)
-{
-    const char *scores = stage->own.score.scorer.scores;
-    return is_listed(scores, "perplexity") || is_listed(scores, "entropy");
+    mb_scorer_needs needs = {0};
+    if (mb_scorer_needs_get(stage->own.score.scorer.scores, &needs) != MB_OK) mb_status_reset();
+    return needs;
 }
 
 /* Blocks that router scores need: up to the last asked layer. */
@@ -75,10 +60,14 @@ static mb_forecast_cost train_cost(const mb_forecast_stage *stage, const mb_fore
     const mb_train_program *own = &stage->own.train;
     mb_lora_options storage;
     const mb_lora_options *lora;
-    const char *train = mb_forecast_memory_trained(stage, model, &storage, &lora);
-    const mb_forecast_training training = {.trained = lora != NULL                    ? MB_FORECAST_ADAPTER
-                                                      : mb_str_equal(train, "router") ? MB_FORECAST_ROUTER
-                                                                                      : MB_FORECAST_ALL,
+    char *train = NULL;
+    if (mb_forecast_memory_trained(stage, model, &storage, &lora, &train) != MB_OK)
+        mb_status_reset(); /* memory was planned before, and said so */
+    const bool is_router = mb_str_equal(train, "router");
+    mb_free(train);
+    const mb_forecast_training training = {.trained = lora != NULL ? MB_FORECAST_ADAPTER
+                                                      : is_router  ? MB_FORECAST_ROUTER
+                                                                   : MB_FORECAST_ALL,
                                            .adapter_active = memory->adapter_active,
                                            .recompute = mb_str_equal(own->trainer.recompute, "blocks") ||
                                                         mb_str_equal(own->trainer.recompute, "true"),
@@ -86,7 +75,13 @@ static mb_forecast_cost train_cost(const mb_forecast_stage *stage, const mb_fore
                                                mb_str_equal(own->objective.objective, "router_warmup") &&
                                                mb_str_equal(own->objective.constraint_loss, "pair_rank"),
                                            .context = data->context};
-    return mb_forecast_cost_train(&model->arch, &training);
+    const int64_t passes =
+        mb_objective_plain_passes(&own->objective, lora != NULL, lora != NULL && !model->has_adapter);
+    mb_forecast_cost cost = mb_forecast_cost_train(&model->arch, &training);
+    for (int64_t i = 0; i < passes; i++)
+        cost = mb_forecast_cost_sum(
+            cost, mb_forecast_cost_forward(&model->arch, model->arch.layers, true, false, data->context));
+    return cost;
 }
 
 static mb_forecast_cost score_cost(const mb_forecast_stage *stage, const mb_forecast_model *opt_model,
@@ -95,7 +90,7 @@ static mb_forecast_cost score_cost(const mb_forecast_stage *stage, const mb_fore
     mb_forecast_cost sum = {0};
     if (opt_source != NULL) {
         const mb_arch *arch = &opt_source->arch;
-        const bool head = is_listed(stage->own.score.scorer.scores, "perplexity");
+        const bool head = mb_forecast_time_needs(stage).head;
         const int64_t blocks = head ? arch->layers : asked_blocks(stage, arch);
         sum = mb_forecast_cost_forward(arch, blocks, head, !head, context);
     }

@@ -32,9 +32,7 @@ mb_status mb_forecast_time_get(mb_forecast_stage *stage, const mb_forecast_model
                                const mb_forecast_layout *layout, const mb_forecast_past *past,
                                mb_forecast_time *out_time);
 
-/* Does a router score (good_mass, good_logits), or one of the source model (perplexity, entropy), stand in
- * the list? */
-bool mb_forecast_time_wants_router(const mb_forecast_stage *stage);
-bool mb_forecast_time_wants_source(const mb_forecast_stage *stage);
+/* Of moe-score: which models its scores need. */
+mb_scorer_needs mb_forecast_time_needs(const mb_forecast_stage *stage);
 
 #endif

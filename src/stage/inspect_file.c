@@ -126,8 +126,9 @@ static mb_status inspect_model(const char *path)
         (long long)arch.kv_heads, (long long)arch.ffn, (long long)arch.vocab,
         (double)mb_arch_parameters(&arch) / 1e6);
     if (arch.experts > 0)
-        printf("experts: %lld, top-%lld, trash %lld, trash_logit_bias %g\n", (long long)arch.experts,
-               (long long)arch.picks, (long long)arch.trash, arch.trash_logit_bias);
+        printf("experts: %lld, top-%lld, trash %lld, trash_logit_bias %g%s\n", (long long)arch.experts,
+               (long long)arch.picks, (long long)arch.trash, arch.trash_logit_bias,
+               arch.router_bias ? ", router bias" : "");
 done:
     mb_arch_reset(&arch);
     return status;

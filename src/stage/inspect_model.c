@@ -20,14 +20,35 @@ typedef struct sequences {
 
 static void free_sequences(sequences *s)
 {
-    for (int64_t i = 0; s->records != NULL && i < s->count; ++i) mb_free((void *)s->records[i].tokens);
+    for (int64_t i = 0; s->records != NULL && i < s->count; ++i) {
+        mb_free((void *)s->records[i].tokens);
+        mb_free((void *)s->records[i].loss_mask);
+    }
     MB_FREE(s->records);
 }
 
-static mb_status read_ids(const json_t *list, const char *path, int64_t number, mb_shard_record *record)
+static mb_status read_mask(const json_t *list, const char *path, int64_t number, size_t count,
+                           uint8_t **out_mask)
+{
+    mb_status status = MB_OK;
+    uint8_t *mask = NULL;
+    if (!json_is_array(list) || json_array_size(list) != count)
+        MB_RAISE(MB_EDATA, "%s: sequence %lld: loss_mask is not an array as long as ids", path,
+                 (long long)number);
+    MB_NEW_ARRAY(mask, count);
+    for (size_t i = 0; i < count; ++i) mask[i] = json_integer_value(json_array_get(list, i)) != 0;
+    *out_mask = mask;
+done:
+    return status;
+}
+
+/* An array of ids, or an object of ids and loss_mask. */
+static mb_status read_ids(const json_t *entry, const char *path, int64_t number, mb_shard_record *record)
 {
     mb_status status = MB_OK;
     uint32_t *ids = NULL;
+    uint8_t *mask = NULL;
+    const json_t *list = json_is_object(entry) ? json_object_get(entry, "ids") : entry;
     if (!json_is_array(list) || json_array_size(list) == 0)
         MB_RAISE(MB_EDATA, "%s: sequence %lld is not an array of ids with at least one", path,
                  (long long)number);
@@ -38,7 +59,10 @@ static mb_status read_ids(const json_t *list, const char *path, int64_t number, 
             MB_RAISE(MB_EDATA, "%s: sequence %lld, entry %zu is not a token id", path, (long long)number, i);
         ids[i] = (uint32_t)json_integer_value(id);
     }
+    if (json_object_get(entry, "loss_mask") != NULL)
+        MB_TRY(read_mask(json_object_get(entry, "loss_mask"), path, number, json_array_size(list), &mask));
     *record = (mb_shard_record){.tokens = ids,
+                                .loss_mask = mask,
                                 .count = (int64_t)json_array_size(list),
                                 .source_index = number,
                                 .record_hash = (uint64_t)number};
@@ -55,7 +79,8 @@ static mb_status read_sequences(const char *path, int64_t vocab, sequences *out)
     if (path == NULL) MB_RAISE(MB_EUSAGE, "tokens= is missing: a JSON array of arrays of token ids");
     MB_TRY(mb_json_read(path, &json));
     if (!json_is_array(json) || json_array_size(json) == 0)
-        MB_RAISE(MB_EDATA, "%s: a JSON array of arrays of token ids is expected", path);
+        MB_RAISE(MB_EDATA, "%s: a JSON array of arrays of token ids (or of {ids, loss_mask}) is expected",
+                 path);
     MB_NEW_ARRAY(out->records, json_array_size(json));
     for (; out->count < (int64_t)json_array_size(json); ++out->count) {
         mb_shard_record *record = &out->records[out->count];
@@ -202,13 +227,16 @@ static mb_status compute_gradients(const mb_inspect_model *inspect, mb_lm *lm, m
     int64_t *samples = NULL;
     float *gradient = NULL;
     mb_objective_terms terms = {0};
-    mb_microbatch microbatch = {
-        .records = s->count, .record = s->records, .step_microbatches = 1, .seed = 42};
+    mb_microbatch microbatch = {.records = s->count,
+                                .record = s->records,
+                                .step_microbatches = 1,
+                                .step_records = s->count,
+                                .seed = 42};
     MB_NEW_ARRAY(samples, s->count);
     MB_NEW_ARRAY(gradient, mb_params_trained_count(mb_lm_params(lm)) + 1);
     for (int64_t i = 0; i < s->count; ++i) {
         samples[i] = i;
-        microbatch.step_targets += objective->count_targets(objective, &s->records[i]);
+        microbatch.step_targets += objective->count_targets(objective, &s->records[i], i);
     }
     microbatch.sample = samples;
     MB_TRY(mb_trainer_gradients(lm, objective, &microbatch, gradient, &terms));

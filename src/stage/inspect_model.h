@@ -8,9 +8,11 @@
 #include "learn/objective.h"
 
 typedef struct mb_inspect_model {
-    mb_lm_options lm;                      /* train is set by the calls */
-    const char *tokens;                    /* JSON array of arrays of ids */
-    const char *out;                       /* .h5 */
+    mb_lm_options lm; /* train is set by the calls */
+    const char
+        *tokens;     /* JSON array of arrays of ids, or of {"ids": [...], "loss_mask": [...]}; for objective
+                           dpo chosen, rejected, chosen, ... */
+    const char *out; /* .h5 */
     const mb_objective_options *objective; /* gradients only */
     const char *opt_train;                 /* gradients: what trains; NULL by objective */
 } mb_inspect_model;

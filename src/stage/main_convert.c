@@ -8,6 +8,7 @@
 #include "stage/model_options.h"
 #include "stage/program.h"
 #include "stage/program_options.h"
+#include "stage/upcycle_stage.h"
 
 static mb_status declare(mb_program *program)
 {
@@ -43,6 +44,19 @@ done:
     return status;
 }
 
+static mb_status verify_given(mb_program *program)
+{
+    mb_status status = MB_OK;
+    mb_convert_program *own = program->own;
+    bool is_upcycled = false;
+    if (own->against == NULL)
+        MB_RAISE(MB_EUSAGE, "verify needs convert.target: the folder to compare model.path with");
+    MB_TRY(mb_upcycle_stage_verify(program, own, own->against, &is_upcycled));
+    if (!is_upcycled) MB_TRY(verify(program, own->against, false, 1e-6));
+done:
+    return status;
+}
+
 static mb_status convert(mb_program *program, const char *target)
 {
     mb_status status = MB_OK;
@@ -57,6 +71,7 @@ static mb_status convert(mb_program *program, const char *target)
         MB_TRY(mb_convert_init(program->ops, own->config, own->tokenizer, (uint64_t)own->seed, target));
         goto done;
     }
+    if (mb_str_equal(mode, "upcycle")) return mb_upcycle_stage_run(program, own, target);
     if (mb_str_equal(mode, "trash"))
         MB_TRY(mb_convert_trash(source, target, &own->trash));
     else if (mb_str_equal(mode, "plain"))
@@ -75,31 +90,37 @@ done:
     return status;
 }
 
-static mb_status run(mb_program *program)
+static mb_status check(mb_program *program)
 {
     mb_status status = MB_OK;
     mb_convert_program *own = program->own;
+    const char *mode = program->mode;
+    if (!mb_str_equal(mode, "init") && own->model.path == NULL)
+        MB_RAISE(MB_EUSAGE, "model.path is missing: the folder to convert");
+    if (own->model.adapter != NULL && (mb_str_equal(mode, "trash") || mb_str_equal(mode, "plain") ||
+                                       mb_str_equal(mode, "full") || mb_str_equal(mode, "upcycle")))
+        MB_RAISE(MB_EUSAGE, "%s takes no model.adapter; merge it into the model first (moe-convert merge)",
+                 mode);
+    if (mb_str_equal(mode, "upcycle") && !program->asks_done) MB_TRY(mb_upcycle_stage_plan(program, own));
+done:
+    return status;
+}
+
+static mb_status run(mb_program *program)
+{
+    mb_status status = MB_OK;
     bool is_done = false;
     char *target = NULL;
-    const bool is_init = mb_str_equal(program->mode, "init");
-    if (!is_init && own->model.path == NULL)
-        MB_RAISE(MB_EUSAGE, "model.path is missing: the folder to convert");
-    if (own->model.adapter != NULL &&
-        (mb_str_equal(program->mode, "trash") || mb_str_equal(program->mode, "plain") ||
-         mb_str_equal(program->mode, "full")))
-        MB_RAISE(MB_EUSAGE, "%s takes no model.adapter; merge it into the model first (moe-convert merge)",
-                 program->mode);
+    const bool is_verify = mb_str_equal(program->mode, "verify");
+    MB_TRY(check(program));
     if (program->is_dry_run) goto done;
-    if (program->asks_done && mb_str_equal(program->mode, "verify")) goto done; /* it leaves nothing */
+    if (program->asks_done && is_verify) goto done; /* it leaves nothing */
     MB_TRY(mb_program_open_ops(program));
-    if (mb_str_equal(program->mode, "verify")) {
-        if (own->against == NULL)
-            MB_RAISE(MB_EUSAGE, "verify needs convert.target: the folder to compare model.path with");
-        MB_TRY(verify(program, own->against, false, 1e-6));
+    if (is_verify) {
+        MB_TRY(verify_given(program));
         goto done;
     }
-    MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter", own->model.adapter,
-                                "config", own->config, "tokenizer", own->tokenizer, NULL));
+    MB_TRY(mb_upcycle_stage_begin(program, program->own, &is_done));
     if (is_done) goto done;
     target = mb_program_path(program, "model");
     MB_TRY(mb_comm_agree(program->comm, mb_program_is_root(program) ? convert(program, target) : MB_OK));
@@ -114,13 +135,17 @@ int main(int argc, char **argv)
 {
     static const mb_program_spec spec = {
         .name = "moe-convert",
-        .purpose = "convert a model folder: add trash experts, export them as a stock model, merge an "
+        .purpose = "convert a model folder: upcycle a dense model into experts, add trash experts, export "
+                   "them as a stock model, merge an "
                    "adapter, resolve a delta, start from scratch; prove it",
-        .modes = "trash|plain|merge|full|init|verify",
-        .example = "  moe-convert trash model.path=models/olmoe output.dir=checkpoints/x/convert      -> "
-                   "checkpoints/x/convert/model\n"
-                   "  moe-convert merge model.path=models/llama model.adapter=sft/final "
-                   "output.dir=checkpoints/x/merged",
+        .modes = "upcycle|trash|plain|merge|full|init|verify",
+        .example =
+            "  moe-convert upcycle model.path=models/llama convert.experts=8 convert.experts_per_token=2 "
+            "output.dir=checkpoints/x/upcycle\n"
+            "  moe-convert trash model.path=models/olmoe output.dir=checkpoints/x/convert      -> "
+            "checkpoints/x/convert/model\n"
+            "  moe-convert merge model.path=models/llama model.adapter=sft/final "
+            "output.dir=checkpoints/x/merged",
         .declare = declare,
         .run = run};
     return mb_program_main(argc, argv, &spec);

@@ -1,11 +1,8 @@
-/* moe-eval: perplexity of token shards, and multiple choice by lm-evaluation-harness's rules. */
-#include <stdio.h>
-
+/* moe-eval: perplexity and routing of token shards, and multiple choice by lm-evaluation-harness's rules. */
 #include "base/clock.h"
-#include "base/log.h"
-#include "measure/perplexity.h"
 #include "stage/energy_report.h"
 #include "stage/eval_files.h"
+#include "stage/eval_shard.h"
 #include "stage/eval_tasks.h"
 #include "stage/model_options.h"
 #include "stage/program.h"
@@ -26,46 +23,6 @@ done:
     return status;
 }
 
-/* ---- perplexity ---- */
-
-static mb_status run_perplexity(mb_program *program, mb_lm *lm, json_t *results, mb_h5 *opt_file)
-{
-    mb_status status = MB_OK;
-    mb_eval_program *own = program->own;
-    mb_shard *shard = NULL;
-    mb_perplexity_row *rows = NULL;
-    json_t *table = json_object();
-    MB_TRY(mb_comm_agree(program->comm, mb_shard_open(own->shard_path, 0, &shard)));
-    const int64_t n = mb_shard_sources(shard) + 1;
-    MB_NEW_ARRAY(rows, n);
-    MB_TRY(mb_perplexity_run(program->comm, lm, shard, own->max_length, own->tile_tokens, own->only_masked,
-                             rows));
-    for (int64_t i = 0; i < n; ++i) {
-        const char *name = rows[i].source != NULL ? rows[i].source : "all";
-        mb_info("  perplexity %-20s %10.4f per token, %8.4f per byte (%lld tokens)", name,
-                rows[i].token_perplexity, rows[i].byte_perplexity, (long long)rows[i].tokens);
-        if (rows[i].tokens == 0) continue;
-        MB_TRY(mb_json_set(table, name,
-                           json_pack("{s:f, s:f, s:f, s:f, s:I, s:I}", "perplexity", rows[i].token_perplexity,
-                                     "byte_perplexity", rows[i].byte_perplexity, "bits_per_byte",
-                                     rows[i].bits_per_byte, "nll", rows[i].nll, "tokens",
-                                     (json_int_t)rows[i].tokens, "records", (json_int_t)rows[i].records)));
-        if (opt_file == NULL) continue;
-        char path[256];
-        snprintf(path, sizeof path, "/perplexity/%s", name);
-        MB_TRY(mb_h5_write_f64(opt_file, path, rows[i].token_perplexity));
-    }
-    MB_TRY(mb_json_set(results, "perplexity", json_incref(table)));
-    MB_TRY(mb_program_result_real(program, "perplexity", rows[0].token_perplexity));
-done:
-    json_decref(table);
-    mb_free(rows);
-    mb_shard_close(&shard);
-    return status;
-}
-
-/* ---- all of it ---- */
-
 static mb_status evaluate(mb_program *program, mb_lm *lm, const mb_eval_tasks *tasks)
 {
     mb_status status = MB_OK;
@@ -79,7 +36,7 @@ static mb_status evaluate(mb_program *program, mb_lm *lm, const mb_eval_tasks *t
     if (status == MB_OK && file != NULL) status = mb_h5_set_text(file, "/", "format", "moebatch-eval");
     MB_TRY(mb_comm_agree(program->comm, status));
     MB_TRY(mb_energy_report_begin(program, &energy));
-    if (own->shard_path != NULL) MB_TRY(run_perplexity(program, lm, results, file));
+    if (own->shard_path != NULL) MB_TRY(mb_eval_shard_run(program, lm, results, file));
     if (tasks->count > 0) MB_TRY(mb_eval_tasks_run(program, lm, tasks, results, file));
     MB_TRY(mb_energy_report_end(program, &energy, "", 0));
     if (mb_program_is_root(program)) {
@@ -104,16 +61,17 @@ static mb_status begin(mb_program *program, const mb_eval_tasks *tasks, bool *ou
     mb_status status = MB_OK;
     const mb_eval_program *own = program->own;
     const char **names = NULL, **paths = NULL;
-    MB_NEW_ARRAY(names, tasks->count + 3);
-    MB_NEW_ARRAY(paths, tasks->count + 3);
+    MB_NEW_ARRAY(names, tasks->count + 4);
+    MB_NEW_ARRAY(paths, tasks->count + 4);
     names[0] = "model", paths[0] = own->model.path;
     names[1] = "adapter", paths[1] = own->model.adapter;
     names[2] = "dataset", paths[2] = own->shard_path;
+    names[3] = "reference", paths[3] = own->reference;
     for (int64_t i = 0; i < tasks->count; ++i) {
-        names[3 + i] = tasks->task[i]->name;
-        paths[3 + i] = tasks->task[i]->path;
+        names[4 + i] = tasks->task[i]->name;
+        paths[4 + i] = tasks->task[i]->path;
     }
-    MB_TRY(mb_program_begin_run_list(program, names, paths, tasks->count + 3, out_is_done));
+    MB_TRY(mb_program_begin_run_list(program, names, paths, tasks->count + 4, out_is_done));
 done:
     mb_free(names);
     mb_free(paths);
@@ -129,6 +87,10 @@ static mb_status run(mb_program *program)
     mb_eval_tasks tasks = {0};
     if (own->shard_path == NULL && own->tasks == NULL)
         MB_RAISE(MB_EUSAGE, "nothing to evaluate: give dataset.path (perplexity) or eval.tasks");
+    if (own->reference != NULL && own->shard_path == NULL)
+        MB_RAISE(MB_EUSAGE, "eval.reference needs pairs: give dataset.path, a token shard of them");
+    if (own->routing && own->shard_path == NULL)
+        MB_RAISE(MB_EUSAGE, "eval.routing needs records: give dataset.path, a token shard");
     MB_TRY(mb_comm_agree(program->comm, mb_eval_tasks_open(own, &tasks)));
     if (program->is_dry_run) goto done;
     MB_TRY(begin(program, &tasks, &is_done));
@@ -149,7 +111,8 @@ int main(int argc, char **argv)
 {
     static const mb_program_spec spec = {
         .name = "moe-eval",
-        .purpose = "perplexity of token shards, and multiple choice by lm-evaluation-harness's rules, the "
+        .purpose = "perplexity and routing of token shards, and multiple choice by lm-evaluation-harness's "
+                   "rules, the "
                    "same on 1 and on N ranks",
         .example = "  moe-eval model.path=models/llama model.adapter=sft/final "
                    "eval.tasks=arc_easy=arc_easy_test.jsonl dataset.path=heldout/shard.h5 "

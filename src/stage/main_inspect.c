@@ -126,8 +126,10 @@ static mb_status run_model(mb_program *program)
 {
     mb_status status = MB_OK;
     mb_inspect_program *own = program->own;
-    mb_free(own->objective.objective);
-    own->objective.objective = mb_strdup(own->objective_name);
+    if (own->objective_name != NULL) {
+        mb_free(own->objective.objective);
+        own->objective.objective = mb_strdup(own->objective_name);
+    }
     mb_inspect_model inspect = {.lm = {.path = own->model.path,
                                        .opt_adapter = own->model.adapter,
                                        .trash_expert_ratio = own->model.trash_expert_ratio},

@@ -1,7 +1,5 @@
 /* moe-score: every record of a shard through the router (and, for comparison, the unconverted model) into a
  * score table. */
-#include <string.h>
-
 #include "base/log.h"
 #include "measure/scorer.h"
 #include "stage/config_forecast.h"
@@ -9,6 +7,7 @@
 #include "stage/model_options.h"
 #include "stage/program.h"
 #include "stage/program_options.h"
+#include "stage/score_cache.h"
 #include "stage/score_memory.h"
 
 static mb_status declare(mb_program *program)
@@ -28,26 +27,30 @@ done:
     return status;
 }
 
-static bool is_asked(const mb_program *program, const char *name)
+/* Log-probabilities are those of model.path with its adapter; perplexity and entropy those of a model that
+ * has neither adapter nor trash. One pass gives both only where the two are one. */
+static mb_status check_policy(const mb_score_program *own, const mb_scorer_needs *needs)
 {
-    mb_score_program *own = program->own;
-    char **items = NULL;
-    int64_t n = 0;
-    bool found = false;
-    if (mb_option_list_split(own->scorer.scores, &items, &n) != MB_OK) return false;
-    for (int64_t i = 0; i < n; ++i) found = found || strcmp(items[i], name) == 0;
-    mb_option_list_free(&items, n);
-    return found;
+    mb_status status = MB_OK;
+    if (own->source_model != NULL)
+        MB_RAISE(MB_EUSAGE,
+                 "score logprob is of model.path (with model.adapter), and score.source_model names "
+                 "another model; leave it out, or score logprob in a run of its own");
+    if (own->model.adapter != NULL && needs->plain)
+        MB_RAISE(MB_EUSAGE,
+                 "score logprob is of the model with its adapter, perplexity and entropy of the one without; "
+                 "score them in runs of their own (score.scores=logprob)");
+done:
+    return status;
 }
 
-static mb_status open_models(mb_program *program, mb_lm **router, mb_lm **source)
+static mb_status open_models(mb_program *program, const mb_scorer_needs *needs, mb_lm **router,
+                             mb_lm **source)
 {
     mb_score_program *own = program->own;
     mb_status status = MB_OK;
-    const bool wants_router = is_asked(program, "good_mass") || is_asked(program, "good_logits"),
-               wants_source = is_asked(program, "perplexity") || is_asked(program, "entropy");
     own->model.opt_comm = program->comm;
-    if (wants_router) {
+    if (needs->router) {
         MB_TRY(mb_model_options_open(&own->model, program->ops, "none", NULL, 0, router));
         const mb_arch *arch = mb_lm_arch(*router);
         if (arch->trash + arch->declared_trash == 0)
@@ -56,20 +59,19 @@ static mb_status open_models(mb_program *program, mb_lm **router, mb_lm **source
                      "model.trash_expert_ratio",
                      own->model.path);
     }
-    if (wants_source) {
+    if (needs->source) {
         mb_model_options options = own->model;
         if (own->source_model != NULL) options.path = own->source_model;
-        options.adapter = NULL;
+        if (!needs->policy) options.adapter = NULL;
         options.trash_expert_ratio = 0;
         MB_TRY(mb_model_options_open(&options, program->ops, "none", NULL, 0, source));
         if (mb_lm_arch(*source)->trash > 0)
             MB_RAISE(
                 MB_EUSAGE,
-                "perplexity and entropy are scores of the unconverted model, and %s has trash experts; name "
-                "the model it was made from with score.source_model, or leave the two out of score.scores",
+                "perplexity, entropy and log-probabilities are scores of the unconverted model, and %s has "
+                "trash experts; name the model it was made from with score.source_model (logprob: with "
+                "model.path), or leave them out of score.scores",
                 options.path);
-        if (is_asked(program, "entropy") && mb_lm_routers(*source) == 0)
-            MB_RAISE(MB_EUSAGE, "score entropy needs a source model with routers; %s is dense", options.path);
     }
 done:
     return status;
@@ -96,16 +98,47 @@ done:
     return status;
 }
 
+/* The models through the shard. */
+static mb_status score(mb_program *program, const mb_scorer_needs *needs, mb_shard *shard,
+                       const char *out_path, const mb_score_cache *cache)
+{
+    mb_score_program *own = program->own;
+    mb_status status = MB_OK;
+    mb_lm *router = NULL, *source = NULL;
+    mb_scorer_report report = {0};
+    mb_energy_report energy = {0};
+    MB_TRY(mb_comm_agree(program->comm, open_models(program, needs, &router, &source)));
+    MB_TRY(mb_score_memory_report(program, router, source, needs->head, -1));
+    if (program->is_dry_run) goto done;
+    MB_TRY(mb_energy_report_begin(program, &energy));
+    MB_TRY(
+        mb_scorer_run(program->comm, router, source, shard, &own->scorer, program->share, out_path, &report));
+    mb_info("%lld records, %lld tokens in %.1f s (%.0f tokens/s)%s", (long long)report.records,
+            (long long)report.tokens, report.seconds, (double)report.tokens / report.seconds,
+            report.skipped_parts > 0 ? "; parts of an earlier run were used" : "");
+    MB_TRY(mb_energy_report_end(program, &energy, "record", report.skipped_parts > 0 ? 0 : report.records));
+    MB_TRY(mb_score_memory_report(program, router, source, needs->head, report.activation_bytes));
+    if (router != NULL || source != NULL)
+        MB_TRY(mb_config_forecast_result(program, mb_lm_arch(router != NULL ? router : source)));
+    MB_TRY(mb_comm_agree(program->comm, mb_score_cache_keep(program, cache, out_path)));
+    MB_TRY(finish(program, &report, out_path));
+done:
+    mb_energy_report_reset(&energy);
+    json_decref(report.part_names);
+    mb_lm_destroy(&router);
+    mb_lm_destroy(&source);
+    return status;
+}
+
 static mb_status run(mb_program *program)
 {
     mb_score_program *own = program->own;
     mb_status status = MB_OK;
     bool is_done = false;
-    mb_lm *router = NULL, *source = NULL;
     mb_shard *shard = NULL;
     char *out_path = NULL;
-    mb_scorer_report report = {0};
-    mb_energy_report energy = {0};
+    mb_scorer_needs needs;
+    mb_score_cache cache = {0};
     if (own->shard_path == NULL) MB_RAISE(MB_EUSAGE, "dataset.path is missing: the token shard to score");
     if (!program->is_dry_run)
         MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter",
@@ -115,29 +148,18 @@ static mb_status run(mb_program *program)
     if (is_done && program->is_run && mb_program_is_root(program) && mb_share_is_whole(program->share))
         mb_scores_parts_remove(out_path); /* left by a process that was cut off, and went on later */
     if (is_done) goto done;
+    MB_TRY(mb_scorer_needs_get(own->scorer.scores, &needs));
+    if (needs.policy) MB_TRY(check_policy(own, &needs));
     MB_TRY(mb_program_open_ops(program));
     MB_TRY(mb_comm_agree(program->comm, mb_shard_open(own->shard_path, 0, &shard)));
-    MB_TRY(mb_comm_agree(program->comm, open_models(program, &router, &source)));
-    const bool has_head = is_asked(program, "perplexity");
-    MB_TRY(mb_score_memory_report(program, router, source, has_head, -1));
-    if (program->is_dry_run) goto done;
-    MB_TRY(mb_energy_report_begin(program, &energy));
-    MB_TRY(
-        mb_scorer_run(program->comm, router, source, shard, &own->scorer, program->share, out_path, &report));
-    mb_info("%lld records, %lld tokens in %.1f s (%.0f tokens/s)%s", (long long)report.records,
-            (long long)report.tokens, report.seconds, (double)report.tokens / report.seconds,
-            report.skipped_parts > 0 ? "; parts of an earlier run were used" : "");
-    MB_TRY(mb_energy_report_end(program, &energy, "record", report.skipped_parts > 0 ? 0 : report.records));
-    MB_TRY(mb_score_memory_report(program, router, source, has_head, report.activation_bytes));
-    if (router != NULL || source != NULL)
-        MB_TRY(mb_config_forecast_result(program, mb_lm_arch(router != NULL ? router : source)));
-    MB_TRY(finish(program, &report, out_path));
+    if (!program->is_dry_run) MB_TRY(mb_score_cache_begin(program, shard, out_path, &cache));
+    if (cache.is_hit)
+        MB_TRY(mb_score_cache_finish(program, shard, &cache, out_path));
+    else
+        MB_TRY(score(program, &needs, shard, out_path, &cache));
 done:
-    mb_energy_report_reset(&energy);
-    json_decref(report.part_names);
+    mb_score_cache_reset(&cache);
     mb_free(out_path);
-    mb_lm_destroy(&router);
-    mb_lm_destroy(&source);
     mb_shard_close(&shard);
     return status;
 }
@@ -149,7 +171,9 @@ int main(int argc, char **argv)
         .purpose = "score every record of a shard by the router's mass on the good experts, and by what it "
                    "is compared with",
         .example = "  mpirun -np 4 moe-score model.path=warmup/final score.source_model=models/olmoe "
-                   "dataset.path=shard.h5 output.dir=checkpoints/x/score",
+                   "dataset.path=shard.h5 output.dir=checkpoints/x/score\n"
+                   "  moe-score model.path=sft/final dataset.path=pairs.h5 score.scores=logprob "
+                   "score.cache_dir=checkpoints/cache output.dir=checkpoints/x/reference",
         .has_shares = true,
         .declare = declare,
         .run = run};

@@ -1,4 +1,5 @@
 /* moe-shard: JSONL, JSON, CSV -> token shard; or learn a tokenizer from them. */
+#include "base/files.h"
 #include "base/log.h"
 #include "stage/program.h"
 #include "stage/program_options.h"
@@ -44,11 +45,32 @@ done:
     return status;
 }
 
+/* What was held back; else no file of an earlier run may look like it. */
+static mb_status finish_validation(mb_program *program, const mb_shard_build_report *report)
+{
+    mb_status status = MB_OK;
+    char *path = mb_program_path(program, "validation.h5");
+    if (path == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
+    if (report->validation_records == 0) {
+        if (mb_program_is_root(program)) MB_TRY(mb_files_remove_tree(path));
+        goto done;
+    }
+    mb_info("%s: %lld records, %lld tokens held back", path, (long long)report->validation_records,
+            (long long)report->validation_tokens);
+    MB_TRY(mb_program_result_int(program, "validation_records", report->validation_records));
+    MB_TRY(mb_program_output(program, "validation.h5"));
+done:
+    mb_free(path);
+    return status;
+}
+
 static mb_status shard(mb_program *program, const char *out_path)
 {
     mb_shard_program *own = program->own;
     mb_status status = MB_OK;
     mb_shard_build_report report;
+    json_t *mix = NULL;
+    own->build.opt_mix = &mix;
     MB_TRY(mb_shard_build_run(program->comm, &own->build, out_path, &report));
     mb_info("%lld records, %lld tokens (%.2f bytes each) in %.1f s; left out: %lld bad, %lld too long; cut "
             "%lld, split %lld",
@@ -58,8 +80,15 @@ static mb_status shard(mb_program *program, const char *out_path)
     MB_TRY(mb_program_result_int(program, "records", report.records));
     MB_TRY(mb_program_result_int(program, "tokens", report.tokens));
     MB_TRY(mb_program_result_int(program, "bad", report.bad));
+    if (report.pairs > 0) {
+        mb_info("%lld preference pairs, two records each", (long long)report.pairs);
+        MB_TRY(mb_program_result_int(program, "pairs", report.pairs));
+    }
+    if (mb_program_is_root(program)) MB_TRY(mb_runfolder_result(program->run, "mix", json_incref(mix)));
+    MB_TRY(finish_validation(program, &report));
     MB_TRY(mb_program_finish_run(program, "shard.h5", NULL));
 done:
+    json_decref(mix);
     return status;
 }
 

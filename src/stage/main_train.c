@@ -1,6 +1,8 @@
-/* moe-train: train a model on a token shard (objectives lm, sft, router_warmup; full, router-only or LoRA).
+/* moe-train: train a model on a token shard (objectives lm, sft, router_warmup, dpo; full, router-only or
+ * LoRA).
  */
 #include <stdio.h>
+#include <string.h>
 
 #include "base/files.h"
 #include "base/log.h"
@@ -11,6 +13,8 @@
 #include "stage/model_options.h"
 #include "stage/program.h"
 #include "stage/program_options.h"
+#include "stage/train_data.h"
+#include "stage/train_parts.h"
 
 static mb_status declare(mb_program *program)
 {
@@ -56,20 +60,21 @@ static mb_status open_model(mb_program *program, mb_lm **out_lm)
                                   .rslora = own->use_rslora,
                                   .seed = (uint64_t)own->trainer.seed,
                                   .targets = is_warmup ? "gate" : own->lora_targets};
-    const char *train = own->train_parts != NULL                                 ? own->train_parts
-                        : is_warmup || mb_str_equal(own->peft_mode, "full_rank") ? "router"
-                                                                                 : "all";
-    if (is_lora) train = "lora";
+    char *train = NULL;
+    MB_TRY(mb_train_parts_get(own, own->model.adapter != NULL, &train));
     MB_TRY(check_quantised(own, train));
     if (own->model.adapter != NULL)
         mb_info("%s: the adapter trains on, the model under it stays as it is", own->model.adapter);
     own->model.opt_comm = program->comm;
+    own->model.router_bias = own->trainer.router_bias_rate > 0;
     own->model.shard = own->model.shard || own->trainer.zero == 3;
     MB_TRY(mb_model_options_open(&own->model, program->ops, train,
                                  is_lora && own->model.adapter == NULL ? &lora : NULL,
                                  (uint64_t)own->trainer.seed, out_lm));
-    mb_info("%.4g M parameters train", (double)mb_params_trained_count(mb_lm_params(*out_lm)) / 1e6);
+    mb_info("%.4g M parameters train%s", (double)mb_params_trained_count(mb_lm_params(*out_lm)) / 1e6,
+            strstr(train, "experts=") != NULL ? ", of the experts some" : "");
 done:
+    mb_free(train);
     return status;
 }
 
@@ -117,10 +122,12 @@ static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
     MB_TRY(mb_program_result_int(program, "steps", report.steps));
     MB_TRY(mb_program_result_int(program, "tokens", report.tokens));
     MB_TRY(mb_program_result_real(program, "train_seconds", report.seconds));
+    MB_TRY(mb_train_data_results(program, &report));
     MB_TRY(mb_config_forecast_result(program, mb_lm_arch(lm)));
     MB_TRY(mb_program_finish_run(program, "final", "metrics.h5", NULL));
     if (mb_program_is_root(program)) MB_TRY(remove_state(program));
 done:
+    mb_trainer_report_reset(&report);
     mb_energy_report_reset(&energy);
     mb_objective_destroy(&objective);
     return status;
@@ -136,22 +143,20 @@ static mb_status run(mb_program *program)
     if (own->shard_path == NULL) MB_RAISE(MB_EUSAGE, "dataset.path is missing: the token shard to train on");
     if (!program->is_dry_run)
         MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter",
-                                    own->model.adapter, "dataset", own->shard_path, NULL));
+                                    own->model.adapter, "dataset", own->shard_path, "validation",
+                                    own->validation_path, "reference",
+                                    mb_train_data_reference(own->objective.reference), "validation_reference",
+                                    mb_train_data_reference(own->objective.validation_reference), NULL));
     if (is_done) goto done;
     MB_TRY(mb_program_open_ops(program));
-    MB_TRY(mb_comm_agree(program->comm, mb_shard_open(own->shard_path, 0, &shard)));
+    MB_TRY(mb_train_data_open(program, &shard));
     status = open_model(program, &lm);
-    if (status == MB_OK && mb_shard_vocab_size(shard) > mb_lm_arch(lm)->vocab)
-        status =
-            mb_fail(MB_EDATA,
-                    "%s was made with a tokenizer of %lld tokens, the model has %lld; shard the data with "
-                    "the model's own tokenizer",
-                    own->shard_path, (long long)mb_shard_vocab_size(shard), (long long)mb_lm_arch(lm)->vocab);
+    if (status == MB_OK) status = mb_train_data_check(own, shard, lm);
     MB_TRY(mb_comm_agree(program->comm, status));
     MB_TRY(train(program, lm, shard));
 done:
     mb_lm_destroy(&lm);
-    mb_shard_close(&shard);
+    mb_train_data_close(program, &shard);
     return status;
 }
 
@@ -159,8 +164,9 @@ int main(int argc, char **argv)
 {
     static const mb_program_spec spec = {
         .name = "moe-train",
-        .purpose = "train a model on a token shard: language modelling, fine-tuning on answers, or router "
-                   "warm-up; on any number of ranks, with exact resume",
+        .purpose =
+            "train a model on a token shard: language modelling, fine-tuning on answers, preference pairs, "
+            "or router warm-up; on any number of ranks, with exact resume",
         .example = "  mpirun -np 4 moe-train model.path=models/olmoe-trash dataset.path=shard.h5 "
                    "training.objective=router_warmup output.dir=checkpoints/x/warmup\n"
                    "  moe-train model.path=models/llama dataset.path=shard.h5 training.objective=sft "

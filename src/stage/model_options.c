@@ -100,16 +100,17 @@ mb_status mb_model_options_open(const mb_model_options *opts, mb_ops *ops, const
                         .train = train,
                         .opt_lora = opt_lora,
                         .trash_expert_ratio = opts->trash_expert_ratio,
+                        .router_bias = opts->router_bias,
                         .seed = seed};
     MB_TRY(mb_model_options_storage(opts, &lm));
     MB_TRY(mb_lm_open(ops, &lm, out_lm));
     const mb_arch *arch = mb_lm_arch(*out_lm);
-    mb_info("%s: %.4g M parameters, %lld layers, %lld experts%s; computing in %s%s, %s", opts->path,
+    mb_info("%s: %.4g M parameters, %lld layers, %lld experts%s%s; computing in %s%s, %s", opts->path,
             (double)mb_arch_parameters(arch) / 1e6, (long long)arch->layers, (long long)arch->experts,
             arch->trash > 0            ? " + trash"
             : arch->declared_trash > 0 ? ", some declared trash"
                                        : "",
-            mb_dtype_name(lm.dtype),
+            arch->router_bias ? ", router biases" : "", mb_dtype_name(lm.dtype),
             lm.frozen_bits == 8   ? ", frozen layers in 8 bits"
             : lm.frozen_bits == 4 ? ", frozen layers in 4 bits"
                                   : "",

@@ -21,6 +21,7 @@ typedef struct mb_model_options {
     bool fetch_ahead;       /* model.fetch_ahead */
     bool share_weights;     /* model.share_weights true */
     mb_comm *opt_comm;      /* no option: the ranks the two above are about; set before opening */
+    bool router_bias;       /* no option: as in lm.h, set before opening by what moves it */
 } mb_model_options;
 const mb_option *mb_model_option_table(int64_t *out_count);
 

@@ -29,9 +29,20 @@ static const mb_option train_options[] = {
         "full: everything of training.trainable; full_rank: the same for the routers; lora: an adapter",
         "training.peft_config.mode"),
     MB_OPTION_TEXT(mb_train_program, train_parts, "training.trainable", NULL, NULL,
-                   "what trains: all, router, or patterns of tensor names; default by objective: all, and "
-                   "router for router_warmup",
+                   "what trains: words (all, router, experts, attention) and patterns of tensor names, ! "
+                   "before one freezes it: all,!attention; default by objective: all, and router for "
+                   "router_warmup",
                    NULL),
+    MB_OPTION_INT(mb_train_program, num_experts_to_train, "training.num_experts_to_train", "0", 0, 65536,
+                  "experts",
+                  "of every layer's experts that train by training.trainable only the first so many "
+                  "do; 0: all of them",
+                  "num_experts_to_train"),
+    MB_OPTION_LIST(mb_train_program, experts_to_train, "training.experts_to_train", NULL,
+                   "the same by number, as 0,3: the others keep their bits", "experts_to_train"),
+    MB_OPTION_TEXT(mb_train_program, validation_path, "training.validation_path", NULL, NULL,
+                   "token shard to validate on while training: loss and terms per type and over all",
+                   "training.eval_path|dataset.validation_path"),
     MB_OPTION_INT(mb_train_program, lora_r, "training.lora.r", "128", 1, 65536, "", "rank of the adapter",
                   "training.peft_config.lora_r|lora_rank"),
     MB_OPTION_REAL(mb_train_program, lora_alpha, "training.lora.lora_alpha", "256", 1e-6, 1e6, "",
@@ -58,6 +69,10 @@ static const mb_option score_options[] = {
     MB_OPTION_TEXT(
         mb_score_program, source_model, "score.source_model", NULL, NULL,
         "the unconverted model, for perplexity and entropy; default: model.path when it has no trash", NULL),
+    MB_OPTION_TEXT(mb_score_program, cache_dir, "score.cache_dir", NULL, NULL,
+                   "folder where finished tables are kept by what they were made from; a run that would make "
+                   "one again takes it from there",
+                   NULL),
 };
 
 const mb_option *mb_program_options_score(int64_t *out_count)
@@ -94,13 +109,64 @@ static const mb_option convert_options[] = {
                    "trash_init"),
     MB_OPTION_REAL(mb_convert_program, trash.trash_init_std, "convert.trash_init_std", "0.02", 0, 10, "",
                    "standard deviation of the new gate rows", "trash_init_std"),
+    MB_OPTION_INT(mb_convert_program, upcycle.experts, "convert.experts", "8", 1, 65536, "experts",
+                  "mode upcycle: experts of each layer", "num_experts|num_local_experts|convert.num_experts"),
+    MB_OPTION_INT(mb_convert_program, upcycle.picks, "convert.experts_per_token", "2", 1, 65536, "experts",
+                  "mode upcycle: experts a token picks",
+                  "num_experts_per_tok|num_experts_per_token|convert.top_k|moe_router_topk"),
+    MB_OPTION_INT(mb_convert_program, upcycle.granularity, "convert.granularity", "1", 1, 65536, "shards",
+                  "mode upcycle: shards the dense FFN is cut into; an expert holds one (1: a whole copy)",
+                  "moe_upcycling_granularity"),
+    MB_OPTION_TEXT(mb_convert_program, upcycle.router_init, "convert.router_init", "normal",
+                   "normal|zero|prompts",
+                   "mode upcycle: gates drawn, zero (with virtual groups or noise), or from hidden states of "
+                   "convert.prompts",
+                   "gate_mode"),
+    MB_OPTION_REAL(mb_convert_program, upcycle.router_init_std, "convert.router_init_std", "0.02", 0, 10, "",
+                   "mode upcycle: standard deviation of drawn gates", NULL),
+    MB_OPTION_LIST(mb_convert_program, upcycle.prompts, "convert.prompts", NULL,
+                   "mode upcycle, router_init = prompts: one JSONL file of {\"expert\": 0, \"text\": ...} "
+                   "(\"negative\": true for those it shall not take), or a text file for each expert, a "
+                   "prompt a line",
+                   NULL),
+    MB_OPTION_REAL(mb_convert_program, upcycle.prompts_margin, "convert.prompts_margin", "2", 0, 100, "nats",
+                   "mode upcycle, router_init = prompts: how far an expert's mean logit on its own prompts "
+                   "lies above the others'",
+                   NULL),
+    MB_OPTION_BOOL(mb_convert_program, upcycle.virtual_groups, "convert.virtual_groups", "true",
+                   "mode upcycle, granularity over 1: the shards of a copy share one gate row, so that whole "
+                   "copies are picked",
+                   NULL),
+    MB_OPTION_TEXT(mb_convert_program, upcycle.scaling, "convert.scaling", "down", "none|megatron|down",
+                   "mode upcycle, granularity over 1: weights multiplied so that the output keeps its size: "
+                   "all on the down projection (exact), or the cube root on each matrix (Megatron)",
+                   NULL),
+    MB_OPTION_BOOL(mb_convert_program, upcycle.normalise, "convert.norm_topk_prob", "true",
+                   "mode upcycle: the weights of a token's picks are divided by their sum; false only for "
+                   "Qwen3 models",
+                   NULL),
+    MB_OPTION_REAL(mb_convert_program, upcycle.noise, "convert.noise", "0", 0, 10, "share",
+                   "mode upcycle: normal noise on every expert matrix, by its root mean square", NULL),
+    MB_OPTION_LIST(mb_convert_program, upcycle.siblings, "convert.siblings", NULL,
+                   "mode upcycle: fine-tuned copies of model.path; experts come from them in turn, all else "
+                   "is their mean (Branch-Train-Mix)",
+                   NULL),
+    MB_OPTION_BOOL(mb_convert_program, upcycle.source_is_sibling, "convert.source_is_sibling", "false",
+                   "mode upcycle: model.path itself is the first of the siblings", NULL),
+    MB_OPTION_LIST(mb_convert_program, upcycle.layers, "convert.layers", NULL,
+                   "mode upcycle: layers that get experts, as 0,2,4-9; none given: all (Qwen3 models only)",
+                   NULL),
+    MB_OPTION_TEXT(mb_convert_program, upcycle.dtype, "convert.dtype", "source", "source|f32|bf16",
+                   "mode upcycle: number type of the weights written", NULL),
     MB_OPTION_INT(mb_convert_program, seed, "convert.seed", "42", 0, 9e18, "", "seed of new tensors", NULL),
     MB_OPTION_BOOL(mb_convert_program, verify, "convert.verify", "true",
                    "compare checksums and logits of source and result, and fail when they do not fit", NULL),
     MB_OPTION_TEXT(mb_convert_program, config, "convert.config", NULL, NULL,
                    "mode init: config.json of the new model, or a folder that has one", NULL),
     MB_OPTION_TEXT(mb_convert_program, tokenizer, "tokenizer.path", NULL, NULL,
-                   "mode init: folder whose tokenizer files are copied into the model", NULL),
+                   "mode init: folder whose tokenizer files are copied into the model; upcycle: tokenizer of "
+                   "the prompts (default: the model's)",
+                   NULL),
     MB_OPTION_TEXT(mb_convert_program, against, "convert.target", NULL, NULL,
                    "mode verify: the result to compare model.path with", NULL),
 };
@@ -136,6 +202,23 @@ static const mb_option eval_options[] = {
                    "log_samples"),
     MB_OPTION_BOOL(mb_eval_program, only_masked, "eval.only_answers", "false",
                    "perplexity of the loss mask's tokens only", NULL),
+    MB_OPTION_TEXT(mb_eval_program, reference, "eval.reference", NULL, NULL,
+                   "dataset.path of pairs: score file with the reference's log-probabilities (moe-score "
+                   "score.scores=logprob), for rewards",
+                   NULL),
+    MB_OPTION_REAL(mb_eval_program, beta, "eval.beta", "0.1", 0, 1e6, "",
+                   "rewards are beta (ln p - ln p of the reference)", NULL),
+    MB_OPTION_BOOL(mb_eval_program, routing, "eval.routing", "false",
+                   "dataset.path: which experts the tokens of each type go to, and the information between "
+                   "expert and type (routing.h5)",
+                   NULL),
+    MB_OPTION_TEXT(mb_eval_program, routing_over, "eval.routing_over", "all", "all|answers",
+                   "tokens whose routing counts: all, or those of the loss mask", NULL),
+    MB_OPTION_INT(mb_eval_program, routing_permutations, "eval.routing_permutations", "99", 0, 9999, "",
+                  "times the types are permuted over the records, to see what information no relation gives",
+                  NULL),
+    MB_OPTION_INT(mb_eval_program, routing_seed, "eval.routing_seed", "42", 0, 9e18, "",
+                  "seed of the permutations", NULL),
 };
 
 const mb_option *mb_program_options_eval(int64_t *out_count)
@@ -145,12 +228,13 @@ const mb_option *mb_program_options_eval(int64_t *out_count)
 }
 
 static const mb_option inspect_options[] = {
-    MB_OPTION_TEXT(mb_inspect_program, tokens, "tokens", NULL, NULL,
-                   "forward, gradients: JSON array of arrays of token ids", NULL),
+    MB_OPTION_TEXT(
+        mb_inspect_program, tokens, "tokens", NULL, NULL,
+        "forward, gradients: JSON array of arrays of token ids, or of objects with ids and loss_mask", NULL),
     MB_OPTION_TEXT(mb_inspect_program, out, "out", NULL, NULL,
                    "file to write: .h5 (forward, gradients) or .jsonl (encode, decode)", NULL),
-    MB_OPTION_TEXT(mb_inspect_program, objective_name, "objective", "lm", "lm|sft|router_warmup",
-                   "gradients: the objective", NULL),
+    MB_OPTION_TEXT(mb_inspect_program, objective_name, "objective", NULL, "lm|sft|router_warmup|dpo",
+                   "gradients: the objective; default training.objective", NULL),
     MB_OPTION_TEXT(mb_inspect_program, train, "train", NULL, NULL,
                    "gradients: all, router, lora or patterns; default by objective", "training.trainable"),
     MB_OPTION_TEXT(mb_inspect_program, tokenizer, "tokenizer", NULL, NULL,

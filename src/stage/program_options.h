@@ -14,6 +14,7 @@
 #include "measure/embedder.h"
 #include "measure/scorer.h"
 #include "model/convert.h"
+#include "model/convert_upcycle.h"
 #include "serve/generate.h"
 #include "stage/model_options.h"
 #include "store/shard_build.h"
@@ -28,9 +29,12 @@ typedef struct mb_train_program {
     mb_model_options model;
     mb_trainer_options trainer;
     mb_objective_options objective;
-    char *shard_path;  /* dataset.path */
-    char *peft_mode;   /* training.peft_mode */
-    char *train_parts; /* training.trainable */
+    char *shard_path;             /* dataset.path */
+    char *peft_mode;              /* training.peft_mode */
+    char *train_parts;            /* training.trainable */
+    int64_t num_experts_to_train; /* training.num_experts_to_train */
+    char *experts_to_train;       /* training.experts_to_train */
+    char *validation_path;        /* training.validation_path */
     int64_t lora_r;
     double lora_alpha, lora_dropout;
     char *lora_targets;
@@ -41,7 +45,7 @@ const mb_option *mb_program_options_train(int64_t *out_count);
 typedef struct mb_score_program {
     mb_model_options model;
     mb_scorer_options scorer;
-    char *shard_path, *source_model;
+    char *shard_path, *source_model, *cache_dir;
 } mb_score_program;
 const mb_option *mb_program_options_score(int64_t *out_count);
 
@@ -55,6 +59,7 @@ const mb_option *mb_program_options_select(int64_t *out_count);
 typedef struct mb_convert_program {
     mb_model_options model;
     mb_convert_trash_options trash;
+    mb_convert_upcycle_options upcycle;
     char *trash_init;
     int64_t seed;
     bool verify;
@@ -64,10 +69,10 @@ const mb_option *mb_program_options_convert(int64_t *out_count);
 
 typedef struct mb_eval_program {
     mb_model_options model;
-    char *shard_path, *tasks, *tokenizer, *softmax_dtype;
-    int64_t fewshot, limit, max_length, tile_tokens;
-    double near_tie;
-    bool log_samples, only_masked;
+    char *shard_path, *tasks, *tokenizer, *softmax_dtype, *routing_over, *reference;
+    int64_t fewshot, limit, max_length, tile_tokens, routing_permutations, routing_seed;
+    double near_tie, beta;
+    bool log_samples, only_masked, routing;
 } mb_eval_program;
 const mb_option *mb_program_options_eval(int64_t *out_count);
 

@@ -3,7 +3,7 @@
  * A resume keeps the lines up to the checkpoint's step and truncates the file there. Publishing reads the
  * whole file again, so metrics.h5 never knows more or less than it.
  *
- * 1. cutting back   2. writing   3. publishing
+ * 1. cutting back   2. writing   3. curves and tables   4. publishing   5. reading
  */
 #include "store/metrics.h"
 
@@ -131,7 +131,33 @@ static bool is_name(const char *name)
     return before != '/';
 }
 
+/* , "name": [[1,2],[3,4]] */
+static mb_status add_table(const mb_metric_table *table, mb_str *line)
+{
+    mb_status status = MB_OK;
+    assert(is_name(table->name));
+    MB_TRY(mb_str_add_format(line, ", \"%s\": [", table->name));
+    for (int64_t r = 0; r < table->rows; r++) {
+        for (int64_t c = 0; c < table->columns; c++)
+            MB_TRY(mb_str_add_format(line, "%s%lld",
+                                     c > 0   ? ","
+                                     : r > 0 ? ",["
+                                             : "[",
+                                     (long long)table->counts[r * table->columns + c]));
+        MB_TRY(mb_str_add(line, "]"));
+    }
+    MB_TRY(mb_str_add(line, "]"));
+done:
+    return status;
+}
+
 mb_status mb_metrics_write(mb_metrics *metrics, int64_t step, const mb_metric *values, int64_t n)
+{
+    return mb_metrics_write_table(metrics, step, values, n, NULL);
+}
+
+mb_status mb_metrics_write_table(mb_metrics *metrics, int64_t step, const mb_metric *values, int64_t n,
+                                 const mb_metric_table *opt_table)
 {
     mb_status status = MB_OK;
     mb_str line = MB_STR_EMPTY;
@@ -144,6 +170,7 @@ mb_status mb_metrics_write(mb_metrics *metrics, int64_t step, const mb_metric *v
         else
             MB_TRY(mb_str_add(&line, "null"));
     }
+    if (opt_table != NULL) MB_TRY(add_table(opt_table, &line));
     MB_TRY(mb_str_add_format(&line, ", \"time\": %.3f}\n", mb_clock_seconds() - metrics->started));
     ssize_t written = write(metrics->fd, line.data, line.length);
     if (written != (ssize_t)line.length)
@@ -154,18 +181,26 @@ done:
     return status;
 }
 
-/* ---- 3. publishing ---- */
+/* ---- 3. curves and tables ---- */
 
 typedef struct curve {
     char *name;
     double *values;
 } curve;
 
+typedef struct table {
+    char *name; /* NULL: no line had one */
+    int64_t rows, columns, count;
+    int64_t *steps;  /* [count] */
+    int64_t *counts; /* [count, rows, columns] */
+} table;
+
 typedef struct curves {
     int64_t *steps;
     int64_t count, capacity; /* lines */
     curve *curves;
     int64_t curve_count;
+    table table;
 } curves;
 
 static void free_curves(curves *all)
@@ -176,6 +211,9 @@ static void free_curves(curves *all)
     }
     mb_free(all->curves);
     mb_free(all->steps);
+    mb_free(all->table.name);
+    mb_free(all->table.steps);
+    mb_free(all->table.counts);
 }
 
 /* Room for one more line. */
@@ -217,6 +255,54 @@ done:
     return status;
 }
 
+static bool is_shape(const json_t *value, int64_t rows, int64_t columns)
+{
+    bool same = (int64_t)json_array_size(value) == rows;
+    for (int64_t r = 0; r < rows && same; r++)
+        same = (int64_t)json_array_size(json_array_get(value, (size_t)r)) == columns;
+    return same;
+}
+
+/* Room for one more line: doubled whenever the count is a power of two. */
+static mb_status grow_table(table *t)
+{
+    mb_status status = MB_OK;
+    if ((t->count & (t->count - 1)) != 0) return MB_OK;
+    const size_t wanted = t->count == 0 ? 1 : 2 * (size_t)t->count;
+    int64_t *steps = mb_realloc(t->steps, wanted, sizeof *steps);
+    if (steps == NULL) MB_RAISE(MB_ENOMEM, "not enough memory for the curves");
+    t->steps = steps;
+    int64_t *counts = mb_realloc(t->counts, wanted * (size_t)(t->rows * t->columns), sizeof *counts);
+    if (counts == NULL) MB_RAISE(MB_ENOMEM, "not enough memory for the curves");
+    t->counts = counts;
+done:
+    return status;
+}
+
+/* One more line of the table. */
+static mb_status add_counts(table *t, const char *name, const json_t *value, int64_t step)
+{
+    mb_status status = MB_OK;
+    if (t->name == NULL) {
+        t->name = mb_strdup(name);
+        if (t->name == NULL) MB_RAISE(MB_ENOMEM, "not enough memory for the curves");
+        t->rows = (int64_t)json_array_size(value);
+        t->columns = (int64_t)json_array_size(json_array_get(value, 0));
+    }
+    if (strcmp(t->name, name) != 0 || !is_shape(value, t->rows, t->columns))
+        MB_RAISE(MB_EFORMAT, "metrics.jsonl: the table %s of step %lld has another shape than those before",
+                 name, (long long)step);
+    MB_TRY(grow_table(t));
+    const int64_t each = t->rows * t->columns;
+    for (int64_t i = 0; i < each; i++) {
+        const json_t *row = json_array_get(value, (size_t)(i / t->columns));
+        t->counts[t->count * each + i] = json_integer_value(json_array_get(row, (size_t)(i % t->columns)));
+    }
+    t->steps[t->count++] = step;
+done:
+    return status;
+}
+
 static mb_status add_line(curves *all, const json_t *line, int64_t step)
 {
     mb_status status = MB_OK;
@@ -229,6 +315,10 @@ static mb_status add_line(curves *all, const json_t *line, int64_t step)
     json_object_foreach((json_t *)line, name, value)
     {
         if (strcmp(name, "step") == 0) continue;
+        if (json_is_array(value)) {
+            MB_TRY(add_counts(&all->table, name, value, step));
+            continue;
+        }
         MB_TRY(find_curve(all, name, &found));
         found->values[all->count] = json_is_number(value) ? json_number_value(value) : NAN;
     }
@@ -259,6 +349,27 @@ done:
     return status;
 }
 
+/* ---- 4. publishing ---- */
+
+static mb_status publish_table(mb_h5 *file, const table *t)
+{
+    mb_status status = MB_OK;
+    char *name = NULL;
+    if (t->name == NULL) return MB_OK;
+    mb_tensor counts = mb_tensor_view3(MB_I64, t->counts, t->count, t->rows, t->columns),
+              steps = mb_tensor_view1(MB_I64, t->steps, t->count);
+    name = mb_str_format("/%s", t->name);
+    if (name == NULL) MB_RAISE(MB_ENOMEM, "not enough memory for a name");
+    MB_TRY(mb_h5_write(file, name, &counts));
+    mb_free(name);
+    name = mb_str_format("/%s_step", t->name);
+    if (name == NULL) MB_RAISE(MB_ENOMEM, "not enough memory for a name");
+    MB_TRY(mb_h5_write(file, name, &steps));
+done:
+    mb_free(name);
+    return status;
+}
+
 mb_status mb_metrics_publish(mb_metrics *metrics)
 {
     mb_status status = MB_OK;
@@ -282,11 +393,55 @@ mb_status mb_metrics_publish(mb_metrics *metrics)
         mb_tensor values = mb_tensor_view1(MB_F64, all.curves[i].values, all.count);
         MB_TRY(mb_h5_write(file, name, &values));
     }
+    MB_TRY(publish_table(file, &all.table));
     MB_TRY(mb_h5_close(&file));
 done:
     mb_h5_destroy(&file);
     free_curves(&all);
     mb_free(path);
     mb_free(name);
+    return status;
+}
+
+/* ---- 5. reading ---- */
+
+static const curve *curve_of(const curves *all, const char *name)
+{
+    for (int64_t i = 0; i < all->curve_count; i++)
+        if (strcmp(all->curves[i].name, name) == 0) return &all->curves[i];
+    return NULL;
+}
+
+mb_status mb_metrics_read(const mb_metrics *metrics, const char *const *names, int64_t n, int64_t *out_rows,
+                          int64_t **out_steps, double **out_values)
+{
+    mb_status status = MB_OK;
+    curves all = {0};
+    int64_t rows = 0, *steps = NULL;
+    double *values = NULL;
+    MB_TRY(read_curves(metrics->path, &all));
+    const curve *first = curve_of(&all, names[0]);
+    for (int64_t i = 0; first != NULL && i < all.count; i++) rows += isfinite(first->values[i]);
+    if (rows > 0) {
+        MB_NEW_ARRAY(steps, rows);
+        MB_NEW_ARRAY(values, rows * n);
+    }
+    for (int64_t i = 0, at = 0; rows > 0 && i < all.count; i++) {
+        if (!isfinite(first->values[i])) continue;
+        for (int64_t k = 0; k < n; k++) {
+            const curve *one = curve_of(&all, names[k]);
+            values[at * n + k] = one != NULL ? one->values[i] : NAN;
+        }
+        steps[at++] = all.steps[i];
+    }
+    *out_rows = rows;
+    *out_steps = steps;
+    *out_values = values;
+    steps = NULL;
+    values = NULL;
+done:
+    free_curves(&all);
+    mb_free(steps);
+    mb_free(values);
     return status;
 }

@@ -234,6 +234,11 @@ mb_status mb_runfolder_input_text(mb_runfolder *run, const char *name, const cha
     return mb_json_set(run->inputs, name, json_string(hash));
 }
 
+const char *mb_runfolder_input_hash(const mb_runfolder *run, const char *name)
+{
+    return json_string_value(json_object_get(run->inputs, name));
+}
+
 mb_status mb_runfolder_config(mb_runfolder *run, json_t *config)
 {
     json_decref(run->config);

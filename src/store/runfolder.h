@@ -44,6 +44,8 @@ mb_status mb_runfolder_move_aside(mb_runfolder *run, bool even_if_done, char **o
 /* Inputs: name -> content hash of a path, or of a text. */
 mb_status mb_runfolder_input(mb_runfolder *run, const char *name, const char *path);
 mb_status mb_runfolder_input_text(mb_runfolder *run, const char *name, const char *text);
+/* The hash of an input given so far, NULL for none of that name. Borrowed. */
+const char *mb_runfolder_input_hash(const mb_runfolder *run, const char *name);
 /* The resolved configuration (takes a reference). Keys listed by the caller as not changing results (output
  * paths, log, threads...) should be left out by the caller. */
 mb_status mb_runfolder_config(mb_runfolder *run, json_t *config);

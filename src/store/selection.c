@@ -235,7 +235,8 @@ typedef struct selection_writer {
     mb_shard_input *inputs;
     int64_t input_count;
     mb_tokenizer *tokenizer;
-    mb_template *tmpl;
+    mb_template **templates; /* [template_count] by source of the score table */
+    int64_t template_count;
     mb_dialog dialog;
     mb_rendered rendered;
     mb_str line;
@@ -281,7 +282,8 @@ static mb_status write_line(selection_writer *w, const mb_scores_records *rows, 
     const mb_shard_input *input = &w->fetcher.inputs[rows->source[record]];
     MB_TRY(fetch(&w->fetcher, rows, record, position, &bytes, &n));
     MB_TRY(mb_json_parse(bytes, n, input->path, &object));
-    status = mb_shard_build_render(object, input, w->tmpl, w->tokenizer, false, &w->dialog, &w->rendered);
+    status = mb_shard_build_render(object, input, w->templates[rows->source[record]], w->tokenizer, false,
+                                   &w->dialog, &w->rendered);
     if (status != MB_OK)
         mb_status_prefix("%s: record %lld: ", input->path, (long long)rows->source_index[record]);
     MB_TRY(status);
@@ -329,6 +331,21 @@ done:
     return status;
 }
 
+/* The template of each source, as sharding had it. */
+static mb_status open_templates(selection_writer *w, const mb_shard_build_options *options,
+                                const mb_shard_input *matched, int64_t count)
+{
+    mb_status status = MB_OK;
+    MB_NEW_ARRAY(w->templates, count);
+    w->template_count = count;
+    for (int64_t i = 0; i < count; ++i)
+        MB_TRY(mb_shard_build_template_named(options,
+                                             matched[i].tmpl != NULL ? matched[i].tmpl : options->tmpl,
+                                             w->tokenizer, &w->templates[i]));
+done:
+    return status;
+}
+
 static void close_writer(selection_writer *w, int64_t sources, int64_t count)
 {
     for (int64_t s = 0; w->fetcher.file != NULL && s < sources; ++s)
@@ -338,7 +355,8 @@ static void close_writer(selection_writer *w, int64_t sources, int64_t count)
     mb_free(w->fetcher.kept);
     mb_str_destroy(&w->fetcher.buffer);
     mb_shard_build_free_inputs(&w->inputs, w->input_count);
-    mb_template_close(&w->tmpl);
+    for (int64_t i = 0; i < w->template_count; ++i) mb_template_close(&w->templates[i]);
+    mb_free(w->templates);
     mb_tokenizer_close(&w->tokenizer);
     mb_dialog_destroy(&w->dialog);
     mb_rendered_destroy(&w->rendered);
@@ -361,7 +379,7 @@ mb_status mb_selection_write(const char *path, const mb_scores *scores, const mb
     for (int64_t s = 0; s < rows.source_count; ++s) w.fetcher.file[s] = -1;
     MB_NEW_ARRAY(w.fetcher.kept, count + 1);
     MB_TRY(mb_tokenizer_open(options->tokenizer_path, &w.tokenizer));
-    MB_TRY(mb_shard_build_template(options, &w.tmpl));
+    MB_TRY(open_templates(&w, options, matched, rows.source_count));
     MB_TRY(open_sources(&w.fetcher, &rows, records, count));
     temporary = mb_str_format("%s.tmp.%ld", path, (long)getpid());
     if (temporary == NULL || (w.out = fopen(temporary, "wb")) == NULL)

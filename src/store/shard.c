@@ -24,7 +24,7 @@ typedef struct shard_file {
     int64_t first_record, records;
     uint64_t first_token, tokens;
     int64_t first_block, blocks;
-    bool has_mask, has_type, has_label;
+    bool has_mask, has_type, has_label, is_pairs;
     char **source_names, **source_files, **type_names;
     int64_t source_count, type_count;
 } shard_file;
@@ -94,6 +94,21 @@ done:
     return status;
 }
 
+/* Does the file hold pairs? Files that hold none have no such attribute. */
+static mb_status read_pairs(shard_file *file)
+{
+    mb_status status = MB_OK;
+    int64_t pairs = 0;
+    if (mb_h5_get_int(file->h5, "/", "pairs", &pairs) != MB_OK) mb_status_reset();
+    file->is_pairs = pairs != 0;
+    if (file->is_pairs && (file->records % 2 != 0 || !file->has_mask))
+        MB_RAISE(MB_EFORMAT,
+                 "%s: a shard of pairs needs two records for each and a loss mask; it has %lld records",
+                 mb_h5_path(file->h5), (long long)file->records);
+done:
+    return status;
+}
+
 static mb_status open_file(const char *path, shard_file *file)
 {
     mb_status status = MB_OK;
@@ -109,6 +124,7 @@ static mb_status open_file(const char *path, shard_file *file)
     file->has_mask = mb_h5_has(file->h5, "/loss_mask");
     file->has_type = mb_h5_has(file->h5, "/type");
     file->has_label = mb_h5_has(file->h5, "/label");
+    MB_TRY(read_pairs(file));
     MB_TRY(check_column(file->h5, "/tokens", MB_U32, tokens));
     MB_TRY(check_column(file->h5, "/offsets", MB_U64, records + 1));
     if (file->has_mask) MB_TRY(check_column(file->h5, "/loss_mask", MB_U8, tokens));
@@ -178,6 +194,9 @@ static mb_status join_attributes(mb_shard *shard, const shard_file *file)
         MB_RAISE(MB_EDATA,
                  "%s was made with another tokenizer or chat template than %s; shard them again with one",
                  mb_h5_path(file->h5), mb_h5_path(shard->files[0].h5));
+    if (file->is_pairs != shard->files[0].is_pairs)
+        MB_RAISE(MB_EDATA, "%s holds %s, %s does not; give files of one kind", mb_h5_path(file->h5),
+                 file->is_pairs ? "preference pairs" : "single records", mb_h5_path(shard->files[0].h5));
     if (length > shard->max_length) shard->max_length = length;
 done:
     mb_str_destroy(&tokenizer);
@@ -282,6 +301,19 @@ done:
     return status;
 }
 
+/* Both sides of a pair must come from one place. */
+static mb_status check_pairs(const mb_shard *shard, const shard_file *file)
+{
+    mb_status status = MB_OK;
+    for (int64_t i = file->first_record, n = i + file->records; i < n; i += 2)
+        if (shard->source[i] != shard->source[i + 1] || shard->source_index[i] != shard->source_index[i + 1])
+            MB_RAISE(MB_EFORMAT, "%s: records %lld and %lld are not two sides of one pair",
+                     mb_h5_path(file->h5), (long long)(i - file->first_record),
+                     (long long)(i + 1 - file->first_record));
+done:
+    return status;
+}
+
 static mb_status read_columns(mb_shard *shard, const shard_file *file)
 {
     mb_status status = MB_OK;
@@ -294,6 +326,7 @@ static mb_status read_columns(mb_shard *shard, const shard_file *file)
     MB_TRY(read_column(file, "/record_hash", MB_U64, shard->record_hash));
     if (file->has_type) MB_TRY(read_column(file, "/type", MB_U16, shard->type));
     if (file->has_label) MB_TRY(read_column(file, "/label", MB_I32, shard->label));
+    if (file->is_pairs) MB_TRY(check_pairs(shard, file));
     MB_TRY(read_numbered(shard, file));
 done:
     return status;
@@ -577,6 +610,10 @@ int64_t mb_shard_max_length(const mb_shard *shard)
 int64_t mb_shard_types(const mb_shard *shard)
 {
     return shard->type_count;
+}
+bool mb_shard_is_pairs(const mb_shard *shard)
+{
+    return shard->file_count > 0 && shard->files[0].is_pairs;
 }
 const char *mb_shard_tokenizer_hash(const mb_shard *shard)
 {

@@ -20,6 +20,10 @@
  *                               scoring or selection)
  *   attributes: format, version, tokenizer (hash), template (hash), max_length, vocab_size, records,
  *   tokens, and counts of what was skipped, cut and split
+ *
+ * A pair shard (attribute pairs = 1, else absent) holds preference pairs: record 2p is the chosen side of
+ * pair p, record 2p+1 the rejected one. Both come from one place (equal source, source_index, byte_offset,
+ * byte_length, type), begin with the same prompt tokens, and the loss mask marks the answer's tokens only.
  */
 #ifndef MB_SHARD_H
 #define MB_SHARD_H
@@ -52,6 +56,7 @@ typedef struct mb_shard_info {
     int64_t type_count;
     bool has_loss_mask;
     bool has_label;
+    bool is_pairs; /* records come two by two; needs has_loss_mask */
 } mb_shard_info;
 
 /* ---- writing: records in their final order, one process, in bounded memory ---- */
@@ -60,8 +65,9 @@ mb_status mb_shard_writer_create(const char *path, const mb_shard_info *info, mb
 mb_status mb_shard_writer_add(mb_shard_writer *writer, const mb_shard_record *record);
 /* An extra attribute for the counts. */
 mb_status mb_shard_writer_count(mb_shard_writer *writer, const char *name, int64_t value);
-mb_status mb_shard_writer_close(mb_shard_writer **writer); /* publishes */
-void mb_shard_writer_destroy(mb_shard_writer **writer);    /* drops */
+mb_status mb_shard_writer_text(mb_shard_writer *writer, const char *name, const char *text); /* likewise */
+mb_status mb_shard_writer_close(mb_shard_writer **writer);                                   /* publishes */
+void mb_shard_writer_destroy(mb_shard_writer **writer);                                      /* drops */
 
 /* ---- reading ---- */
 
@@ -69,8 +75,9 @@ void mb_shard_writer_destroy(mb_shard_writer **writer);    /* drops */
  * as records are read. Per-record columns are held in memory, tokens are read on demand, in blocks that all
  * stay when they fit in cache_bytes (0: 256 MiB), else give way to each other. `files`: one path or a
  * comma-separated list or a folder of *.h5 in name order: one numbering over all. All must have one
- * tokenizer, template and vocabulary (MB_EDATA). Sources of equal name and file are one (equal names with
- * different files stay apart, because byte offsets belong to files). One thread at a time. */
+ * tokenizer, template and vocabulary, and all or none hold pairs (MB_EDATA). Sources of equal name and file
+ * are one (equal names with different files stay apart, because byte offsets belong to files). One thread at
+ * a time. */
 mb_status mb_shard_open(const char *files, size_t cache_bytes, mb_shard **out_shard);
 void mb_shard_close(mb_shard **shard);
 int64_t mb_shard_count(const mb_shard *shard);                  /* N */
@@ -84,6 +91,7 @@ const char *mb_shard_template_hash(const mb_shard *shard); /* "" when none */
 int64_t mb_shard_vocab_size(const mb_shard *shard);
 int64_t mb_shard_max_length(const mb_shard *shard); /* the largest over the files */
 int64_t mb_shard_types(const mb_shard *shard);      /* 0: no labels of type */
+bool mb_shard_is_pairs(const mb_shard *shard);      /* preference pairs: records 2p and 2p+1 */
 const char *mb_shard_type_name(const mb_shard *shard, int64_t type);
 int64_t mb_shard_files(const mb_shard *shard);
 const char *mb_shard_file_path(const mb_shard *shard, int64_t file);

@@ -15,7 +15,7 @@ struct mb_shard_writer {
     mb_h5 *file;
     int64_t records, source_count, type_count, vocab_size;
     uint64_t tokens;
-    bool has_loss_mask, has_label, has_type;
+    bool has_loss_mask, has_label, has_type, is_pairs;
 };
 
 static mb_status create_columns(mb_shard_writer *writer)
@@ -58,6 +58,8 @@ mb_status mb_shard_writer_create(const char *path, const mb_shard_info *info, mb
     writer->has_loss_mask = info->has_loss_mask;
     writer->has_label = info->has_label;
     writer->has_type = info->type_names != NULL;
+    writer->is_pairs = info->is_pairs;
+    assert(!info->is_pairs || info->has_loss_mask);
     MB_TRY(mb_h5_create(path, &writer->file));
     MB_TRY(mb_h5_set_text(writer->file, "/", "format", "moebatch-shard"));
     MB_TRY(mb_h5_set_int(writer->file, "/", "version", 1));
@@ -65,6 +67,7 @@ mb_status mb_shard_writer_create(const char *path, const mb_shard_info *info, mb
     MB_TRY(mb_h5_set_text(writer->file, "/", "template", info->template_hash));
     MB_TRY(mb_h5_set_int(writer->file, "/", "max_length", info->max_length));
     MB_TRY(mb_h5_set_int(writer->file, "/", "vocab_size", info->vocab_size));
+    if (writer->is_pairs) MB_TRY(mb_h5_set_int(writer->file, "/", "pairs", 1));
     MB_TRY(mb_h5_write_strings(writer->file, "/source_names", info->source_names, info->source_count));
     MB_TRY(mb_h5_write_strings(writer->file, "/source_files", info->source_files, info->source_count));
     if (writer->has_type)
@@ -112,10 +115,16 @@ mb_status mb_shard_writer_count(mb_shard_writer *writer, const char *name, int64
     return mb_h5_set_int(writer->file, "/", name, value);
 }
 
+mb_status mb_shard_writer_text(mb_shard_writer *writer, const char *name, const char *text)
+{
+    return mb_h5_set_text(writer->file, "/", name, text);
+}
+
 mb_status mb_shard_writer_close(mb_shard_writer **writer)
 {
     mb_status status = MB_OK;
     if (*writer == NULL) return MB_OK;
+    assert(!(*writer)->is_pairs || (*writer)->records % 2 == 0);
     MB_TRY(mb_h5_set_int((*writer)->file, "/", "records", (*writer)->records));
     MB_TRY(mb_h5_set_int((*writer)->file, "/", "tokens", (int64_t)(*writer)->tokens));
     MB_TRY(mb_h5_close(&(*writer)->file));

@@ -420,6 +420,17 @@ done:
     return status;
 }
 
+mb_status mb_records_pass(mb_records *records, int64_t *out_byte_offset)
+{
+    mb_status status = MB_OK;
+    place found;
+    MB_TRY(next_place(records, &found));
+    *out_byte_offset = found.bytes != NULL ? found.offset : -1;
+    if (found.bytes != NULL) records->index++;
+done:
+    return status;
+}
+
 mb_status mb_records_seek(mb_records *records, int64_t byte_offset, int64_t index, int64_t line)
 {
     mb_status status = MB_OK;

@@ -42,6 +42,8 @@ void mb_records_close(mb_records **records);
  * surrogates, an element the file ends in, a CSV row with another number of fields than the header. Errors:
  * MB_EIO, a broken gzip stream, an array without its commas or its end (MB_EFORMAT). */
 mb_status mb_records_read(mb_records *records, mb_record *out_record);
+/* Step over the next record without parsing it; *out_byte_offset says where it began, -1 at the end. */
+mb_status mb_records_pass(mb_records *records, int64_t *out_byte_offset);
 /* Jump to a byte offset where a record starts (any form, uncompressed or not; gzip is read up to there);
  * index continues from `index`, lines from `line`. */
 mb_status mb_records_seek(mb_records *records, int64_t byte_offset, int64_t index, int64_t line);

@@ -261,9 +261,8 @@ static const char *find_last(const char *text, size_t n, const char *mark)
     return NULL;
 }
 
-/* An answer that may hold <think>..</think>. *out_learn_from: where learning begins. */
-static mb_status add_thought(job *j, const char *text, size_t n, bool is_behind, bool is_last,
-                             size_t *out_learn_from)
+/* An answer that may hold <think>..</think>. */
+static mb_status add_thought(job *j, const char *text, size_t n, bool is_behind, bool is_last)
 {
     mb_status status = MB_OK;
     static const char open[] = "<think>", close[] = "</think>";
@@ -292,7 +291,6 @@ static mb_status add_thought(job *j, const char *text, size_t n, bool is_behind,
         MB_TRY(mb_str_add(&j->out->text, "<think>\n"));
         MB_TRY(mb_str_append(&j->out->text, thought, thought_length));
         MB_TRY(mb_str_add(&j->out->text, "\n</think>\n\n"));
-        if (!has_thought) *out_learn_from = j->out->text.length;
     }
     MB_TRY(mb_str_append(&j->out->text, text, n));
 done:
@@ -326,11 +324,11 @@ static mb_status add_answer(job *j, int64_t first, int64_t end)
     const bool is_last = end == j->dialog->count, is_behind = first > j->last_question;
     MB_TRY(add_piece(j, piece->before));
     const size_t content_at = j->out->text.length;
-    size_t learn_from = content_at, joined_at = content_at;
-    if (j->tmpl->think) {
-        const bool has_text = !turns[first].call;
-        MB_TRY(add_thought(j, turns[first].text, has_text ? turns[first].length : 0, is_behind, is_last,
-                           &learn_from));
+    size_t joined_at = content_at;
+    if (j->tmpl->think || j->tmpl->think_always) {
+        const bool has_text = !turns[first].call, always = j->tmpl->think_always;
+        MB_TRY(add_thought(j, turns[first].text, has_text ? turns[first].length : 0, is_behind || always,
+                           is_last || always));
         joined_at = has_text ? content_at : j->out->text.length;
         if (has_text) first++;
     } else if (!turns[first].call) {
@@ -344,10 +342,11 @@ static mb_status add_answer(job *j, int64_t first, int64_t end)
         MB_TRY(add_piece(j, piece->item_after));
     }
     const bool learn = turns[end - 1].learn;
-    if (learn && !j->tmpl->learn_end) MB_TRY(add_range(j->out, learn_from));
+    if (learn && !j->tmpl->learn_end) MB_TRY(add_range(j->out, content_at));
     MB_TRY(add_piece(j, piece->end));
-    if (learn && j->tmpl->learn_end) MB_TRY(add_range(j->out, learn_from));
+    if (learn && j->tmpl->learn_end) MB_TRY(add_range(j->out, content_at));
     MB_TRY(add_block_end(j, piece, is_last));
+    if (learn && j->tmpl->learn_after) MB_TRY(add_range(j->out, content_at));
 done:
     return status;
 }

@@ -4,10 +4,10 @@
  * Layer: text.  Uses: base, dialog.
  *
  * A template file is JSON: name, a piece of text per role before and after its content, default system text,
- * what starts and ends the whole, whether the end-of-turn belongs to the answer's loss, hashes of the jinja
- * templates it equals. Shipped: plain (texts joined, nothing added), lines (one line feed between), alpaca,
- * chatml, qwen2.5, qwen3, llama3, llama3.1, llama2, tulu, tulu3, olmoe. Files: `conf/template/<name>.json`;
- * their keys stand in template_file.h with their meaning.
+ * what starts and ends the whole, whether the end-of-turn (and what stands behind it) belongs to the answer's
+ * loss, hashes of the jinja templates it equals. Shipped: plain (texts joined, nothing added), lines (one
+ * line feed between), alpaca, alpaca-lf, chatml, qwen2.5, qwen3, qwen3-train, llama3, llama3.1, llama2, tulu,
+ * tulu3, olmoe. Files: `conf/template/<name>.json`; their keys stand in template_file.h with their meaning.
  * Source: the chat templates published with Qwen2.5, Qwen3, Llama-2-chat, Llama-3/3.1/3.2-Instruct, Tulu 2
  * and 3, OLMoE-Instruct; prompt of tatsu-lab/stanford_alpaca.
  */

@@ -8,10 +8,25 @@
 
 /* ---- 1 keys ---- */
 
-static const char *const file_keys[] = {
-    "name",      "source", "start",          "end",   "between", "default_system", "default_system_input",
-    "learn_end", "strip",  "system_in_user", "think", "system",  "user",           "assistant",
-    "tool",      "tools",  "jinja_hashes"};
+static const char *const file_keys[] = {"name",
+                                        "source",
+                                        "start",
+                                        "end",
+                                        "between",
+                                        "default_system",
+                                        "default_system_input",
+                                        "learn_end",
+                                        "learn_after",
+                                        "strip",
+                                        "system_in_user",
+                                        "think",
+                                        "think_always",
+                                        "system",
+                                        "user",
+                                        "assistant",
+                                        "tool",
+                                        "tools",
+                                        "jinja_hashes"};
 static const char *const piece_keys[] = {"before",     "end",  "after",  "after_last", "item_before",
                                          "item_after", "join", "prompt", "input"};
 
@@ -104,9 +119,11 @@ mb_status mb_template_file_read(const char *path, mb_template *tmpl)
     MB_TRY(mb_json_opt_string(tmpl->json, "default_system", path, &tmpl->default_system));
     MB_TRY(mb_json_opt_string(tmpl->json, "default_system_input", path, &tmpl->default_system_input));
     MB_TRY(mb_json_opt_bool(tmpl->json, "learn_end", path, &tmpl->learn_end));
+    MB_TRY(mb_json_opt_bool(tmpl->json, "learn_after", path, &tmpl->learn_after));
     MB_TRY(mb_json_opt_bool(tmpl->json, "strip", path, &tmpl->strip));
     MB_TRY(mb_json_opt_bool(tmpl->json, "system_in_user", path, &tmpl->system_in_user));
     MB_TRY(mb_json_opt_bool(tmpl->json, "think", path, &tmpl->think));
+    MB_TRY(mb_json_opt_bool(tmpl->json, "think_always", path, &tmpl->think_always));
     MB_TRY(read_pieces(path, tmpl));
     MB_TRY(hash_content(tmpl));
 done:

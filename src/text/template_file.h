@@ -15,7 +15,7 @@
 typedef struct mb_template_piece {
     const char *before;      /* the block */
     const char *end;         /* end-of-turn marker: learnt with an answer when learn_end */
-    const char *after;       /* behind the marker, never learnt */
+    const char *after;       /* behind the marker; learnt with an answer when learn_after */
     const char *after_last;  /* instead of after, behind the last turn */
     const char *item_before; /* tool result, or (assistant) tool call */
     const char *item_after;
@@ -34,10 +34,12 @@ struct mb_template {
     const char *default_system;       /* NULL: none. "" still makes a system block */
     const char *default_system_input; /* the same, when the first question has an input part */
     bool learn_end;
+    bool learn_after;
     bool strip;          /* contents lose white space around them */
     bool system_in_user; /* the system block stands inside the first user block */
     bool think; /* Qwen3's treatment of <think>: only answers behind the last question keep theirs; the last
-                   always has one */
+                   always has one. An empty one is learnt too: it stands behind what begins an answer */
+    bool think_always; /* every answer has one, as TRL and LLaMA-Factory train Qwen3 */
     mb_template_piece system, user, assistant, tool;
     bool has_tool, has_tools;
     mb_template_piece tools; /* before, after; join: between the system text and it */

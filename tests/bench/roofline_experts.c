@@ -30,7 +30,7 @@ static mb_status run_grouped_dw(roof_case *c)
 }
 static mb_status run_route(roof_case *c)
 {
-    return mb_ops_route(c->ops, &c->t[0], c->picks, false, &c->t[1], c->t[3].data, &c->t[2]);
+    return mb_ops_route(c->ops, &c->t[0], NULL, c->picks, false, &c->t[1], c->t[3].data, &c->t[2]);
 }
 static mb_status run_route_backward(roof_case *c)
 {

@@ -17,6 +17,8 @@ What it proves, each against the reference's own forward and backward pass in f3
             trash_expert_ratio changes no output; verify accepts it, and refuses a changed tensor
   lora      adapters of peft read by moe-inspect; merged by moe-convert (into bf16 and f16 too) and loaded by transformers;
             adapters of moe-train in peft; kinds of adapters that are not computed are refused
+  bias      moe-train with training.router_bias_rate: what it writes computes the same through analysis/select_moe.py; as a
+            stock model it is refused
 
 Errors are max |ours - theirs| / max |theirs| per tensor. Where weights are large, f32 itself is further off than the limit:
 the reference then also runs in f64, and ours may be off from that by four times what the reference's f32 is. Prints one line
@@ -545,9 +547,8 @@ def refuse_adapters(report, programs, seed, rng, folder):
         report.add("lora", f"seed {seed} {name}", "refused", 0.0)
 
 
-def train_adapter(report, programs, seed, rng, folder):
-    """A tokenizer, a shard, a few LoRA steps with our programs; the adapter in peft."""
-    place = os.path.join(folder, f"trained-{seed}")
+def make_shard(programs, rng, place):
+    """A new folder with a tokenizer and place/shard/shard.h5 of random words, by our programs."""
     os.makedirs(place)
     words = ["alpha", "beta", "gamma", "delta", "words", "of", "a", "small", "corpus"]
     with open(f"{place}/corpus.jsonl", "w") as file:
@@ -557,6 +558,12 @@ def train_adapter(report, programs, seed, rng, folder):
     programs.run("moe-shard", "tokenizer", data, "tokenizer.vocab_size=290", f"output.dir={place}/tokenizer")
     tokenizer = next(r for r, _, files in os.walk(f"{place}/tokenizer") if "tokenizer.json" in files)
     programs.run("moe-shard", "build", data, f"tokenizer.path={tokenizer}", f"output.dir={place}/shard")
+
+
+def train_adapter(report, programs, seed, rng, folder):
+    """A few LoRA steps with our programs; the adapter in peft."""
+    place = os.path.join(folder, f"trained-{seed}")
+    make_shard(programs, rng, place)
     # peft 0.21 with transformers 5 fuses experts' adapters itself, and computes its own wrongly where gate and up have one but down has none
     experts = "q_proj,gate_proj,up_proj,down_proj" if "experts_implementation" in EAGER else "o_proj,gate_proj"
     for family, targets in [("llama", "all-linear"), ("olmoe", experts), ("qwen2", "q_proj,down_proj"),
@@ -578,7 +585,37 @@ def train_adapter(report, programs, seed, rng, folder):
         report.done("lora", case)
 
 
-PARTS = {"engine": part_engine, "convert": part_convert, "lora": part_lora}
+# ---- routers that pick by a bias
+
+def part_bias(report, programs, seed, folder):
+    rng = np.random.default_rng(5000 + seed)
+    place = os.path.join(folder, f"bias-{seed}")
+    make_shard(programs, rng, place)
+    for number, family in enumerate(MOE):
+        form = ["f32", "bf16"][(number + seed) % 2]
+        case = f"seed {seed} {family} {form}"
+        base = f"{place}/{family}"
+        config = FAMILIES[family](rng, vocab_size=300, num_hidden_layers=2)
+        save(make(config, seed), base, form)
+        ids, path = draw_ids(rng, 290, base)
+        programs.run("moe-train", f"model.path={base}", f"dataset.path={place}/shard/shard.h5", "training.router_bias_rate=0.03",
+                     "training.learning_rate=0.001", "training.max_steps=8", "training.batch_size=4",
+                     "training.gradient_accumulation_steps=2", f"output.dir={base}/run")
+        trained = f"{base}/run/final"
+        model = load(trained)
+        check_forward(report, programs, model, base, ids, path, case, part="bias", target=trained)
+        biases = [b for name, b in model.named_buffers() if name.endswith(select_moe.BIAS)]
+        found = run_forward(model, ids[0])["logits"]
+        moved = max(float(bias.abs().max()) for bias in biases)
+        report.add("bias", case, "bias of f32", 0.0 if all(b.dtype == torch.float32 for b in biases) and moved > 0.02 else math.inf)
+        for bias in biases:
+            bias.zero_()
+        report.add("bias", case, "bias that counts", 0.0 if distance(run_forward(model, ids[0])["logits"], found) > 1e-3 else math.inf)
+        programs.run("moe-convert", "plain", f"model.path={trained}", f"output.dir={base}/plain", expect=2)
+        report.done("bias", case)
+
+
+PARTS = {"engine": part_engine, "convert": part_convert, "lora": part_lora, "bias": part_bias}
 
 
 def main():

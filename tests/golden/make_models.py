@@ -21,6 +21,7 @@ import copy
 import json
 import os
 import shutil
+import types
 
 import torch
 import transformers
@@ -80,7 +81,11 @@ CASES = {
                                        tie_word_embeddings=True), 0),
     "select_mixtral": (MixtralConfig, dict(MIXTRAL), 2),
     "select_qwen3_moe": (Qwen3MoeConfig, dict(QWEN3_MOE, num_hidden_layers=3, mlp_only_layers=[1]), 3),
+    # Routers that pick by probability + bias (BIASED): written as select_moe, without trash and with.
+    "biased_mixtral": (MixtralConfig, dict(MIXTRAL), 0),
+    "biased_qwen3_moe": (Qwen3MoeConfig, dict(QWEN3_MOE, num_hidden_layers=3, mlp_only_layers=[1]), 2),
 }
+BIASED = {"biased_mixtral": 0.3, "biased_qwen3_moe": 0.2}  # standard deviation of the bias
 FIVE = ["llama_tied", "llama_yarn", "llama_longrope", "olmoe_plain", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"]
 EAGER = dict(attn_implementation="eager", **({} if transformers.__version__.startswith("4.") else {"experts_implementation": "eager"}))
 MOE_KINDS = (OlmoeConfig, MixtralConfig, Qwen3MoeConfig)
@@ -140,6 +145,36 @@ def zero_trash(model, trash):
             for expert in moe_of(layer).experts[-trash:] if moe_of(layer) else []:
                 for value in expert.parameters():
                     value.zero_()
+
+
+def pick_by_bias(block, bias, picks, normalises):
+    """A mixture of 4.x that picks by probability + bias and weighs by probability: the definition, one token after the other."""
+    def forward(self, hidden_states):
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        logits = self.gate(rows)
+        results = []
+        for row, probability in zip(rows, logits.float().softmax(-1)):
+            numbers = sorted(range(len(bias)), key=lambda e: -float(probability[e].detach() + bias[e]))[:picks]
+            total = sum(probability[e] for e in numbers) if normalises else 1
+            results.append(sum((probability[e] / total).to(row.dtype) * self.experts[e](row) for e in numbers))
+        return torch.stack(results).reshape(hidden_states.shape), logits
+
+    block.forward = types.MethodType(forward, block)  # one that a copy of the model has on its own blocks
+
+
+def add_biases(model, name, trash, seed):
+    """Biases of the experts that compute; name of the tensor -> value."""
+    found, generator = {}, torch.Generator().manual_seed(seed + 500)
+    mixtral = model.config.model_type == "mixtral"
+    for i, layer in enumerate(model.model.layers):
+        if moe_of(layer) is None:
+            continue
+        bias = BIASED[name] * torch.randn(len(moe_of(layer).experts), generator=generator)
+        if trash:
+            bias[-trash:] = 0
+        pick_by_bias(moe_of(layer), bias, model.config.num_experts_per_tok, mixtral or model.config.norm_topk_prob)
+        found[f"model.layers.{i}.{'block_sparse_moe' if mixtral else 'mlp'}.gate.e_score_correction_bias"] = bias
+    return found
 
 
 def segments(ids, offsets):
@@ -225,6 +260,7 @@ def make_model(name, seed):
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     randomise(model, seed)
     zero_trash(model, trash)
+    model.biases = add_biases(model, name, trash, seed) if name in BIASED else {}
     return config, model, expectations(model, seed, kind in MOE_KINDS, CASE_LENGTHS.get(name, LENGTHS))
 
 
@@ -234,11 +270,13 @@ def config_text(name, config, model):
     keep = set(json.loads(config.to_json_string())) | set(fields) | {"rms_norm_eps", "rope_theta", "hidden_act"}
     text = {k: v for k, v in text.items() if k in keep and not k.startswith("_") and k != "attn_implementation"}
     text["architectures"] = [type(model).__name__]
-    if trash:
+    if trash or name in BIASED:
         experts = "num_local_experts" if kind is MixtralConfig else "num_experts"
         text.update(model_type="select_moe", base_model_type=config.model_type, num_trash_experts=trash, trash_logit_bias=0.0,
                     architectures=["SelectMoeForCausalLM"])
         text[experts] -= trash
+    if name in BIASED:
+        text["router_bias"] = True
     return text
 
 
@@ -261,6 +299,7 @@ def write_case(name, seed):
     gone = range(experts - trash, experts) if trash else []
     weights = {k: v.contiguous().clone() for k, v in model.state_dict().items()
                if not is_trash_tensor(k, gone) and not (config.tie_word_embeddings and k == "lm_head.weight")}
+    weights.update(model.biases)
     expected = {k: v for k, v in expected.items() if not is_trash_tensor(k, gone)}
     save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
     save_file(expected, os.path.join(folder, "expected.safetensors"))
@@ -388,7 +427,7 @@ def main():
         write_adapter("mixtral", 42, "mixtral_adapter_five", ["o_proj"], target_parameters=["experts.down_proj", "mlp.gate.weight"])
     elif arguments.check:
         for name in CASES:
-            if not CASES[name][2]:
+            if not CASES[name][2] and name not in BIASED:
                 folder = os.path.join(ROOT, name)
                 expected = load_file(os.path.join(folder, "expected.safetensors"))
                 print(f"{name}: {difference(folder, expected):.2e}")

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """templates.json: dialogs rendered by the jinja chat templates of the models, for tests/unit/text/test_template.c.
 
-usage: make_templates.py [shared data folder] > tests/golden/templates.json
-Needs jinja2 and xxhash. Qwen's templates are read from the tokenizer folders; the short ones stand below as published.
+usage: make_templates.py [--hashes] [shared data folder [TRL's chat_templates folder]] > tests/golden/templates.json
+Needs jinja2 and xxhash. Qwen's templates are read from the tokenizer folders; the short ones stand below as published. TRL's folder (of its wheel,
+trl/chat_templates) has those of Llama 3.1 and 3.2 and of Qwen3-Instruct-2507 as published, and its own training templates, whose {% generation %}
+marks change no text. Llama 3.2's takes the day of rendering where it can; here it has none, and falls back to 26 Jul 2024 as 3.1's does.
 Also writes each jinja text's hash into conf/template/<name>.json ("jinja_hashes") when called with --hashes.
 """
 import json
 import pathlib
+import re
 import sys
 
 import jinja2
@@ -56,6 +59,11 @@ def environment():
     return env
 
 
+def without_marks(text):
+    """TRL's {% generation %} blocks as blocks that do nothing, with the same treatment of white space."""
+    return re.sub(r"(\{%-?) *endgeneration *(-?%\})", r"\1 endif \2", re.sub(r"(\{%-?) *generation *(-?%\})", r"\1 if true \2", text))
+
+
 def message(role, content, **more):
     return {"role": role, "content": content, **more}
 
@@ -99,19 +107,29 @@ def main():
         "llama3": spelled(LLAMA3 + asked) + spelled(LLAMA3 + LLAMA3_PROMPT), "llama2": spelled(LLAMA2), "tulu": spelled(TULU),
         "olmoe": spelled("{{ bos_token }}" + TULU), "tulu3": spelled(TULU3),
     }
+    if len(arguments) > 1:
+        trl = {path.stem: path.read_text() for path in pathlib.Path(arguments[1]).glob("*.jinja")}
+        jinja["qwen2.5"].append(trl["qwen2_5_training"])
+        jinja["llama3"] += [trl["llama3"], trl["llama3_training"]]
+        jinja.update({"chatml": [trl["qwen3_instruct_2507"]], "llama3.1": [trl["llama3_1"], trl["llama3_2"]], "qwen3-train": [trl["qwen3_training"]]})
     env = environment()
     out = []
     for name, texts in jinja.items():
         sets = dict(SIMPLE)
-        if name.startswith("qwen"):
+        has_tools = name.startswith("qwen") or name == "chatml"
+        if has_tools:
             sets.update(TOOL)
-        if name == "qwen3":
+        if name.startswith("qwen3"):
             sets.update(THINK)
         for kind, dialogs in (("whole", sets), ("open", OPEN)):
             for dialog, messages in dialogs.items():
-                for tools in ([None, TOOLS] if name.startswith("qwen") else [None]):
-                    shown = env.from_string(texts[0]).render(messages=messages, tools=tools, add_generation_prompt=kind == "open",
-                                                             bos_token="<s>", eos_token="</s>")
+                for tools in ([None, TOOLS] if has_tools else [None]):
+                    given = {"messages": messages, "tools": tools, "bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": kind == "open"}
+                    every = [env.from_string(without_marks(text)).render(given) for text in texts]
+                    shown = every[0]
+                    # the first spellings of Llama 3's always ask for an answer
+                    asks = env.from_string(LLAMA3_PROMPT.replace("\u00b6", "\n")).render() if name == "llama3" and kind == "whole" else ""
+                    assert all(other in (shown, shown + asks) for other in every), (name, dialog, tools)
                     record = {"messages": messages}
                     if tools:
                         record["tools"] = tools

@@ -3,14 +3,22 @@
 
 /* ---- router ---- */
 
-/* The `picks` largest of probs, by repeated insertion: kept in falling order, ties to the lower index. */
-static void pick(const float *probs, int64_t experts, int64_t picks, int32_t *ids)
+/* What a column is chosen by. */
+static inline float score_of(const float *probs, const float *opt_bias, int64_t e)
+{
+    return opt_bias != NULL ? probs[e] + opt_bias[e] : probs[e];
+}
+
+/* The columns of the `picks` largest scores, by repeated insertion: kept in falling order, ties to the lower
+ * index. */
+static void pick(const float *probs, const float *opt_bias, int64_t experts, int64_t picks, int32_t *ids)
 {
     int64_t count = 0;
     for (int64_t e = 0; e < experts; e++) {
-        if (count == picks && !(probs[e] > probs[ids[count - 1]])) continue;
+        const float score = score_of(probs, opt_bias, e);
+        if (count == picks && !(score > score_of(probs, opt_bias, ids[count - 1]))) continue;
         int64_t at = count < picks ? count++ : count - 1;
-        while (at > 0 && probs[e] > probs[ids[at - 1]]) {
+        while (at > 0 && score > score_of(probs, opt_bias, ids[at - 1])) {
             ids[at] = ids[at - 1];
             at--;
         }
@@ -18,20 +26,23 @@ static void pick(const float *probs, int64_t experts, int64_t picks, int32_t *id
     }
 }
 
-mb_status mb_route_cpu(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool normalise, mb_tensor *probs,
-                       int32_t *ids, mb_tensor *weights)
+mb_status mb_route_cpu(mb_ops *ops, const mb_tensor *logits, const mb_tensor *opt_bias, int64_t picks,
+                       bool normalise, mb_tensor *probs, int32_t *ids, mb_tensor *weights)
 {
     int64_t tokens = mb_ops_rows(logits), experts = mb_ops_width(logits);
     const mb_kernels *kernels = mb_cpu_get(ops)->kernels;
+    const float *bias = opt_bias != NULL ? mb_tensor_f32(opt_bias) : NULL;
 #pragma omp parallel for schedule(static) num_threads(mb_cpu_threads_for(ops, tokens *experts * 4))
     for (int64_t t = 0; t < tokens; t++) {
         float *p = mb_tensor_f32(probs) + t * experts, *w = mb_tensor_f32(weights) + t * picks;
         int32_t *own = ids + t * picks;
         kernels->softmax(mb_tensor_f32(logits) + t * experts, experts, p);
-        pick(p, experts, picks, own);
+        pick(p, bias, experts, picks, own);
         double sum = 0;
         for (int64_t k = 0; k < picks; k++) sum += p[own[k]];
-        for (int64_t k = 0; k < picks; k++) w[k] = normalise ? (float)(p[own[k]] / sum) : p[own[k]];
+        const bool is_void = normalise && sum < MB_ROUTE_LEAST;
+        for (int64_t k = 0; k < picks; k++)
+            w[k] = is_void ? 0 : normalise ? (float)(p[own[k]] / sum) : p[own[k]];
     }
     return MB_OK;
 }
@@ -54,6 +65,7 @@ mb_status mb_route_backward_cpu(mb_ops *ops, const mb_tensor *probs, const int32
             picked += p[own[k]];
             inner += (double)dw[k] * w[k];
         }
+        if (normalise && picked < MB_ROUTE_LEAST) continue;
         for (int64_t k = 0; k < picks; k++) {
             double dp = normalise ? (dw[k] - inner) / picked : dw[k];
             mean += dp * p[own[k]];

@@ -1,10 +1,10 @@
 /* route (cuda): softmax and top-K of the router, and back; a warp has a token, its columns in registers.
  *
- * Probabilities that are no numbers count as -1: below all, so that ids are always K different columns.
+ * Probabilities that are no numbers count as less than any: ids are always K different columns.
  *
  * 1. the router   2. its backward   3. the bias of columns   4. entries
  * Sources: Shazeer et al. 2017; Fedus et al. 2021 (softmax before top-K); Jiang et al. 2024 (Mixtral: weights
- * normalised over the picks).
+ * normalised over the picks); Wang et al. 2024 (arXiv 2408.15664: a bias that only the choice sees).
  */
 #include "ops/cuda/vector.cuh"
 
@@ -25,12 +25,14 @@ static __device__ __forceinline__ void warp_best(float &best, int &column)
     }
 }
 
-/* Lane l has columns l + 32 j, j < EACH. */
-template <int EACH>
+/* Lane l has columns l + 32 j, j < EACH. BIASED: the choice is by probability + bias, and the weights of what
+ * was chosen are read back from probs. */
+template <int EACH, bool BIASED>
 static __global__ void __launch_bounds__(32 * WARPS)
-    route(int64_t tokens, int columns, int picks, bool normalise, const float *logits, float *probs,
-          int32_t *ids, float *weights)
+    route(int64_t tokens, int columns, int picks, bool normalise, const float *logits, const float *bias,
+          float *probs, int32_t *ids, float *weights)
 {
+    const float taken = BIASED ? -INFINITY : -2.0f, no_number = BIASED ? -FLT_MAX : -1.0f;
     const int lane = (int)threadIdx.x % 32;
     const int64_t token = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
     if (token >= tokens) return; /* the whole warp */
@@ -52,10 +54,12 @@ static __global__ void __launch_bounds__(32 * WARPS)
         const bool is_column = lane + 32 * j < columns;
         p[j] = p[j] / sum;
         if (is_column) probs[token * columns + lane + 32 * j] = p[j];
-        p[j] = !is_column ? -2.0f : p[j] >= 0 ? p[j] : -1.0f; /* from here on: what is left to choose from */
+        /* from here on: what is left to choose from */
+        p[j] = !is_column ? taken : p[j] >= 0 ? BIASED ? p[j] + bias[lane + 32 * j] : p[j] : no_number;
     }
+    if (BIASED) __syncwarp(); /* probs are seen by all lanes */
     for (int k = 0; k < picks; k++) {
-        float best = -2.0f;
+        float best = taken;
         int column = columns;
 #pragma unroll
         for (int j = 0; j < EACH; j++) {
@@ -67,15 +71,17 @@ static __global__ void __launch_bounds__(32 * WARPS)
         warp_best(best, column);
 #pragma unroll
         for (int j = 0; j < EACH; j++)
-            if (column == lane + 32 * j) p[j] = -2.0f;
-        best = best >= 0 ? best : NAN;
+            if (column == lane + 32 * j) p[j] = taken;
+        best = BIASED ? probs[token * columns + column] : best >= 0 ? best : NAN;
         picked += best;
         if (lane != k % 32) continue;
         ids[token * picks + k] = column;
         weights[token * picks + k] = best;
     }
-    for (int k = lane; normalise && k < picks; k += 32)
-        weights[token * picks + k] /= picked; /* its own writes */
+    for (int k = lane; normalise && k < picks; k += 32) { /* its own writes */
+        const float weight = weights[token * picks + k] / picked;
+        weights[token * picks + k] = BIASED && picked < MB_ROUTE_LEAST ? 0.0f : weight;
+    }
 }
 
 /* ---- 2. its backward ---- */
@@ -98,6 +104,7 @@ static __global__ void route_backward(int64_t tokens, int columns, int picks, bo
     }
     picked = mb_warp_sum(picked);
     inner = mb_warp_sum(inner);
+    if (normalise && picked < MB_ROUTE_LEAST) return; /* the whole warp */
     for (int k = lane; k < picks; k += 32)
         mean = fmaf(normalise ? (dw[k] - inner) / picked : dw[k], p[own[k]], mean);
     mean = mb_warp_sum(mean);
@@ -120,19 +127,33 @@ static __global__ void shift_columns(int64_t rows, int64_t columns, int64_t firs
 
 /* ---- 4. entries ---- */
 
-static mb_status cuda_route(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool normalise,
-                            mb_tensor *probs, int32_t *ids, mb_tensor *weights)
+template <int EACH>
+static void launch_route(cudaStream_t stream, int64_t tokens, int columns, int picks, bool normalise,
+                         const float *logits, const float *opt_bias, float *probs, int32_t *ids,
+                         float *weights)
+{
+    const int blocks = (int)mb_cuda_blocks(tokens, WARPS);
+    if (opt_bias != NULL)
+        MB_LAUNCH((route<EACH, true>), blocks, 32 * WARPS, 0, stream, tokens, columns, picks, normalise,
+                  logits, opt_bias, probs, ids, weights);
+    else
+        MB_LAUNCH((route<EACH, false>), blocks, 32 * WARPS, 0, stream, tokens, columns, picks, normalise,
+                  logits, opt_bias, probs, ids, weights);
+}
+
+static mb_status cuda_route(mb_ops *ops, const mb_tensor *logits, const mb_tensor *opt_bias, int64_t picks,
+                            bool normalise, mb_tensor *probs, int32_t *ids, mb_tensor *weights)
 {
     const int64_t tokens = mb_ops_rows(logits), columns = mb_ops_width(logits);
-    const int blocks = (int)mb_cuda_blocks(tokens, WARPS);
     cudaStream_t stream = mb_cuda_of(ops)->stream;
+    const float *bias = opt_bias != NULL ? mb_data<const float>(opt_bias) : NULL;
     if (columns > MOST_COLUMNS)
         return mb_fail(MB_EUNSUPPORTED, "backend \"cuda\": a router of %lld columns; it takes %d at most",
                        (long long)columns, MOST_COLUMNS);
     if (tokens == 0) return MB_OK;
 #define ROUTE(each)                                                                                          \
-    MB_LAUNCH(route<each>, blocks, 32 * WARPS, 0, stream, tokens, (int)columns, (int)picks, normalise,       \
-              mb_data<const float>(logits), mb_data<float>(probs), ids, mb_data<float>(weights))
+    launch_route<each>(stream, tokens, (int)columns, (int)picks, normalise, mb_data<const float>(logits),    \
+                       bias, mb_data<float>(probs), ids, mb_data<float>(weights))
     if (columns <= 32)
         ROUTE(1);
     else if (columns <= 64)

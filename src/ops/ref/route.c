@@ -1,6 +1,6 @@
 /* route (ref): softmax and top-K of the router, rows to experts and back.
  * Source: Shazeer et al. 2017; Fedus et al. 2021 (softmax before top-K); Jiang et al. 2024 (Mixtral: weights
- * normalised over the picks).
+ * normalised over the picks); Wang et al. 2024 (arXiv 2408.15664: a bias that only the choice sees).
  */
 #include <math.h>
 #include <string.h>
@@ -9,8 +9,14 @@
 
 /* ---- router ---- */
 
-static void row_route(const float *logits, int64_t experts, int64_t picks, bool normalise, float *probs,
-                      int32_t *ids, float *weights)
+/* What a column is chosen by. */
+static float score_of(const float *probs, const float *opt_bias, int64_t e)
+{
+    return opt_bias != NULL ? probs[e] + opt_bias[e] : probs[e];
+}
+
+static void row_route(const float *logits, const float *opt_bias, int64_t experts, int64_t picks,
+                      bool normalise, float *probs, int32_t *ids, float *weights)
 {
     float top = logits[0];
     double sum = 0;
@@ -26,23 +32,27 @@ static void row_route(const float *logits, int64_t experts, int64_t picks, bool 
         for (int64_t e = 0; e < experts; e++) {
             bool is_taken = false;
             for (int64_t j = 0; j < k; j++) is_taken = is_taken || ids[j] == e;
-            if (!is_taken && (best < 0 || probs[e] > probs[best])) best = e;
+            if (!is_taken && (best < 0 || score_of(probs, opt_bias, e) > score_of(probs, opt_bias, best)))
+                best = e;
         }
         ids[k] = (int32_t)best;
         picked += probs[best];
     }
     for (int64_t k = 0; k < picks; k++) {
-        weights[k] = normalise ? (float)(probs[ids[k]] / picked) : probs[ids[k]];
+        weights[k] = !normalise                ? probs[ids[k]]
+                     : picked < MB_ROUTE_LEAST ? 0
+                                               : (float)(probs[ids[k]] / picked);
     }
 }
 
-mb_status mb_route_ref(mb_ops *ops, const mb_tensor *logits, int64_t picks, bool normalise, mb_tensor *probs,
-                       int32_t *ids, mb_tensor *weights)
+mb_status mb_route_ref(mb_ops *ops, const mb_tensor *logits, const mb_tensor *opt_bias, int64_t picks,
+                       bool normalise, mb_tensor *probs, int32_t *ids, mb_tensor *weights)
 {
     int64_t tokens = mb_ops_rows(logits), experts = mb_ops_width(logits);
+    const float *bias = opt_bias != NULL ? mb_tensor_f32(opt_bias) : NULL;
 #pragma omp parallel for schedule(static) num_threads(ops->threads)
     for (int64_t t = 0; t < tokens; t++) {
-        row_route(mb_tensor_f32(logits) + t * experts, experts, picks, normalise,
+        row_route(mb_tensor_f32(logits) + t * experts, bias, experts, picks, normalise,
                   mb_tensor_f32(probs) + t * experts, ids + t * picks, mb_tensor_f32(weights) + t * picks);
     }
     return MB_OK;
@@ -58,6 +68,7 @@ static void row_route_backward(const float *probs, int64_t experts, const int32_
         picked += probs[ids[k]];
         inner += (double)dweights[k] * weights[k];
     }
+    if (normalise && picked < MB_ROUTE_LEAST) return;
     for (int64_t k = 0; k < picks; k++) {
         double dp = normalise ? (dweights[k] - inner) / picked : dweights[k];
         mean += dp * probs[ids[k]];

@@ -76,6 +76,41 @@ static inline char *fix_shard(const char *folder, const char *name, int64_t reco
     return path;
 }
 
+/* 23 records (one of them empty) of three types, two of which have odd names; only: of one type alone (-1:
+ * all). */
+static inline char *fix_typed_shard(const char *folder, const char *name, int only, bool with_types)
+{
+    static const char *const types[] = {"code", "loss", "dia log"};
+    const char *sources[] = {"a"};
+    mb_shard_info info = {.tokenizer_hash = "t",
+                          .template_hash = "",
+                          .max_length = 64,
+                          .vocab_size = FIX_VOCAB,
+                          .source_names = sources,
+                          .source_files = sources,
+                          .source_count = 1,
+                          .type_names = with_types ? types : NULL,
+                          .type_count = with_types ? 3 : 0};
+    mb_shard_writer *writer = NULL;
+    char *path = mb_test_path(folder, name);
+    mb_test_ok(mb_shard_writer_create(path, &info, &writer));
+    for (int64_t i = 0; i < 23; i++) {
+        uint32_t tokens[24];
+        const int type = (int)(i * 7 % 5 % 3);
+        const int64_t n = i == 5 ? 0 : 3 + i * 5 % 21;
+        if (only >= 0 && type != only) continue;
+        for (int64_t t = 0; t < n; t++) tokens[t] = (uint32_t)((i * 11 + t * (1 + type)) % FIX_VOCAB);
+        mb_shard_record record = {.tokens = tokens,
+                                  .count = n,
+                                  .source_index = i,
+                                  .type = (uint16_t)type,
+                                  .record_hash = (uint64_t)i + 1};
+        mb_test_ok(mb_shard_writer_add(writer, &record));
+    }
+    mb_test_ok(mb_shard_writer_close(&writer));
+    return path;
+}
+
 static inline mb_trainer_options fix_trainer_options(void)
 {
     mb_trainer_options options = {0};
@@ -118,6 +153,8 @@ static inline void fix_objective_free(mb_objective_options *options)
 typedef struct fix_run {
     mb_arch arch;
     const char *train, *objective, *shard, *folder;
+    const char *opt_validation;      /* a shard; the report is the test's to reset then */
+    bool router_bias;                /* of opt_model: its routers get biases */
     mb_dtype dtype;                  /* of computing */
     const char *backend;             /* NULL: ref */
     const char *opt_model;           /* a folder, instead of a fresh model of `arch`, */
@@ -159,6 +196,7 @@ static inline mb_lm *fix_model(mb_comm *comm, mb_ops *ops, const fix_run *run)
                                    .train = run->train,
                                    .opt_lora = run->opt_lora,
                                    .seed = 7,
+                                   .router_bias = run->router_bias,
                                    .opt_comm = comm,
                                    .shard = run->shard_model};
     if (run->opt_model != NULL)
@@ -169,16 +207,18 @@ static inline mb_lm *fix_model(mb_comm *comm, mb_ops *ops, const fix_run *run)
     return lm;
 }
 
-/* The trained tensors one after another, wherever they lie. */
+/* The trained tensors one after another, wherever they lie, and what is carried. */
 static inline void fix_read_trained(mb_params *params, fix_run *run)
 {
     mb_free(run->trained);
-    run->count = mb_params_trained_count(params);
+    const int64_t trained = mb_params_trained_count(params);
+    run->count = trained + mb_params_carried_count(params);
     run->trained = mb_calloc((size_t)run->count, sizeof(float));
     for (int64_t i = 0; i < mb_params_count(params); i++) {
         const mb_param *param = mb_params_at(params, i);
         if (param->trained) mb_test_ok(mb_params_get_f32(param, run->trained + param->flat));
     }
+    mb_test_ok(mb_params_carried_get(params, run->trained + trained));
 }
 
 static inline mb_status fix_train_in(mb_comm *comm, fix_run *run, const mb_trainer_options *options)
@@ -186,6 +226,7 @@ static inline mb_status fix_train_in(mb_comm *comm, fix_run *run, const mb_train
     mb_ops *ops = NULL;
     mb_shard *shard = NULL;
     mb_objective *objective = NULL;
+    mb_trainer_options with = *options;
     mb_objective_options defaults = fix_objective_options(run->objective);
     const mb_ops_options backend = {.backend = run->backend != NULL ? run->backend : "ref",
                                     .threads = 1,
@@ -195,15 +236,17 @@ static inline mb_status fix_train_in(mb_comm *comm, fix_run *run, const mb_train
     mb_test_ok(mb_ops_create_with(&backend, &ops));
     mb_lm *lm = fix_model(comm, ops, run);
     mb_test_ok(mb_shard_open(run->shard, 0, &shard));
+    if (run->opt_validation != NULL) mb_test_ok(mb_shard_open(run->opt_validation, 0, &with.opt_validation));
     mb_test_ok(mb_objective_create(
         run->opt_objective_options != NULL ? run->opt_objective_options : &defaults, lm, &objective));
     fix_stop_inside(objective, run->stop_after);
     mb_stop_reset();
-    mb_status status = mb_trainer_run(comm, lm, objective, shard, options, run->folder, NULL, &run->report);
+    mb_status status = mb_trainer_run(comm, lm, objective, shard, &with, run->folder, NULL, &run->report);
     mb_stop_reset();
     fix_read_trained(mb_lm_params(lm), run);
     mb_objective_destroy(&objective);
     mb_shard_close(&shard);
+    mb_shard_close(&with.opt_validation);
     mb_lm_destroy(&lm);
     mb_ops_destroy(&ops);
     fix_objective_free(&defaults);

@@ -55,10 +55,12 @@ static int64_t count_names(const char *run_folder, const char *below)
 {
     char **names = NULL, *path = mb_test_path(run_folder, below);
     int64_t n = 0;
+    int64_t whole = 0;
     if (mb_files_is_folder(path)) mb_test_ok(mb_files_list(path, &names, &n));
+    for (int64_t i = 0; i < n; i++) whole += strstr(names[i], ".tmp.") == NULL;
     mb_files_free_names(&names, n);
     mb_free(path);
-    return n;
+    return whole;
 }
 
 /* Runs `hook` inside the loss of micro-batch `hook_at` (from 1). */

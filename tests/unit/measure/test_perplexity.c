@@ -43,7 +43,9 @@ static void check(const fixture *f, mb_lm *lm, mb_shard *shard, int64_t max_leng
     for (int64_t r = 0; r < RECORDS; r++) add_record(lm, r, limit, only_masked, expected);
     static const int64_t sizes[] = {16, 100, 1 << 20};
     for (int s = 0; s < 3; s++) {
-        mb_test_ok(mb_perplexity_run(f->comm, lm, shard, max_length, sizes[s], only_masked, rows));
+        const mb_perplexity_options options = {
+            .max_length = max_length, .tile_tokens = sizes[s], .only_masked = only_masked};
+        mb_test_ok(mb_perplexity_run(f->comm, lm, shard, &options, rows));
         for (int i = 0; i < 3; i++) {
             assert_int_equal(rows[i].records, expected[i].records);
             assert_int_equal(rows[i].tokens, expected[i].tokens);
@@ -85,11 +87,14 @@ static void test_no_targets(void **state)
     mb_lm *lm = fixture_model(&f, 0, 0);
     mb_shard *shard = fixture_shard(&f, "shard.h5", RECORDS, LONGEST, false);
     mb_perplexity_row rows[3], masked[3];
-    mb_test_ok(mb_perplexity_run(f.comm, lm, shard, 1, 100, false, rows));
+    mb_perplexity_options options = {.max_length = 1, .tile_tokens = 100};
+    mb_test_ok(mb_perplexity_run(f.comm, lm, shard, &options, rows));
     assert_true(rows[0].tokens == 0 && rows[0].records == RECORDS && isnan(rows[0].token_perplexity) &&
                 isnan(rows[0].bits_per_byte));
-    mb_test_ok(mb_perplexity_run(f.comm, lm, shard, 0, 100, false, rows));
-    mb_test_ok(mb_perplexity_run(f.comm, lm, shard, 0, 100, true, masked));
+    options.max_length = 0;
+    mb_test_ok(mb_perplexity_run(f.comm, lm, shard, &options, rows));
+    options.only_masked = true;
+    mb_test_ok(mb_perplexity_run(f.comm, lm, shard, &options, masked));
     assert_true(rows[0].nll == masked[0].nll && rows[0].tokens == masked[0].tokens);
     mb_shard_close(&shard);
     mb_lm_destroy(&lm);

@@ -3,6 +3,7 @@
 
 #include "base/hash.h"
 #include "base/stop.h"
+#include "measure/perplexity.h"
 #include "measure/scorer.h"
 #include "measure/scorer_plan.h"
 #include "measure/scorer_record.h"
@@ -164,6 +165,152 @@ static void test_tile_mates(void **state)
     }
 }
 
+/* A record's log-probability by itself, over the loss mask or, without one, over all tokens. */
+static double alone_logprob(mb_lm *lm, int64_t record, bool has_mask, int64_t limit, int64_t *out_targets)
+{
+    uint32_t tokens[FIXTURE_MOST];
+    uint8_t mask[FIXTURE_MOST];
+    fixture_alone alone;
+    double sum = 0;
+    int64_t n = fixture_record(record, LONGEST, tokens, mask);
+    if (n > limit) n = limit;
+    *out_targets = 0;
+    if (n > 1) fixture_run_alone(lm, tokens, n, &alone);
+    for (int64_t i = 1; i < n; i++) {
+        if (has_mask && !mask[i]) continue;
+        sum -= alone.loss[i - 1];
+        ++*out_targets;
+    }
+    return sum;
+}
+
+static void check_logprob(const char *backend, bool has_mask, int64_t max_length)
+{
+    fixture f = fixture_open(backend);
+    mb_lm *lm = fixture_model(&f, FIXTURE_EXPERTS, 0);
+    mb_shard *shard = fixture_shard(&f, "shard.h5", RECORDS, LONGEST, has_mask);
+    mb_scorer_options options = options_of("logprob,mean_logprob", "all", 100),
+                      both = options_of("length,perplexity,mean_logprob,targets,logprob", "all", 100);
+    options.max_length = both.max_length = max_length;
+    const int64_t limit = max_length > 0 ? max_length : FIXTURE_POSITIONS;
+    mb_scorer_report report;
+    double logprob[RECORDS], mean[RECORDS], targets[RECORDS], again[RECORDS];
+    mb_perplexity_row rows[3];
+    mb_scores *scores = run(&f, NULL, lm, shard, &options, "alone.h5", &report);
+    assert_int_equal(mb_scores_columns(scores), 3);
+    assert_string_equal(mb_scores_column_get(scores, 1)->name, "targets"); /* comes with logprob */
+    assert_true(mb_scores_column_get(scores, 0)->flops_per_token > 0 &&
+                mb_scores_column_get(scores, 1)->flops_per_token == 0);
+    read_all(scores, "logprob", logprob);
+    read_all(scores, "mean_logprob", mean);
+    read_all(scores, "targets", targets);
+    mb_scores_close(&scores);
+    scores = run(&f, NULL, lm, shard, &both, "both.h5", &report);
+    assert_int_equal(mb_scores_columns(scores), 5);
+    read_all(scores, "logprob", again);
+    double nll = 0, count = 0;
+    for (int64_t r = 0; r < RECORDS; r++) {
+        int64_t n;
+        const double expected = alone_logprob(lm, r, has_mask, limit, &n);
+        assert_true(targets[r] == (double)n);
+        if (n == 0) {
+            assert_true(logprob[r] == 0 && !signbit(logprob[r]) && isnan(mean[r]));
+        } else {
+            mb_test_near(logprob[r], expected, 1e-5);
+            assert_true(mean[r] == logprob[r] / (double)n);
+        }
+        mb_test_near_abs(again[r], logprob[r], 1e-5, 1e-12);
+        nll -= logprob[r];
+        count += targets[r];
+    }
+    if (mb_ops_is_row_stable(f.ops)) assert_memory_equal(again, logprob, sizeof again);
+    const mb_perplexity_options masked = {.max_length = max_length, .tile_tokens = 100, .only_masked = true};
+    mb_test_ok(mb_perplexity_run(f.comm, lm, shard, &masked, rows));
+    assert_true(rows[0].tokens == (int64_t)count);
+    mb_test_near(rows[0].nll, nll, 1e-13); /* the same losses, added in another order */
+    mb_scores_close(&scores);
+    mb_shard_close(&shard);
+    mb_lm_destroy(&lm);
+    fixture_close(&f);
+}
+
+static void test_logprob(void **state)
+{
+    (void)state;
+    print_message("# seed %d\n", FIXTURE_SEED);
+    check_logprob("ref", true, 0);
+    check_logprob("ref", false, 0);
+    check_logprob("cpu", true, 0);
+    check_logprob("cpu", true, 20);
+    if (mb_ops_gpu_count() > 0) check_logprob("cuda", true, 0);
+}
+
+/* What the file says of its origin; another number type or cut is other work, whose parts are not joined. */
+static void test_origin(void **state)
+{
+    (void)state;
+    fixture f = fixture_open("ref");
+    mb_lm *lm = fixture_model(&f, 0, 0);
+    mb_shard *shard = fixture_shard(&f, "shard.h5", RECORDS, LONGEST, true);
+    mb_scorer_options options = options_of("logprob", "all", 100);
+    mb_scorer_report report;
+    mb_str text = MB_STR_EMPTY;
+    int64_t limit = 0;
+    static const struct {
+        const char *name, *value;
+    } rows[] = {{"tokenizer", "0123"}, {"template", ""},       {"dtype", "f32"},
+                {"storage", ""},       {"source_adapter", ""}, {"source_folder", ""}};
+    mb_scores *scores = run(&f, NULL, lm, shard, &options, "scores.h5", &report);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        mb_test_ok(mb_h5_get_text(mb_scores_file(scores), "/", rows[i].name, &text));
+        assert_string_equal(mb_str_text(&text), rows[i].value);
+    }
+    mb_test_ok(mb_h5_get_int(mb_scores_file(scores), "/", "max_length", &limit));
+    assert_int_equal(limit, FIXTURE_POSITIONS);
+    mb_scores_close(&scores);
+    scores = run(&f, NULL, lm, shard, &options, "scores.h5", &report);
+    assert_true(report.parts > 0 && report.skipped_parts == report.parts);
+    mb_scores_close(&scores);
+    mb_lm_set_dtype(lm, MB_BF16);
+    scores = run(&f, NULL, lm, shard, &options, "scores.h5", &report);
+    assert_int_equal(report.skipped_parts, 0);
+    mb_test_ok(mb_h5_get_text(mb_scores_file(scores), "/", "dtype", &text));
+    assert_string_equal(mb_str_text(&text), "bf16");
+    mb_scores_close(&scores);
+    mb_str_destroy(&text);
+    mb_shard_close(&shard);
+    mb_lm_destroy(&lm);
+    fixture_close(&f);
+}
+
+static void test_needs(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *scores;
+        mb_scorer_needs needs;
+    } rows[] = {
+        {"length,targets", {.columns = 2}},
+        {"random", {.seed = true, .columns = 1}},
+        {"good_mass", {.router = true, .columns = 1, .layered = 1}},
+        {"entropy", {.source = true, .plain = true, .columns = 1, .layered = 1}},
+        {"perplexity", {.source = true, .plain = true, .head = true, .columns = 1}},
+        {"logprob", {.source = true, .policy = true, .head = true, .columns = 2}},
+        {"mean_logprob, good_logits",
+         {.router = true, .source = true, .policy = true, .head = true, .columns = 2, .layered = 1}},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        mb_scorer_needs needs = {0};
+        mb_test_ok(mb_scorer_needs_get(rows[i].scores, &needs));
+        const mb_scorer_needs *e = &rows[i].needs;
+        assert_true(needs.router == e->router && needs.source == e->source && needs.policy == e->policy);
+        assert_true(needs.plain == e->plain && needs.head == e->head && needs.seed == e->seed);
+        assert_true(needs.columns == e->columns && needs.layered == e->layered);
+    }
+    mb_scorer_needs needs;
+    mb_test_fails(mb_scorer_needs_get("logprobs", &needs), MB_EUSAGE, "did you mean logprob?");
+}
+
 /* Fewer layers: the values of those layers, at a lower cost. */
 static void test_layers(void **state)
 {
@@ -298,6 +445,7 @@ static void test_errors(void **state)
         {"good_mass", "all", plain, NULL, "no trash experts"},
         {"perplexity", "all", router, NULL, "score.source_model"},
         {"entropy", "all", NULL, dense, "the source model is dense"},
+        {"logprob", "all", router, NULL, "score logprob needs the unconverted model (model.path)"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const mb_scorer_options options = options_of(rows[i].scores, rows[i].layers, 100);
@@ -361,7 +509,8 @@ int main(void)
         cmocka_unit_test(test_tile_mates),      cmocka_unit_test(test_layers),
         cmocka_unit_test(test_restart),         cmocka_unit_test(test_shares),
         cmocka_unit_test(test_errors),          cmocka_unit_test(test_repeats),
-        cmocka_unit_test(test_router_formulas),
+        cmocka_unit_test(test_router_formulas), cmocka_unit_test(test_logprob),
+        cmocka_unit_test(test_origin),          cmocka_unit_test(test_needs),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, mb_test_teardown);

@@ -69,13 +69,29 @@ static void test_both_spellings_of_transformers(void **state)
 static void test_architecture_survives_writing(void **state)
 {
     (void)state;
-    static const char *const names[] = {"llama_tied",     "llama_bias",       "olmoe_plain",
-                                        "olmoe_clip",     "select_moe",       "llama_linear",
-                                        "llama_llama3",   "llama_yarn",       "llama_dynamic",
-                                        "llama_longrope", "mistral",          "qwen2",
-                                        "qwen3",          "mixtral",          "qwen3_moe",
-                                        "select_mixtral", "select_qwen3_moe", "mixtral_five",
-                                        "qwen3_moe_five", "qwen2_five",       "llama_longrope_five"};
+    static const char *const names[] = {"llama_tied",
+                                        "llama_bias",
+                                        "olmoe_plain",
+                                        "olmoe_clip",
+                                        "select_moe",
+                                        "llama_linear",
+                                        "llama_llama3",
+                                        "llama_yarn",
+                                        "llama_dynamic",
+                                        "llama_longrope",
+                                        "mistral",
+                                        "qwen2",
+                                        "qwen3",
+                                        "mixtral",
+                                        "qwen3_moe",
+                                        "select_mixtral",
+                                        "select_qwen3_moe",
+                                        "biased_mixtral",
+                                        "biased_qwen3_moe",
+                                        "mixtral_five",
+                                        "qwen3_moe_five",
+                                        "qwen2_five",
+                                        "llama_longrope_five"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         mb_arch a, b;
         json_t *config = NULL;

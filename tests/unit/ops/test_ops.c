@@ -365,11 +365,26 @@ static void naive_route(const void *context, const double *x, double *out)
     }
 }
 
-static void check_route(mb_ops *ops, int64_t t, int64_t e, int64_t picks, bool normalise, fixture_tape *tape)
+/* Every row's ids are those of the largest scores, in falling order, ties to the lower. */
+static void check_picks(const float *scores, int64_t t, int64_t e, int64_t picks, const int32_t *ids)
+{
+    for (int64_t i = 0; i < t; i++, scores += e, ids += picks)
+        for (int64_t k = 0; k < picks; k++) {
+            int64_t larger = 0; /* experts that must come first */
+            for (int64_t j = 0; j < e; j++)
+                larger += scores[j] > scores[ids[k]] || (scores[j] == scores[ids[k]] && (int32_t)j < ids[k]);
+            assert_int_equal(larger, k);
+        }
+}
+
+/* spread: of the bias that the choice sees; 0: none is given. */
+static void check_route(mb_ops *ops, int64_t t, int64_t e, int64_t picks, bool normalise, float spread,
+                        fixture_tape *tape)
 {
     float *logits = fixture_random(t * e, 1, 1), *probs = fixture_random(t * e, 2, 1),
           *weights = fixture_random(t * picks, 3, 1);
     float *dweights = fixture_random(t * picks, 4, 1), *dlogits = fixture_random(t * e, 5, 1);
+    float *bias = fixture_random(e, 6, spread), *scores = fixture_random(t * e, 7, 0);
     int32_t *ids = mb_calloc((size_t)(t * picks) + 1, sizeof *ids);
     double *in = fixture_f64(t * e), *want = fixture_f64(t * picks), *gradient = fixture_f64(t * e);
     if (t > 3 && e > 3) logits[3 * e + 1] = logits[3 * e + 3] = 5; /* a tie */
@@ -377,21 +392,17 @@ static void check_route(mb_ops *ops, int64_t t, int64_t e, int64_t picks, bool n
     mb_tensor tl = fixture_matrix(logits, t, e), tp = fixture_matrix(probs, t, e),
               tw = fixture_matrix(weights, t, picks);
     mb_tensor tdw = fixture_matrix(dweights, t, picks), tdl = fixture_matrix(dlogits, t, e);
-    fixture_ok(mb_ops_route(ops, &tl, picks, normalise, &tp, ids, &tw));
+    mb_tensor tb = mb_tensor_view1(MB_F32, bias, e);
+    fixture_ok(mb_ops_route(ops, &tl, spread > 0 ? &tb : NULL, picks, normalise, &tp, ids, &tw));
     for (int64_t i = 0; i < t; i++) {
         double sum = 0;
-        for (int64_t j = 0; j < e; j++) sum += probs[i * e + j];
-        assert_true(fabs(sum - 1) < 1e-5);
-        for (int64_t k = 0; k < picks; k++) {
-            int64_t larger = 0; /* experts that must come first */
-            int32_t id = ids[i * picks + k];
-            for (int64_t j = 0; j < e; j++) {
-                larger +=
-                    probs[i * e + j] > probs[i * e + id] || (probs[i * e + j] == probs[i * e + id] && j < id);
-            }
-            assert_int_equal(larger, k);
+        for (int64_t j = 0; j < e; j++) {
+            sum += probs[i * e + j];
+            scores[i * e + j] = probs[i * e + j] + (spread > 0 ? bias[j] : 0);
         }
+        assert_true(fabs(sum - 1) < 1e-5);
     }
+    check_picks(scores, t, e, picks, ids);
     route_shape s = {t, e, picks, normalise, ids};
     naive_route(&s, in, want);
     fixture_near("route weights", weights, want, t * picks, 1e-5);
@@ -401,7 +412,8 @@ static void check_route(mb_ops *ops, int64_t t, int64_t e, int64_t picks, bool n
         fixture_near("route_backward", dlogits, gradient, t * e, 1e-5);
     }
     fixture_record(tape, weights, t * picks), fixture_record(tape, dlogits, t * e);
-    free_all((void *[]){logits, probs, weights, dweights, dlogits, ids, in, want, gradient}, 9);
+    free_all((void *[]){logits, probs, weights, dweights, dlogits, ids, in, want, gradient, bias, scores},
+             11);
 }
 
 typedef struct travel {
@@ -501,12 +513,18 @@ static void check_travel(mb_ops *ops, int64_t t, int64_t picks, int64_t experts,
 
 static void routes(mb_ops *ops, fixture_tape *tape)
 {
-    check_route(ops, 0, 4, 2, true, tape);
-    check_route(ops, 13, 8, 2, true, tape);
-    check_route(ops, 13, 8, 2, false, tape);
-    check_route(ops, 6, 5, 5, true, tape);
-    check_route(ops, 7, 37, 1, false, tape);
-    check_route(ops, 900, 20, 4, true, tape);
+    check_route(ops, 0, 4, 2, true, 0, tape);
+    check_route(ops, 13, 8, 2, true, 0, tape);
+    check_route(ops, 13, 8, 2, false, 0, tape);
+    check_route(ops, 6, 5, 5, true, 0, tape);
+    check_route(ops, 7, 37, 1, false, 0, tape);
+    check_route(ops, 900, 20, 4, true, 0, tape);
+    check_route(ops, 0, 4, 2, true, 0.1f, tape);
+    check_route(ops, 13, 8, 2, true, 0.1f, tape);
+    check_route(ops, 13, 8, 3, false, 5, tape); /* the bias alone decides */
+    check_route(ops, 6, 5, 5, true, 0.2f, tape);
+    check_route(ops, 7, 37, 1, false, 0.02f, tape);
+    check_route(ops, 900, 20, 4, true, 0.05f, tape);
     check_travel(ops, 0, 2, 4, 4, 8, tape);
     check_travel(ops, 30, 2, 5, 5, 9, tape);
     check_travel(ops, 30, 3, 5, 8, 16, tape);

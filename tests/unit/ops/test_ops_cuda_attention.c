@@ -6,18 +6,9 @@
  *
  * 1. a case   2. runs   3. values   4. gradients   5. bits
  */
-#include "ops_fixture.h"
-
-enum { MOST = 40 };
+#include "attention_cases.h"
 
 /* ---- 1. a case ---- */
-
-typedef struct attention_case {
-    int64_t segments, heads, kv_heads, width, window;
-    int32_t sizes[MOST];
-    bool is_bidirectional;
-    int32_t key_first[MOST], key_count[MOST]; /* kept keys where any count is set */
-} attention_case;
 
 enum { Q, K, V, D_O, INPUTS };
 enum { O, LSE, DQ, DK, DV, OUTPUTS };
@@ -26,7 +17,7 @@ enum { O, LSE, DQ, DK, DV, OUTPUTS };
 typedef struct arrays {
     mb_dtype dtype;
     mb_attention_shape shape;
-    int32_t offsets[MOST + 1];
+    int32_t offsets[SEGMENTS_MOST + 1];
     int64_t rows, keys;
     void *in[INPUTS];
     float *out[OUTPUTS];
@@ -45,25 +36,10 @@ static int64_t count_out(const arrays *a, int i)
 
 static void arrays_create(const attention_case *c, mb_dtype dtype, arrays *a)
 {
-    bool has_kept = false;
     *a = (arrays){.dtype = dtype};
-    for (int64_t s = 0; s < c->segments; s++) {
-        a->offsets[s + 1] = a->offsets[s] + c->sizes[s];
-        has_kept |= c->key_count[s] > 0;
-        if (c->key_first[s] + c->key_count[s] > a->keys) a->keys = c->key_first[s] + c->key_count[s];
-    }
+    a->shape = shape_of(c, a->offsets);
     a->rows = a->offsets[c->segments];
-    if (!has_kept) a->keys = a->rows;
-    a->shape = (mb_attention_shape){.segments = c->segments,
-                                    .offsets = a->offsets,
-                                    .heads = c->heads,
-                                    .kv_heads = c->kv_heads,
-                                    .head_width = c->width,
-                                    .scale = (float)(1 / sqrt((double)c->width)),
-                                    .window = c->window,
-                                    .is_bidirectional = c->is_bidirectional,
-                                    .opt_key_first = has_kept ? c->key_first : NULL,
-                                    .opt_key_count = has_kept ? c->key_count : NULL};
+    a->keys = key_rows(&a->shape);
     for (int i = 0; i < INPUTS; i++) {
         const int64_t n = count_in(a, i);
         float *values = fixture_random(n, 30 + (uint32_t)i, 1);
@@ -265,9 +241,10 @@ static void test_many_kept(void **state)
     (void)state;
     mb_ops *ops = cuda_ops();
     for (int64_t width = 64; ops != NULL && width <= 128; width += 64) {
-        attention_case c = {.segments = MOST, .heads = 8, .kv_heads = 4, .width = width};
+        attention_case c = {.segments = SEGMENTS_MOST, .heads = 8, .kv_heads = 4, .width = width};
         arrays all, one;
-        for (int s = 0; s < MOST; s++) c.sizes[s] = 1, c.key_first[s] = 3 * s, c.key_count[s] = 40 + 7 * s;
+        for (int s = 0; s < SEGMENTS_MOST; s++)
+            c.sizes[s] = 1, c.key_first[s] = 3 * s, c.key_count[s] = 40 + 7 * s;
         check(ops, &c, MB_BF16, false);
         arrays_create(&c, MB_BF16, &all);
         run(ops, &all, false);

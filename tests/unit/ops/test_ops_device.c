@@ -186,43 +186,50 @@ static void test_cases(void **state)
 
 enum { T = 50, E = 9 };
 
-/* Route and back on some backend; out: weights, then dlogits. */
-static void run_route(mb_ops *ops, const mb_tensor a[5], int32_t *ids)
+/* Route and back on some backend; a: logits, probs, weights, dweights, dlogits, bias [E]. */
+static void run_route(mb_ops *ops, const mb_tensor a[6], bool is_biased, int32_t *ids)
 {
-    mb_tensor t[5];
+    mb_tensor t[6];
     memcpy(t, a, sizeof t);
-    fixture_ok(mb_ops_route(ops, &t[0], PICKS, true, &t[1], ids, &t[2]));
+    fixture_ok(mb_ops_route(ops, &t[0], is_biased ? &t[5] : NULL, PICKS, true, &t[1], ids, &t[2]));
     fixture_ok(mb_ops_route_backward(ops, &t[1], ids, &t[2], true, &t[3], &t[4]));
 }
 
-static void test_route(void **state)
+static void check_route(device *d, mb_ops *plain, bool is_biased)
 {
     const int64_t widths[5] = {E, E, PICKS, PICKS, E};
-    device d;
-    mb_ops *plain = NULL;
-    mb_tensor want[5], got[5];
+    mb_tensor want[6], got[6];
     int32_t want_ids[T * PICKS] = {0}, got_ids[T * PICKS];
-    (void)state;
-    if (!device_create(&d)) return;
-    fixture_ok(mb_ops_create("ref", 1, &plain));
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 5; i++)
         want[i] = fixture_matrix(fixture_random(T * widths[i], (uint32_t)i, 1), T, widths[i]);
-        got[i] = sent_tensor(&d, &want[i]);
-    }
-    int32_t *ids = sent(&d, want_ids, sizeof want_ids);
-    run_route(plain, want, want_ids);
-    run_route(d.ops, got, ids);
-    fetched(&d, ids, sizeof got_ids, got_ids);
+    want[5] = mb_tensor_view1(MB_F32, fixture_random(E, 5, 0.1f), E);
+    for (int i = 0; i < 6; i++) got[i] = sent_tensor(d, &want[i]);
+    int32_t *ids = sent(d, want_ids, sizeof want_ids);
+    run_route(plain, want, is_biased, want_ids);
+    run_route(d->ops, got, is_biased, ids);
+    fetched(d, ids, sizeof got_ids, got_ids);
     assert_memory_equal(got_ids, want_ids, sizeof want_ids);
     for (int i = 0; i < 5; i++) {
         const int64_t n = T * widths[i];
         float *host = fixture_random(n, 0, 0);
         double *expected = fixture_f64(n);
-        fetched(&d, got[i].data, (size_t)n * sizeof *host, host);
+        fetched(d, got[i].data, (size_t)n * sizeof *host, host);
         for (int64_t j = 0; j < n; j++) expected[j] = mb_tensor_f32(&want[i])[j];
         fixture_near("route", host, expected, n, 1e-5);
         mb_free(host), mb_free(expected), mb_free(want[i].data);
     }
+    mb_free(want[5].data);
+}
+
+static void test_route(void **state)
+{
+    device d;
+    mb_ops *plain = NULL;
+    (void)state;
+    if (!device_create(&d)) return;
+    fixture_ok(mb_ops_create("ref", 1, &plain));
+    check_route(&d, plain, false);
+    check_route(&d, plain, true);
     mb_ops_destroy(&plain);
     device_destroy(&d);
 }
@@ -281,7 +288,7 @@ static void test_too_many(void **state)
     int32_t *offsets = mb_calloc(MANY + 1, sizeof *offsets),
             *room = sent(&d, offsets, (MANY + 1) * sizeof *offsets);
     mb_dispatch dispatch = {.row_token = room, .slot_row = room, .offsets = room};
-    assert_int_equal(mb_ops_route(d.ops, &logits, 1, false, &probs, room, &weights), MB_EUNSUPPORTED);
+    assert_int_equal(mb_ops_route(d.ops, &logits, NULL, 1, false, &probs, room, &weights), MB_EUNSUPPORTED);
     assert_non_null(strstr(mb_status_message(), "1025"));
     assert_int_equal(mb_ops_dispatch(d.ops, room, 1, 1, MANY, &dispatch), MB_EUNSUPPORTED);
     assert_non_null(strstr(mb_status_message(), "8193"));

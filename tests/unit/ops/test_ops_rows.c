@@ -150,25 +150,40 @@ static void test_dispatch(void **state)
 /* ---- 3. the router's edges ---- */
 
 /* Different ids in range, whatever the numbers; for a row without NaN the largest, in order. */
-static void check_ids(const int32_t *ids, const float *probs, int64_t columns, int64_t picks)
+static void check_ids(const int32_t *ids, const float *scores, int64_t columns, int64_t picks)
 {
     char *is_taken = mb_calloc((size_t)columns + 1, 1);
     for (int64_t k = 0; k < picks; k++) {
         assert_in_range(ids[k], 0, columns - 1);
         assert_false(is_taken[ids[k]]);
         is_taken[ids[k]] = 1;
-        if (isnan(probs[0])) assert_int_equal(ids[k], k);
-        for (int64_t e = 0; e < columns && !isnan(probs[0]); e++)
-            assert_true(is_taken[e] || probs[e] < probs[ids[k]] || (probs[e] == probs[ids[k]] && e > ids[k]));
+        if (isnan(scores[0])) assert_int_equal(ids[k], k);
+        for (int64_t e = 0; e < columns && !isnan(scores[0]); e++)
+            assert_true(is_taken[e] || scores[e] < scores[ids[k]] ||
+                        (scores[e] == scores[ids[k]] && e > ids[k]));
     }
     mb_free(is_taken);
 }
 
-static void check_edges(mb_ops *ops, int64_t columns, int64_t picks)
+/* Rows of numbers have gradients of numbers, however small what was picked. */
+static void check_edges_back(mb_ops *ops, const mb_tensor *probs, const int32_t *ids,
+                             const mb_tensor *weights)
+{
+    const int64_t rows = probs->shape[0], columns = probs->shape[1], picks = weights->shape[1];
+    float *dweights = fixture_random(rows * picks, 6, 1), *dlogits = fixture_random(rows * columns, 7, 1);
+    mb_tensor tdw = fixture_matrix(dweights, rows, picks), tdl = fixture_matrix(dlogits, rows, columns);
+    fixture_ok(mb_ops_route_backward(ops, probs, ids, weights, true, &tdw, &tdl));
+    for (int64_t i = 0; i < rows * columns; i++)
+        assert_true(isnan(mb_tensor_f32(probs)[i]) || isfinite(dlogits[i]));
+    free_all((void *[]){dweights, dlogits}, 2);
+}
+
+static void check_edges(mb_ops *ops, int64_t columns, int64_t picks, float scale)
 {
     enum { T = 7 };
     float *logits = fixture_random(T * columns, 1, 3), *probs = fixture_random(T * columns, 2, 1);
     float *weights = fixture_random(T * picks + 1, 3, 1), *copy = fixture_copy(logits, T * columns);
+    float *bias = fixture_random(columns, 4, scale), *scores = fixture_random(columns, 5, 0);
     int32_t *ids = mb_calloc((size_t)(T * picks) + 1, sizeof *ids);
     for (int64_t e = 0; e < columns; e++) {
         logits[e] = NAN;
@@ -182,8 +197,9 @@ static void check_edges(mb_ops *ops, int64_t columns, int64_t picks)
     weights[T * picks] = -77, ids[T * picks] = -77;
     mb_tensor tl = fixture_matrix(logits, T, columns), tp = fixture_matrix(probs, T, columns),
               tw = fixture_matrix(weights, T, picks);
+    mb_tensor tb = mb_tensor_view1(MB_F32, bias, columns);
     for (int normalise = 0; normalise < 2; normalise++) {
-        fixture_ok(mb_ops_route(ops, &tl, picks, normalise == 1, &tp, ids, &tw));
+        fixture_ok(mb_ops_route(ops, &tl, scale > 0 ? &tb : NULL, picks, normalise == 1, &tp, ids, &tw));
         for (int64_t t = 0; t < T; t++) {
             const bool is_bad = t < 2 || t == 3;
             const float *p = probs + t * columns, *w = weights + t * picks;
@@ -193,17 +209,21 @@ static void check_edges(mb_ops *ops, int64_t columns, int64_t picks)
                 sum += p[e];
             }
             if (!is_bad) assert_true(fabs(sum - 1) < 1e-5);
-            check_ids(ids + t * picks, p, columns, picks);
+            for (int64_t e = 0; e < columns; e++) scores[e] = p[e] + (scale > 0 ? bias[e] : 0);
+            check_ids(ids + t * picks, scores, columns, picks);
             sum = 0;
             for (int64_t k = 0; k < picks; k++) sum += p[ids[t * picks + k]];
+            const bool is_void = normalise == 1 && sum < MB_ROUTE_LEAST;
+            assert_true(!is_void || scale > 0);
             for (int64_t k = 0; k < picks; k++) {
-                const double want = p[ids[t * picks + k]] / (normalise == 1 ? sum : 1);
+                const double want = is_void ? 0 : p[ids[t * picks + k]] / (normalise == 1 ? sum : 1);
                 assert_true(is_bad ? isnan(w[k]) : fabs(w[k] - want) <= 2e-6 * want);
             }
         }
     }
     assert_true(weights[T * picks] == -77 && ids[T * picks] == -77);
-    free_all((void *[]){logits, probs, weights, copy, ids}, 5);
+    check_edges_back(ops, &tp, ids, &tw);
+    free_all((void *[]){logits, probs, weights, copy, ids, bias, scores}, 7);
 }
 
 static void edges(mb_ops *ops, fixture_tape *tape)
@@ -213,7 +233,7 @@ static void edges(mb_ops *ops, fixture_tape *tape)
                                         {512, 512}, {513, 2}, {700, 9}, {1024, 3}, {1023, 33}};
     (void)tape;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
-        check_edges(ops, shapes[i][0], shapes[i][1]);
+        check_edges(ops, shapes[i][0], shapes[i][1], 0), check_edges(ops, shapes[i][0], shapes[i][1], 0.3f);
 }
 
 static void test_edges(void **state)

@@ -191,7 +191,7 @@ static void bench_route(const bench *b)
                             mb_calloc((size_t)b->e + 1, 4)};
     double bytes = sizeof(float) * (double)(n * d);
     BENCH("route", sizeof(float) * 2 * (double)(t * b->e), "GB/s",
-          mb_ops_route(b->ops, &logits, b->k, true, &probs, ids, &weights));
+          mb_ops_route(b->ops, &logits, NULL, b->k, true, &probs, ids, &weights));
     BENCH("route_backward", sizeof(float) * 2 * (double)(t * b->e), "GB/s",
           mb_ops_route_backward(b->ops, &probs, ids, &weights, true, &dweights, &logits));
     BENCH("dispatch", sizeof(float) * 3 * (double)n, "GB/s",

@@ -66,6 +66,53 @@ static void test_resume(void **state)
     check_curves(folder, 3);
 }
 
+/* Counts beside the numbers of some lines, lines of equal steps, and what is read back. */
+static void test_table(void **state)
+{
+    char folder[512], path[600];
+    mb_metrics *metrics = NULL;
+    mb_h5 *file = NULL;
+    snprintf(folder, sizeof folder, "%s", test_path(state, "table"));
+    assert_ok(mb_metrics_open(folder, -1, &metrics));
+    for (int64_t s = 0; s < 9; s++) {
+        const int64_t counts[6] = {s, 1, 2, 3, 4, 1000000007 * s};
+        const mb_metric_table table = {"loads", 2, 3, counts};
+        const mb_metric values[] = {{"loss", 2.0 + (double)s}}, other[] = {{"valid/loss", 5.0 - (double)s}};
+        assert_ok(mb_metrics_write_table(metrics, s, values, 1, s % 2 == 0 ? &table : NULL));
+        if (s % 4 == 0) assert_ok(mb_metrics_write(metrics, s, other, 1));
+    }
+    const char *const names[] = {"valid/loss", "loss", "nothing"};
+    int64_t rows = 0, *steps = NULL, counts[5][2][3];
+    double *values = NULL;
+    assert_ok(mb_metrics_read(metrics, names, 3, &rows, &steps, &values));
+    assert_int_equal(rows, 3);
+    for (int64_t i = 0; i < rows; i++)
+        assert_true(steps[i] == 4 * i && values[3 * i] == 5.0 - 4.0 * (double)i && isnan(values[3 * i + 1]) &&
+                    isnan(values[3 * i + 2]));
+    mb_free(steps);
+    mb_free(values);
+    assert_ok(mb_metrics_read(metrics, &names[2], 1, &rows, &steps, &values));
+    assert_true(rows == 0 && steps == NULL && values == NULL);
+    assert_ok(mb_metrics_publish(metrics));
+    snprintf(path, sizeof path, "%s/metrics.h5", folder);
+    assert_ok(mb_h5_open(path, &file));
+    mb_tensor tensor = mb_tensor_view3(MB_I64, counts, 5, 2, 3);
+    assert_ok(mb_h5_read(file, "/loads", &tensor));
+    int64_t table_steps[5];
+    tensor = mb_tensor_view1(MB_I64, table_steps, 5);
+    assert_ok(mb_h5_read(file, "/loads_step", &tensor));
+    for (int64_t i = 0; i < 5; i++)
+        assert_true(table_steps[i] == 2 * i && counts[i][0][0] == 2 * i && counts[i][1][0] == 3 &&
+                    counts[i][1][2] == 1000000007 * 2 * i);
+    assert_ok(mb_h5_close(&file));
+    const int64_t wide[2] = {1, 2};
+    const mb_metric_table odd = {"loads", 1, 2, wide};
+    assert_ok(mb_metrics_write_table(metrics, 9, NULL, 0, &odd));
+    assert_int_equal(mb_metrics_publish(metrics), MB_EFORMAT);
+    mb_status_reset();
+    mb_metrics_close(&metrics);
+}
+
 static void test_odd(void **state)
 {
     char folder[512], path[600];
@@ -89,6 +136,7 @@ static void test_odd(void **state)
 int main(void)
 {
     cmocka_set_message_output(CM_OUTPUT_TAP);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_resume), cmocka_unit_test(test_odd)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_resume), cmocka_unit_test(test_table),
+                                       cmocka_unit_test(test_odd)};
     return cmocka_run_group_tests(tests, test_setup, test_teardown);
 }

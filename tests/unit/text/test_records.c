@@ -369,9 +369,18 @@ static void test_scan_and_seek(void **state)
         const char *path = write_text(cases[c].name, cases[c].text);
         int64_t *offsets = NULL, *lengths = NULL, count = 0;
         assert_int_equal(mb_records_scan(path, &offsets, &lengths, &count), MB_OK);
-        mb_records *records = open_ok(path, 0), *second = open_ok(path, 0);
+        mb_records *records = open_ok(path, 0), *second = open_ok(path, 0), *third = open_ok(path, 0);
         for (int64_t i = 0; i < count; i++) {
             const mb_record record = read_ok(records);
+            if (i % 2 == 0) {
+                int64_t at = -1;
+                assert_int_equal(mb_records_pass(third, &at), MB_OK);
+                assert_int_equal(at, offsets[i]);
+            } else {
+                const mb_record behind = read_ok(third);
+                assert_int_equal(behind.index, i);
+                assert_int_equal(behind.byte_offset, offsets[i]);
+            }
             assert_int_equal(record.byte_offset, offsets[i]);
             assert_int_equal(record.length, lengths[i]);
             assert_memory_equal(record.bytes, cases[c].text + offsets[i], record.length);
@@ -383,8 +392,12 @@ static void test_scan_and_seek(void **state)
             assert_memory_equal(again.bytes, cases[c].text + offsets[other], lengths[other]);
         }
         expect_end(records);
+        int64_t at = 0;
+        assert_int_equal(mb_records_pass(third, &at), MB_OK);
+        assert_int_equal(at, -1);
         mb_records_close(&records);
         mb_records_close(&second);
+        mb_records_close(&third);
         mb_free(offsets);
         mb_free(lengths);
     }

@@ -93,7 +93,7 @@ static void test_ranges(void **state)
     check("chatml", TWO_TURNS,
           "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
           "<|im_start|>assistant\nd<|im_end|>\n",
-          "b<|im_end|>|d<|im_end|>", false);
+          "b<|im_end|>\n|d<|im_end|>\n", false);
     check("llama2", TWO_TURNS, "<s>[INST] a [/INST] b </s><s>[INST] c [/INST] d </s>", "b </s>|d </s>",
           false);
     check("tulu3", TWO_TURNS, "<|user|>\na\n<|assistant|>\nb</s>\n<|user|>\nc\n<|assistant|>\nd</s>",
@@ -125,7 +125,7 @@ static void test_ranges(void **state)
           "{\"role\":\"user\",\"content\":\"c\"},{\"role\":\"assistant\",\"content\":\"d\"}]}",
           "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
           "<|im_start|>assistant\nd<|im_end|>\n",
-          "d<|im_end|>", false);
+          "d<|im_end|>\n", false);
 }
 
 static void test_alpaca(void **state)
@@ -145,19 +145,28 @@ static void test_alpaca(void **state)
     check("chatml", "{\"instruction\":\"Add.\",\"input\":\"1 2\",\"output\":\"3\",\"system\":\"S\"}",
           "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nAdd.\n1 "
           "2<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n",
-          "3<|im_end|>", false);
+          "3<|im_end|>\n", false);
 }
 
-/* An empty thought is part of the prompt, a real one of the answer. */
+/* A thought belongs to the answer, an empty one too; qwen3-train gives every answer one. */
 static void test_think(void **state)
 {
     (void)state;
     check("qwen3", "{\"question\":\"q\",\"answer\":\"a\"}",
           "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\na<|im_end|>\n",
-          "a<|im_end|>", false);
+          "<think>\n\n</think>\n\na<|im_end|>\n", false);
     check("qwen3", "{\"question\":\"q\",\"answer\":\"<think>t</think>a\"}",
           "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\nt\n</think>\n\na<|im_end|>\n",
-          "<think>\nt\n</think>\n\na<|im_end|>", false);
+          "<think>\nt\n</think>\n\na<|im_end|>\n", false);
+    check("qwen3", TWO_TURNS,
+          "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
+          "<|im_start|>assistant\n<think>\n\n</think>\n\nd<|im_end|>\n",
+          "b<|im_end|>\n|<think>\n\n</think>\n\nd<|im_end|>\n", false);
+    check("qwen3-train", TWO_TURNS,
+          "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\n\n</"
+          "think>\n\nb<|im_end|>\n<|im_start|>"
+          "user\nc<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nd<|im_end|>\n",
+          "<think>\n\n</think>\n\nb<|im_end|>\n|<think>\n\n</think>\n\nd<|im_end|>\n", false);
 }
 
 static void expect_render_failure(const char *name, const char *json, mb_status code, const char *message)
@@ -227,8 +236,9 @@ static void test_bad_files(void **state)
 static void test_shipped(void **state)
 {
     (void)state;
-    static const char *const names[] = {"plain",  "lines",    "alpaca", "chatml", "qwen2.5", "qwen3",
-                                        "llama3", "llama3.1", "llama2", "tulu",   "tulu3",   "olmoe"};
+    static const char *const names[] = {"plain", "lines",  "alpaca",      "chatml",   "qwen2.5",
+                                        "qwen3", "llama3", "llama3.1",    "llama2",   "tulu",
+                                        "tulu3", "olmoe",  "qwen3-train", "alpaca-lf"};
     enum { COUNT = sizeof names / sizeof *names };
     char hashes[COUNT][MB_HASH_TEXT];
     for (int i = 0; i < COUNT; i++) {
