@@ -71,14 +71,24 @@ def read_metrics(path):
 
     columns = {}
     with open_h5(path, "moebatch-metrics") as file:
+        rows = file["step"].shape if "step" in file else None  # what is longer or shorter belongs to a table
         file.visititems(
             lambda name, item: (
                 columns.__setitem__(name, item[...])
-                if isinstance(item, h5py.Dataset) and item.ndim == 1
+                if isinstance(item, h5py.Dataset)
+                and item.ndim == 1
+                and item.shape == rows
+                and not is_table_step(file, name)
                 else None
             )
         )
     return columns if "step" in columns else None
+
+
+def is_table_step(file, name):
+    """Are these the steps of a table of counts, "loads_step" of "loads"?"""
+    table = name[: -len("_step")] if name.endswith("_step") else ""
+    return table in file and getattr(file[table], "ndim", 0) == 3
 
 
 def read_metrics_lines(path):
@@ -89,9 +99,62 @@ def read_metrics_lines(path):
 
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file if line.endswith("}\n")]  # the last may be half written
-    names = {name for row in rows for name in row if name != "time"}
+    names = {
+        name for row in rows for name, value in row.items() if name != "time" and not isinstance(value, list)
+    }
     columns = {name: numpy.array([row.get(name, numpy.nan) for row in rows], dtype=float) for name in names}
     return columns if "step" in columns else None
+
+
+def read_table(path, name):
+    """(steps [m], counts [m, rows, columns]) of a table in metrics.h5, or in the metrics.jsonl beside; None
+    when there is none."""
+    import numpy
+
+    lines = os.path.splitext(path)[0] + ".jsonl"
+    if os.path.exists(path):
+        with open_h5(path, "moebatch-metrics") as file:
+            if name not in file or file[name].ndim != 3:
+                return None
+            return file[name + "_step"][...], file[name][...]
+    if not os.path.exists(lines):
+        return None
+    with open(lines, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if line.endswith("}\n")]
+    rows = [row for row in rows if isinstance(row.get(name), list)]
+    if not rows:
+        return None
+    return numpy.array([row["step"] for row in rows]), numpy.array([row[name] for row in rows])
+
+
+def read_routing(path):
+    """A routing.h5 as a dictionary of arrays by name ("counts", "equal/mutual_information", ...), with the
+    attributes of the file under "attributes" and those of all layers together under "all_layers"."""
+    import h5py
+
+    table = {"path": path, "all_layers": {}}
+    with open_h5(path, "moebatch-routing") as file:
+        table["attributes"] = {
+            key: (
+                text_of(value)
+                if isinstance(value, (bytes, str)) or value.dtype.kind in "SO"
+                else value.item()
+            )
+            for key, value in file.attrs.items()
+        }
+
+        def take(name, item):
+            if isinstance(item, h5py.Dataset):
+                table[name] = item[...]
+                if "all_layers" in item.attrs:
+                    table["all_layers"][name] = float(item.attrs["all_layers"])
+
+        file.visititems(take)
+    for needed in ("counts", "types", "layers", "tokens", "mutual_information"):
+        if needed not in table:
+            raise ValueError(f"{path}: no /{needed}: not a whole routing.h5")
+    table["types"] = [text_of(name) for name in table["types"]]
+    return table
 
 
 # Scores whose lower value means a better record, for files that do not say.

@@ -7,7 +7,9 @@
 A Select-MoE model is an OLMoE, Mixtral or Qwen3-MoE model (config.json: base_model_type) whose gates have
 num_trash_experts more rows than there are experts. A token's picks are drawn over all rows (trash_logit_bias is
 added to the trash rows' logits for this only); a pick of a trash expert takes its weight and computes nothing.
-Router logits come out without the bias, [tokens, experts + trash].
+Router logits come out without the bias, [tokens, experts + trash]. With router_bias true in config.json every gate
+also has an e_score_correction_bias [experts + trash], kept in f32: picks are drawn by probability + this bias, and
+weighed by probability alone (as in DeepSeek-V3, whose probabilities are sigmoids).
 
     python analysis/select_moe.py FOLDER [ID ...]     logits of the last of these token ids, the eight largest
 """
@@ -21,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import MixtralConfig, MixtralForCausalLM, OlmoeConfig, OlmoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 MODEL_TYPE = "select_moe"
+BIAS = "e_score_correction_bias"
 BASES = {"olmoe": (OlmoeConfig, OlmoeForCausalLM), "mixtral": (MixtralConfig, MixtralForCausalLM),
          "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM)}
 IS_FUSED = not transformers.__version__.startswith("4.")  # 5.x holds all experts of a layer in one tensor
@@ -31,12 +34,17 @@ def number_of_experts(config):
     return getattr(config, "num_local_experts", None) or config.num_experts
 
 
-def route(logits, experts, picks, bias, normalise):
-    """Weights and numbers of the picks, [tokens, picks]; numbers from `experts` on are trash."""
+def route(logits, experts, picks, bias, normalise, selection=None):
+    """Weights and numbers of the picks, [tokens, picks]; numbers from `experts` on are trash. selection: the router's bias."""
     logits = logits.float()
     if bias:
         logits = torch.cat([logits[:, :experts], logits[:, experts:] + bias], dim=-1)
-    weights, numbers = torch.topk(torch.softmax(logits, dim=-1), picks, dim=-1)
+    weights = torch.softmax(logits, dim=-1)
+    if selection is None:
+        weights, numbers = torch.topk(weights, picks, dim=-1)
+    else:
+        numbers = torch.topk(weights + selection, picks, dim=-1).indices
+        weights = weights.gather(-1, numbers)
     if normalise:
         weights = weights / weights.sum(dim=-1, keepdim=True)
     return weights, numbers
@@ -49,7 +57,8 @@ def select_block(block, config):
     def forward(self, hidden_states):
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         logits = self.gate(rows)
-        weights, numbers = route(logits, experts, config.num_experts_per_tok, config.trash_logit_bias, normalises(config))
+        weights, numbers = route(logits, experts, config.num_experts_per_tok, config.trash_logit_bias, normalises(config),
+                                 getattr(self.gate, BIAS, None))
         weights = weights.to(rows.dtype)
         result = torch.zeros_like(rows)
         for number, expert in enumerate(self.experts):
@@ -60,6 +69,7 @@ def select_block(block, config):
 
     block.__class__ = type("Select" + base.__name__, (base,), {"forward": forward})
     block.gate = nn.Linear(config.hidden_size, experts + config.num_trash_experts, bias=False)
+    add_selection(block.gate, config)
 
 
 def select_router(router, config):
@@ -68,12 +78,20 @@ def select_router(router, config):
 
     def forward(self, hidden_states):
         logits = nn.functional.linear(hidden_states.reshape(-1, hidden_states.shape[-1]), self.weight)
-        weights, numbers = route(logits, experts, config.num_experts_per_tok, config.trash_logit_bias, normalises(config))
+        weights, numbers = route(logits, experts, config.num_experts_per_tok, config.trash_logit_bias, normalises(config),
+                                 getattr(self, BIAS, None))
         weights = weights.masked_fill(numbers >= experts, 0).to(logits.dtype)
         return logits, weights, numbers.clamp_max(experts)
 
     router.__class__ = type("Select" + base.__name__, (base,), {"forward": forward})
     router.weight = nn.Parameter(torch.empty(experts + config.num_trash_experts, config.hidden_size))
+    add_selection(router, config)
+
+
+def add_selection(gate, config):
+    """Room for the bias that picks are drawn by, where the model has one."""
+    if config.router_bias:
+        gate.register_buffer(BIAS, torch.zeros(number_of_experts(config) + config.num_trash_experts, dtype=torch.float32))
 
 
 def normalises(config):
@@ -102,7 +120,10 @@ def make_classes(base_type):
     def __init__(self, config):
         base_model.__init__(self, config)
         config.trash_logit_bias = getattr(config, "trash_logit_bias", 0.0)
+        config.router_bias = getattr(config, "router_bias", False)
         select_layers(self)
+        if config.router_bias:
+            self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), BIAS}
 
     model = type("Select" + base_model.__name__, (base_model,),
                  {"__init__": __init__, "config_class": config, "__module__": __name__})

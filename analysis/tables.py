@@ -87,6 +87,18 @@ def as_html(header, rows):
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
 
+def as_markdown(header, rows):
+    """A table of Markdown, numbers to the right."""
+    right = [all(is_number(row[i]) for row in rows) and bool(rows) for i in range(len(header))]
+
+    def line(cells):
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join(
+        [line(header), line("---:" if r else "---" for r in right)] + [line(row) for row in rows]
+    )
+
+
 def write_csv(path, header, rows):
     """The same table for a spreadsheet."""
     with open(path, "w", newline="", encoding="utf-8") as file:

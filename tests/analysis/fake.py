@@ -251,6 +251,53 @@ def write_run(root, labels, corpus, seed=0):
     write_auc(root, corpus)
 
 
+def write_routing(path, counts, types, shuffled=None, **attributes):
+    """routing.h5 of counts [types, layers, experts] and `shuffled` [permutations, layers]."""
+    import h5py
+    import numpy
+    from support import information
+
+    counts = numpy.asarray(counts)
+    kinds, layers, experts = counts.shape
+    shuffled = numpy.full((4, layers), 0.001) if shuffled is None else numpy.asarray(shuffled)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file.attrs.update(
+            {
+                "format": "moebatch-routing",
+                "version": 1,
+                "model": "m",
+                "shard": "s",
+                "over": "all",
+                "experts": experts,
+                "trash": 0,
+                "picks": 2,
+                "units": 40,
+                **attributes,
+            }
+        )
+        file["types"] = numpy.array(types, dtype="S16")
+        file["layers"] = numpy.arange(layers)
+        file["records"] = numpy.full(kinds, 40 // kinds)
+        file["tokens"] = counts[:, 0].sum(axis=1) // 2
+        file["counts"] = counts
+        file["entropy"] = numpy.array(
+            [[information(row)["experts"] for row in t] for t in counts[:, :, None]]
+        )
+        for prefix, equal in (("", False), ("equal/", True)):
+            found = [information(counts[:, layer], equal) for layer in range(layers)]
+            for name, key in (
+                ("mutual_information", "mutual"),
+                ("mutual_information_corrected", "corrected"),
+                ("mutual_information_normalised", "normalised"),
+            ):
+                file[prefix + name] = [item[key] for item in found]
+                file[prefix + name].attrs["all_layers"] = numpy.mean([item[key] for item in found])
+            file[prefix + "mutual_information_p"] = numpy.full(layers, 0.2)
+            file[prefix + "mutual_information_p"].attrs["all_layers"] = 0.2
+            file[prefix + "mutual_information_shuffled"] = shuffled
+
+
 def write_study(root, seeds=(), per_source=280):
     """A run folder, or one with seed_<n> inside; returns the path of the labels."""
     os.makedirs(root, exist_ok=True)

@@ -42,3 +42,39 @@ def call_main(module, *arguments):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = module.main(list(arguments))
     return code, out.getvalue(), err.getvalue()
+
+
+def information(counts, equal=False):
+    """What routing_information.c computes, by numpy in another way (entropies of the joint table): counts
+    [types, experts] to {"mutual", "corrected", "normalised", "experts", "types"} in nats."""
+    import numpy
+
+    counts = numpy.asarray(counts, dtype=float)
+    counts = counts[counts.sum(axis=1) > 0]
+    picks = counts.sum(axis=1)
+    weight = numpy.full(len(picks), 1 / len(picks)) if equal else picks / picks.sum()
+    share = counts / picks[:, None]
+    joint = share * weight[:, None]
+    experts = joint.sum(axis=0)
+
+    def entropy(values):
+        values = values[values > 0]
+        return float(-(values * numpy.log(values)).sum())
+
+    mutual = entropy(experts) + entropy(weight) - entropy(joint.ravel())
+    if equal:
+        used = experts > 0
+        variance = (weight[:, None] ** 2 * share * (1 - share) / picks[:, None]).sum(axis=0)
+        cells = (counts > 0).sum(axis=1)
+        excess = (weight * (cells - 1) / (2 * picks)).sum() - 0.5 * (variance[used] / experts[used]).sum()
+    else:
+        cells = (counts > 0).sum()
+        excess = (cells - (experts > 0).sum() - len(picks) + 1) / (2 * picks.sum())
+    least = min(entropy(experts), entropy(weight))
+    return {
+        "mutual": mutual,
+        "corrected": mutual - excess,
+        "normalised": mutual / least if least > 0 else numpy.nan,
+        "experts": entropy(experts),
+        "types": entropy(weight),
+    }
