@@ -227,9 +227,9 @@ def write_splits(root, splits):
     return files
 
 
-def package_versions(names):
-    """{package: version} as dpkg knows it; empty where there is no dpkg."""
-    packages = [p for name in names for p in re.findall(r"[a-z][a-z0-9-]+", SOURCES[name][1])]
+def package_versions():
+    """{package: version} of the sources' packages as dpkg knows it; empty where there is no dpkg."""
+    packages = [p for name in SOURCES for p in re.findall(r"[a-z][a-z0-9-]+", SOURCES[name][1])]
     try:
         run = subprocess.run(
             ["dpkg-query", "-W", "-f", "${Package} ${Version}\n"] + packages,
@@ -242,10 +242,10 @@ def package_versions(names):
     return dict(line.split(" ", 1) for line in run.stdout.decode().splitlines())
 
 
-def recipe_hash():
-    """Hash of this recipe's own files: a changed recipe builds again."""
+def recipe_hash(*names):
+    """Hash of a recipe's own files: a changed recipe builds again."""
     here, total = os.path.dirname(os.path.abspath(__file__)), hashlib.sha256()
-    for name in ("demo.py", "demo_damage.py", "demo_sources.py"):
+    for name in names:
         with open(os.path.join(here, name), "rb") as file:
             total.update(file.read())
     return total.hexdigest()
@@ -323,8 +323,8 @@ def main(arguments=None):
         "options": {
             n: getattr(options, n) for n in ("seed", "pretrain", "pretrain_bad", "corpus", "bad", "heldout")
         },
-        "recipe": recipe_hash(),
-        "packages": package_versions(SOURCES),
+        "recipe": recipe_hash("demo.py", "demo_damage.py", "demo_sources.py"),
+        "packages": package_versions(),
     }
     if not options.force and is_built(options.out_dir, key):
         log(f"{options.out_dir}: already built from these packages and options")

@@ -190,8 +190,8 @@ def python(folder=None):
 # ---- 4. fortunes -------------------------------------------------------------------------------------------
 
 
-def fortunes(root="/usr/share/games/fortunes"):
-    """Quotations and anecdotes of the fortune cookie files; drawings and translations are left out."""
+def fortunes_entries(root="/usr/share/games/fortunes"):
+    """Entries of the fortune cookie files; drawings and translations are left out."""
     records = []
     for path in sorted(glob.glob(os.path.join(root, "*"))):
         name = os.path.basename(path)
@@ -205,7 +205,12 @@ def fortunes(root="/usr/share/games/fortunes"):
                 re.sub(r".\b", "", r) if "\b" in r else r.expandtabs(4)
                 for r in re.split(r"\n%\n", read_text(path))
             ]
-    return usable(records)
+    return records
+
+
+def fortunes(root="/usr/share/games/fortunes"):
+    """Quotations and anecdotes of the fortune cookie files."""
+    return usable(fortunes_entries(root))
 
 
 # ---- 5. Perl manuals: POD to text --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-# A sweep on the testbed: twelve points over two nodes, two of which fail; the table; going on with those two only.
+# A sweep on the testbed: twelve points over two nodes, two of which fail; the table; going on with those two only. And one of study B.
 
 bats_require_minimum_version 1.5.0
 
@@ -36,7 +36,7 @@ setup() {
 teardown_file() {
     load common.bash
     testbed_down
-    [ -n "${MB_KEEP:-}" ] || rm -rf checkpoints/slurm-sweep-test
+    [ -n "${MB_KEEP:-}" ] || rm -rf checkpoints/slurm-sweep-test checkpoints/slurm-upcycle-test
 }
 
 sweep() { jobs/sweep.sh --slurm --run twelve --throttle 6 "$@" "$work/tiny.cfg"; }
@@ -124,4 +124,25 @@ SH
     [ "$(grep -c -P '\tstart\t' "$work/alone/point_000/attempts.tsv")" -eq 1 ]
     [ "$(cat "$work/alone/calls.0")" = '--run one x.cfg --local --part point --point 0 a.b=1 c.d=x y' ]
     [ "$(sort -u "$work/alone/calls.1")" = '--run one x.cfg --local --part point --point 1 a.b=2 c.d="z"' ]
+}
+
+@test "study B: six points over beta and learning rate share one reference, itself an array of two" {
+    make_dialogs
+    make_upcycle_study slurm-upcycle-test "$work/upcycle.cfg"
+    rm -rf checkpoints/slurm-upcycle-test
+    run_folder=$PWD/checkpoints/slurm-upcycle-test/six
+    run jobs/sweep.sh --slurm --run six --metric preference_accuracy "$work/upcycle.cfg" study.dense="$work/target/model" study.prompts= \
+        slurm.nodes=1 slurm.time=10 slurm.extra=--ntasks-per-node=1 reference.slurm.array=2 dpo.training.dpo.beta=0.05,0.1,0.5 dpo.training.learning_rate=1e-4,1e-3
+    echo "$output"
+    [ "$status" -eq 0 ]
+    [ "$(tasks_of points)" = 0-5 ]
+    wait_for_end "$(job_of summary)" 120
+    cat "$run_folder"/logs/summary-*.log
+    grep -q 'slurm-upcycle-test/six: 6 points: 6 done' "$run_folder/sweep.txt"
+    # Submitted once, made once, and the same in every point.
+    [ "$(grep -c -P '\treference\t' "$run_folder/jobs.tsv")" -eq 1 ]
+    [ "$(ls "$run_folder"/common/reference/done-*of2.json | wc -l)" -eq 2 ]
+    ! compgen -G "$run_folder/point_*/reference*" || false
+    [ "$(grep -ho '"reference": "[0-9a-f]*"' "$run_folder"/point_00?/dpo/done.json | sort -u)" = "\"reference\": \"$(hash_of "$run_folder/common/reference/scores.h5")\"" ]
+    [ "$(hash_of "$run_folder/point_000/dpo/final")" != "$(hash_of "$run_folder/point_005/dpo/final")" ]
 }

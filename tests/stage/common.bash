@@ -105,3 +105,47 @@ pretrain-target: { training: { max_steps = 4; batch_size = 4; gradient_accumulat
 finetune: { training: { peft_mode = "lora"; max_steps = 4; batch_size = 4; gradient_accumulation_steps = 4; learning_rate = 1e-3; lora: { r = 4; lora_alpha = 8; target_modules = "all-linear"; }; }; };
 CFG
 }
+
+# Dialogs of two types and preference pairs, cut from this project's own sources: $work/{code,talk,pairs,prompts}.jsonl.
+make_dialogs() {
+    "${MB_PYTHON:-python3}" - "$work" <<'PYTHON'
+import glob, json, random, re, sys
+work = sys.argv[1]
+random.seed(1)
+code = "".join(open(name, encoding="utf-8").read() for name in sorted(glob.glob("src/base/*.c")))
+talk = " ".join(re.findall(r"[A-Za-z ,.]+", "".join(open(name, encoding="utf-8").read() for name in sorted(glob.glob("docs/s*.md")))))
+talk = " ".join(talk.split())
+def write(name, rows):
+    with open(f"{work}/{name}.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+pieces = [code[i:i + 90 + i % 60] for i in range(0, 40000, 400)]
+write("code", [{"instruction": "Go on", "input": p[:30], "output": p[30:]} for p in pieces[:70]])
+words = [talk[i:i + 100 + i % 40] for i in range(0, 12000, 120)]
+write("talk", [{"messages": [{"role": "user", "content": p[:30]}, {"role": "assistant", "content": p[30:60]}, {"role": "user", "content": "more"},
+                             {"role": "assistant", "content": p[60:]}]} for p in words[:70]])
+write("pairs", [{"prompt": p[:30], "chosen": p[30:90], "rejected": "".join(random.sample(p[30:90], len(p[30:90])))} for p in (pieces[70:100] + words[70:100])])
+write("prompts", [{"instruction": "Go on", "input": p[:30], "type": "code"} for p in pieces[:2]] + [{"prompt": p[:30], "type": "talk"} for p in words[:2]])
+write("text", [{"text": p} for p in pieces + words])
+PYTHON
+}
+
+# make_upcycle_study NAME FILE: study B with tiny models over the records of make_dialogs.
+make_upcycle_study() {
+    make_target_config
+    cat > "$2" <<CFG
+study: { name = "$1"; script = "upcycle"; dense = ""; tokenizer = ""; dense_config = "$work/target.json"; prompts = "$work/prompts.jsonl"; };
+dataset: { max_length = 224; template = "tulu"; };
+tokenizer: { dataset: { inputs = "text=$work/text.jsonl"; }; tokenizer: { vocab_size = 384; }; };
+shard-pretrain: { dataset: { inputs = "text=$work/text.jsonl"; }; };
+pretrain: { training: { max_steps = 6; batch_size = 4; gradient_accumulation_steps = 2; learning_rate = 3e-3; }; };
+upcycle: { convert: { experts = 4; experts_per_token = 2; }; };
+shard-sft: { dataset: { total = 80; validation = 8; shuffle = true; inputs = ( { name = "code"; path = "$work/code.jsonl"; type = "code"; weight = 0.6; },
+    { name = "talk"; path = "$work/talk.jsonl"; type = "talk"; weight = 0.4; } ); }; };
+sft: { training: { objective = "sft"; max_steps = 6; batch_size = 4; gradient_accumulation_steps = 2; learning_rate = 2e-3; balance_scope = "step"; load_balance = "switch"; validation_steps = 3; }; };
+shard-pairs: { dataset: { validation = 16; shuffle = true; inputs = ( { name = "pairs"; path = "$work/pairs.jsonl"; type = "code"; } ); }; };
+reference: { score: { cache_dir = "$work/cache"; }; };
+dpo: { training: { max_steps = 4; batch_size = 4; gradient_accumulation_steps = 2; learning_rate = 1e-3; dpo: { beta = 0.1; }; }; };
+eval: { eval: { routing = true; only_answers = true; routing_permutations = 9; }; };
+generate: { generate: { max_new_tokens = 12; template = "tulu"; }; };
+CFG
+}

@@ -112,6 +112,20 @@ train_words() { # train_words NAME: the words of a training stage
     [ "$(field tokens)" = "$(field results.tokens "$work/score/done.json")" ]
 }
 
+@test "log-probabilities are forecast as what they are: the whole model with its head, and two columns" {
+    local words=(model.path="$work/init/model" dataset.path="$work/shard/shard.h5" score.tile_tokens=1024) of_perplexity of_entropy
+    forecast program=moe-score -- "${words[@]}" score.scores=perplexity output.dir="$work/p" > /dev/null
+    of_perplexity=$(field flops)
+    forecast program=moe-score -- "${words[@]}" score.scores=entropy output.dir="$work/e" > /dev/null
+    of_entropy=$(field flops)
+    "$bin/moe-score" "${words[@]}" score.scores=logprob output.dir="$work/logprob"
+    forecast program=moe-score -- "${words[@]}" score.scores=logprob output.dir="$work/logprob" > /dev/null
+    [ "$(field flops)" = "$of_perplexity" ]
+    awk -v a="$of_perplexity" -v b="$of_entropy" 'BEGIN { exit !(a > 1.1 * b) }'
+    near "$(field "files.score table.bytes")" "$(stat -c %s "$work/logprob/scores.h5")" 0.25
+    near "$(field memory.activations)" "$(field results.memory_activations_forecast "$work/logprob/done.json")" 0.02
+}
+
 @test "what does not fit is refused with what helps, and that helps" {
     train_words fit
     words+=(training.batch_size=200)

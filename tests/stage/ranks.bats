@@ -167,6 +167,27 @@ curve() { grep -o '"loss": *[-0-9.e+]*' "$work/$1/metrics.jsonl"; }
     cmp "$work/eval1/results.json" "$work/eval3/results.json"
 }
 
+@test "routing is the same on 1 and 3 ranks and of a model cut over them, and changes no perplexity" {
+    need_mpi
+    route() { ranks "$1" "$bin/moe-eval" model.path="$work/convert/model" dataset.path="$work/shard/shard.h5" eval.tile_tokens=512 eval.routing=true "${@:3}" output.dir="$work/$2"; }
+    route 1 routing1
+    route 3 routing3
+    route 3 routing_cut model.shard=true
+    route 1 routing_seed eval.routing_seed=7
+    route 1 plain eval.routing=false
+    for other in routing3 routing_cut; do
+        cmp "$work/routing1/results.json" "$work/$other/results.json"
+        [ "$(hash_of "$work/routing1/routing.h5")" = "$(hash_of "$work/$other/routing.h5")" ]
+    done
+    [ "$(hash_of "$work/routing1/routing.h5")" != "$(hash_of "$work/routing_seed/routing.h5")" ]
+    [ "$(hash_of "$work/routing1/eval.h5")" = "$(hash_of "$work/plain/eval.h5")" ]
+    [ ! -e "$work/plain/routing.h5" ]
+    grep -q '"types_are": "sources"' "$work/routing1/results.json"
+    run "$bin/moe-eval" model.path="$work/convert/model" eval.routing=true eval.tasks="choice=$work/a.jsonl" output.dir="$work/none"
+    [ "$status" -eq 2 ]
+    [[ "$output" == *"eval.routing needs records"* ]]
+}
+
 @test "a rank that fails alone ends all ranks with its code" {
     need_mpi
     run timeout 60 bash -c "$(declare -f ranks); ranks 3 \"\$@\"" - "$bin/moe-train" model.path="$work/missing" dataset.path="$work/shard/shard.h5" output.dir="$work/none"
