@@ -4,9 +4,10 @@
     python3 analysis/side_by_side.py RUN [--out DIR] [--show 5]
     python3 analysis/side_by_side.py before=A/generated.jsonl dpo=B/generated.jsonl --out DIR
 
-RUN is a study's run folder with stages generate-<model>. Written: side_by_side.jsonl, an object per prompt in the prompts' order:
-"prompt" (the text of the last question, or the prompt), "type" and "reference" where the prompts have them, and for each model an object
-{"text", "finish_reason", "tokens", "logprob"}; side_by_side.txt and side_by_side.md, the same to read. The first prompts of every type are printed.
+RUN is a study's run folder with stages generate-<model>. Written: side_by_side.jsonl, an object per prompt in
+the prompts' order: "prompt" (the text of the last question, or the prompt), "type" and "reference" where the
+prompts have them, and for each model an object {"text", "finish_reason", "tokens", "logprob"};
+side_by_side.txt and side_by_side.md, the same to read. The first prompts of every type are printed.
 Exit codes: 0 done, 2 bad usage, 3 nothing to read, or files that answer different prompts.
 Contents: 1. reading  2. joining  3. writing  4. command line
 """

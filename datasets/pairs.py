@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
-"""Split files of records into SFT records and preference pairs whose worse answers are made; plain Python 3.8 or newer.
+"""Split files of records into SFT records and preference pairs with made worse answers; Python 3.8 or newer.
 
-    python3 datasets/pairs.py --out OUT_DIR [--pairs 250] [--most 1500] [--prompts 4] [--seed 0] type=FILE type=FILE ...
+    python3 datasets/pairs.py --out OUT_DIR [--pairs 250] [--most 1500] [--prompts 4] [--seed 0] type=FILE ...
 
-FILE: JSON lines or a JSON array, each also gzip, of records with question, answer / instruction, input, output / input, output /
-messages / conversations (ShareGPT) / text. Written under OUT_DIR, no record in two of them:
+FILE: JSON lines or a JSON array, each also gzip, of records with question, answer / instruction, input,
+output / input, output / messages / conversations (ShareGPT) / text. Written under OUT_DIR, no record in two
+of them:
     pairs/<type>.jsonl   {"prompt": messages, "chosen": message, "rejected": message, "kind": ...}
     sft/<type>.jsonl     at most --most records as they were read
     rest/<type>.jsonl    the others, for pretraining
     prompts.jsonl        {"messages": ..., "type": ..., "reference": ...}: for generation side by side
 
-Rejected answers, kinds in turn: `other` (the answer of another record of the type, of about the same length), `loop` (its first half twice),
-`repeat` (one line of it again and again), `wrong` (another number after "####", where the answer has one). For tests
-and demonstrations: real preferences are better. The same seed and files give the same bytes.
+Rejected answers, kinds in turn: `other` (the answer of another record of the type, of about the same length),
+`loop` (its first half twice), `repeat` (one line of it again and again), `wrong` (another number after
+"####", where the answer has one). For tests and demonstrations: real preferences are better. The same seed
+and files give the same bytes.
 Exit codes: 0 done, 2 bad usage, 3 unusable files.
 Contents: 1. worse answers  2. reading records  3. splitting  4. command line
 """

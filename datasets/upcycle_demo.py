@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build the data of the upcycling demo from text that Debian and Ubuntu packages install; plain Python 3.8 or newer.
+"""Build the upcycling demo's data from text that Debian and Ubuntu packages install; Python 3.8 or newer.
 
     python3 datasets/upcycle_demo.py OUT_DIR [--seed 0] [--scale 1.0]
 
@@ -7,12 +7,12 @@ writes JSON lines:
     pretrain.jsonl       plain text for the dense model and the tokenizer
     sft/<type>.jsonl     records of five types, each in a form of its own (upcycle_sources.py)
     pairs/<type>.jsonl   {"prompt": messages, "chosen": message, "rejected": message, "kind": ...}
-    prompts.jsonl        {"messages": ..., "type": ..., "reference": the record's own answer}: for generation side by side
+    prompts.jsonl        {"messages": ..., "type": ..., "reference": the record's own answer}
     manifest.json        counts, hashes, options, versions of the packages
 
-Rejected answers are made as pairs.py says. No record stands in two of these files, and no text of the
-records in pretrain.jsonl. The same seed and package versions give the same bytes.
-Exit codes: 0 done, 2 bad usage, 3 too little text.
+Rejected answers are made as pairs.py says, prompts are for generation side by side. No record stands in two of
+these files, and no text of the records in pretrain.jsonl. The same seed and package versions give the same
+bytes. Exit codes: 0 done, 2 bad usage, 3 too little text.
 Contents: 1. records without repeats  2. writing  3. command line
 """
 
@@ -50,7 +50,8 @@ def text_of(record):
 
 
 def draw_records(wanted, seed, log):
-    """{type: records in random order}, at most wanted[type] each, none of which repeats another; and what remembers them."""
+    """{type: records in random order}, at most wanted[type] each, none repeating another; and the memory of
+    them."""
     repeats, drawn = Repeats(), {}
     for name, (function, _, package) in TYPES.items():
         started = time.time()

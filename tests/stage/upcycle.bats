@@ -73,7 +73,7 @@ PYTHON
 }
 
 @test "a sweep over beta and learning rate makes its reference once, and takes it from the cache another time" {
-    run jobs/sweep.sh --local --run sw --metric preference_accuracy "$work/tiny.cfg" dpo.training.dpo.beta=0.05,0.5 dpo.training.learning_rate=1e-4,1e-3
+    run jobs/sweep.sh --local --run sw --metric preference_accuracy "$work/tiny.cfg" study.prompts= dpo.training.dpo.beta=0.05,0.5 dpo.training.learning_rate=1e-4,1e-3
     echo "$output"
     [ "$status" -eq 0 ]
     sweep=checkpoints/upcycle-test/sw
@@ -90,7 +90,7 @@ PYTHON
 }
 
 @test "adapters: SFT is merged before DPO, whose reference is the merged model" {
-    run jobs/upcycle.sh --local --run lora "$work/tiny.cfg" sft.training.peft_mode=lora dpo.training.peft_mode=lora {sft,dpo}.training.lora.r=4
+    run jobs/upcycle.sh --local --run lora "$work/tiny.cfg" study.prompts= sft.training.peft_mode=lora dpo.training.peft_mode=lora {sft,dpo}.training.lora.r=4
     echo "$output"
     [ "$status" -eq 0 ]
     [ -f checkpoints/upcycle-test/lora/dpo/final/adapter_model.safetensors ]
