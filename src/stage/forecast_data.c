@@ -12,6 +12,7 @@
 #include "base/files.h"
 #include "learn/batches.h"
 #include "stage/forecast_model.h"
+#include "store/shard_mix.h"
 #include "text/records.h"
 
 enum { SAMPLES = 400, WHOLE_BYTES = 4 << 20, GZIP_FACTOR = 3 };
@@ -217,7 +218,8 @@ done:
     return status;
 }
 
-static mb_status read_input(reader *r, const mb_shard_input *input, mb_forecast_data *sum, lengths *all,
+/* All records of an input, estimated where it is large. */
+static mb_status read_input(reader *r, const mb_shard_input *input, mb_forecast_data *sum, lengths *out,
                             bool *is_sampled)
 {
     mb_status status = MB_OK;
@@ -232,17 +234,40 @@ static mb_status read_input(reader *r, const mb_shard_input *input, mb_forecast_
         MB_TRY(read_spread(r, input, bytes, &l));
     else
         MB_TRY(read_first(r, input, SAMPLES, &l));
-    const double whole = (double)bytes * (is_packed ? GZIP_FACTOR : 1);
-    double times = is_small || l.file_bytes <= 0 ? 1 : fmax(1, whole / l.file_bytes);
-    if (input->samples > 0 && l.count * times > (double)input->samples)
-        times = (double)input->samples / l.count;
+    const double whole = (double)bytes * (is_packed ? GZIP_FACTOR : 1),
+                 times = is_small || l.file_bytes <= 0 ? 1 : fmax(1, whole / l.file_bytes);
     *is_sampled = *is_sampled || !is_small;
     sum->text_bytes += whole;
-    all->count += l.count * times;
-    all->sum += l.sum * times;
-    all->squares += l.squares * times;
-    if (l.longest > all->longest) all->longest = l.longest;
+    l.count *= times, l.sum *= times, l.squares *= times;
+    *out = l;
 done:
+    return status;
+}
+
+/* What the mix draws of each input, all of its records taken as usable, and the sum. */
+static mb_status mix_inputs(const mb_shard_build_options *build, const mb_shard_input *inputs, int64_t n,
+                            const lengths *each, lengths *all)
+{
+    mb_status status = MB_OK;
+    mb_shard_draw *draws = NULL;
+    MB_NEW_ARRAY(draws, n);
+    mb_shard_mix_start(build, inputs, n, draws);
+    for (int64_t i = 0; i < n; i++) draws[i].available = (int64_t)each[i].count;
+    MB_TRY(mb_shard_mix_plan(build, inputs, n, draws));
+    for (int64_t i = 0; i < n; i++) {
+        const mb_shard_draw *draw = &draws[i];
+        const double there = fmax(0, each[i].count - (double)(draw->is_drawn ? draw->held : 0));
+        double kept = there;
+        if (draw->is_drawn && draw->asked >= 0 && ((double)draw->asked < there || build->oversample))
+            kept = (double)draw->asked;
+        const double share = each[i].count > 0 ? kept / each[i].count : 0;
+        all->count += each[i].count * share;
+        all->sum += each[i].sum * share;
+        all->squares += each[i].squares * share;
+        if (share > 0 && each[i].longest > all->longest) all->longest = each[i].longest;
+    }
+done:
+    mb_free(draws);
     return status;
 }
 
@@ -253,13 +278,15 @@ static mb_status read_files(const mb_shard_build_options *build, const char *opt
     mb_shard_input *inputs = NULL;
     int64_t n = 0;
     reader r = {0};
-    lengths all = {0};
+    lengths all = {0}, *each = NULL;
     bool is_sampled = false;
     const double own = (double)build->max_length;
     MB_TRY(mb_shard_build_inputs(build, &inputs, &n));
     MB_TRY(reader_open(&r, build, opt_tokenizer, bytes_per_token,
                        limit > 0 && (own <= 0 || limit < own) ? limit : own));
-    for (int64_t i = 0; i < n; i++) MB_TRY(read_input(&r, &inputs[i], data, &all, &is_sampled));
+    MB_NEW_ARRAY(each, n);
+    for (int64_t i = 0; i < n; i++) MB_TRY(read_input(&r, &inputs[i], data, &each[i], &is_sampled));
+    MB_TRY(mix_inputs(build, inputs, n, each, &all));
     take_lengths(&all, 1, data);
     data->has_loss_mask = true;
     snprintf(data->says, sizeof data->says, "%lld file%s of %.4g MB, %s, %s", (long long)n, n == 1 ? "" : "s",
@@ -271,6 +298,7 @@ static mb_status read_files(const mb_shard_build_options *build, const char *opt
                  bytes_per_token);
 done:
     mb_shard_build_free_inputs(&inputs, n);
+    mb_free(each);
     reader_reset(&r);
     return status;
 }

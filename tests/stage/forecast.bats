@@ -10,6 +10,7 @@ study: { name = "forecast-test"; selector = ""; target = ""; selector_config = "
 dataset: { max_length = 96; };
 tokenizer: { dataset: { inputs = "a=$work/a.jsonl"; }; tokenizer: { vocab_size = 384; }; };
 shard-corpus: { dataset: { inputs = "a=$work/a.jsonl,b=$work/b.jsonl"; }; };
+shard-mix: { dataset: { total = 40; validation = 5; inputs = ( { name = "a"; path = "$work/a.jsonl"; weight = 0.75; }, { name = "b"; path = "$work/b.jsonl"; weight = 0.25; } ); }; };
 pretrain: { training: { max_steps = 6; batch_size = 4; gradient_accumulation_steps = 2; }; slurm: { nodes = 2; ntasks = 2; }; };
 warmup: { dataset: { subset_ratio = 0.5; }; training: { objective = "router_warmup"; epochs = 2; batch_size = 4; gradient_accumulation_steps = 2; save = "delta"; }; };
 score: { score: { scores = "good_mass,perplexity,length"; }; };
@@ -103,6 +104,11 @@ train_words() { # train_words NAME: the words of a training stage
     forecast program=moe-score -- "$work/tiny.cfg" stage=score model.path="$work/convert/model" score.source_model="$work/init/model" \
         dataset.path="$work/nowhere/shard-corpus/shard.h5" output.dir="$work/score" > /dev/null
     near "$(field tokens)" "$(field results.tokens "$work/shard/done.json")" 0.02
+    # A mix: what is drawn and held back of each input.
+    forecast program=moe-shard -- build "$work/tiny.cfg" stage=shard-mix tokenizer.path="$work/tok" > /dev/null
+    [ "$(field records)" = 40 ]
+    forecast program=moe-shard -- build "$work/tiny.cfg" stage=shard-corpus tokenizer.path="$work/tok" dataset.validation=5 > /dev/null
+    [ "$(field records)" = "$(($(wc -l < "$work/a.jsonl") + $(wc -l < "$work/b.jsonl") - 10))" ]
 }
 
 @test "a score table is as large as forecast" {
