@@ -229,11 +229,13 @@ class Run:
         return found
 
     def stages(self, prefix=""):
-        """Names of the stages that start so, in name order."""
+        """Names of the stages that start so, in name order; not the earlier results kept beside them as <stage>.1,
+        <stage>.2, ..."""
         found = sorted(
             os.path.basename(p.rstrip("/")) for p in glob.glob(self.path(glob.escape(prefix) + "*") + "/")
         )
-        return [name for name in found if name != "report"]
+        kept = {name for name in found if re.sub(r"\.\d+$", "", name) in set(found) - {name}}
+        return [name for name in found if name != "report" and name not in kept]
 
     def parts(self, prefix):
         """What follows the prefix: parts("eval-") is ["all", "base", "random", "selected"]."""

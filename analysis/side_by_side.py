@@ -23,6 +23,7 @@ from mbfiles import open_runs, read_lines
 
 MODELS = ("dense", "before", "sft", "dpo")  # in this order, others behind
 ANSWER = ("generated_text", "finish_reason", "tokens", "logprob", "sample")
+ADDED = ANSWER + ("router_share",)  # by the program, beside what was asked
 WIDTH = 100
 
 
@@ -57,7 +58,7 @@ def question_of(row):
 
 def asked_of(row):
     """The record without what the model added: by this rows of several files must agree."""
-    return {name: value for name, value in row.items() if name not in ANSWER}
+    return {name: value for name, value in row.items() if name not in ADDED}
 
 
 def join(files):

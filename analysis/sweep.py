@@ -137,6 +137,20 @@ def losses_of_stage(run, stage):
     return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
+def numbers_of_categories(categories):
+    """{"<category>/perplexity", "<category>/accuracy": number} and the means over the categories, geometric for
+    perplexity, under the plain names."""
+    found = {}
+    for key in ("perplexity", "accuracy"):
+        own = {name: float(entry[key]) for name, entry in categories.items() if entry.get(key) is not None}
+        found.update({f"{name}/{key}": value for name, value in own.items()})
+        if own and key == "perplexity":
+            found[key] = math.exp(sum(map(math.log, own.values())) / len(own))
+        elif own:
+            found[key] = sum(own.values()) / len(own)
+    return found
+
+
 def numbers_of_stage(run, stage, done):
     """{name: number} of a stage: its record's results, its evaluation, its loss curve."""
     found = {
@@ -156,6 +170,7 @@ def numbers_of_stage(run, stage, done):
         for key, value in entry.items():
             if key.endswith(",none") and "_stderr" not in key and isinstance(value, (int, float)):
                 found[f"{task}/{key[: -len(',none')]}"] = float(value)
+    found.update(numbers_of_categories(results.get("categories") or {}))
     losses = losses_of_stage(run, stage)
     if losses:
         found.update({"final_loss": losses[-1], "least_loss": min(losses)})

@@ -53,7 +53,7 @@ mb_resource() {
 # Elements of the array a stage is cut into; 0: one job. A study's slurm.array counts for the stages that can be cut.
 mb_shares() {
     local n=0
-    case ${mb_program[$1]} in moe-score | moe-embed) n=$(mb_resource "$1" array) ;; esac # nothing else can be cut
+    case ${mb_program[$1]} in moe-score | moe-embed | moe-teacher) n=$(mb_resource "$1" array) ;; esac # nothing else can be cut
     [[ ${n:-0} =~ ^[0-9]+$ ]] || mb_die "stage $1: slurm.array = $n: a number of elements is needed"
     printf '%s' "${n:-0}"
 }

@@ -242,7 +242,8 @@ mb_check_inputs() {
     local stage=$1 word value failed=0
     for word in "${mb_line[@]}"; do
         case $word in
-        model.path=* | model.adapter=* | tokenizer.path=* | score.source_model=* | dataset.path=* | labels.path=* | convert.config=* | scores.path=*) ;;
+        model.path=* | model.adapter=* | tokenizer.path=* | score.source_model=* | dataset.path=* | labels.path=* | convert.config=* | scores.path=* | \
+            fuse.foundation=* | fuse.sft=* | fuse.router=*) ;;
         *) continue ;;
         esac
         value=${word#*=}

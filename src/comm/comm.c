@@ -47,6 +47,21 @@ done:
     return status;
 }
 
+mb_status mb_comm_split(mb_comm *comm, int group, mb_comm **out_comm)
+{
+    mb_status status = MB_OK;
+    mb_comm *part = NULL;
+    assert(group >= 0);
+    MB_NEW(part);
+    part->message_max = comm->message_max;
+    MB_TRY(comm->vtable->split(comm, group, part));
+    *out_comm = part;
+    part = NULL;
+done:
+    mb_comm_destroy(&part);
+    return status;
+}
+
 void mb_comm_destroy(mb_comm **comm)
 {
     if (*comm == NULL) return;

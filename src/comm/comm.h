@@ -22,6 +22,9 @@ typedef struct mb_comm mb_comm;
 mb_status mb_comm_create(int *argc, char ***argv, mb_comm **out_comm);
 /* Collective: finalises MPI. Call with the agreed exit code known; see mb_comm_abort. */
 void mb_comm_destroy(mb_comm **comm);
+/* Collective. A group of its own for the ranks that name the same number (>= 0), in the order they have here;
+ * destroy it before comm. */
+mb_status mb_comm_split(mb_comm *comm, int group, mb_comm **out_comm);
 /* End all ranks at once with this exit code (a lone failure that cannot be agreed). Does not return under
  * MPI; under self it exits too. */
 void mb_comm_abort(mb_comm *comm, int exit_code);

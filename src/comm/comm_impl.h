@@ -15,6 +15,7 @@
 typedef struct mb_comm_vtable {
     const char *name;
     void (*destroy)(mb_comm *comm); /* what is behind comm->impl; comm itself is freed by the caller */
+    mb_status (*split)(mb_comm *comm, int group, mb_comm *part); /* fills what open fills */
     void (*abort)(mb_comm *comm, int exit_code);
     mb_status (*barrier)(mb_comm *comm);
     mb_status (*bcast)(mb_comm *comm, void *data, int bytes, int root);

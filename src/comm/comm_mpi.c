@@ -66,6 +66,38 @@ static MPI_Comm world_of(const mb_comm *comm)
     return ((const mpi_state *)comm->impl)->world;
 }
 
+/* Errors of the communicator return; its ranks, and those of this node. */
+static mb_status mpi_find_ranks(mb_comm *comm)
+{
+    mb_status status = MB_OK;
+    MPI_Comm node = MPI_COMM_NULL;
+    const MPI_Comm world = world_of(comm);
+    MB_TRY_MPI(MPI_Comm_set_errhandler(world, MPI_ERRORS_RETURN));
+    MB_TRY_MPI(MPI_Comm_rank(world, &comm->rank));
+    MB_TRY_MPI(MPI_Comm_size(world, &comm->size));
+    MB_TRY_MPI(MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &node));
+    MB_TRY_MPI(MPI_Comm_rank(node, &comm->local_rank));
+    MB_TRY_MPI(MPI_Comm_size(node, &comm->local_size));
+    MB_TRY_MPI(MPI_Allreduce(&comm->local_size, &comm->largest_node, 1, MPI_INT, MPI_MAX, world));
+done:
+    if (node != MPI_COMM_NULL) MPI_Comm_free(&node);
+    return status;
+}
+
+static mb_status mpi_split(mb_comm *comm, int group, mb_comm *part)
+{
+    mb_status status = MB_OK;
+    mpi_state *state = NULL;
+    MB_NEW(state);
+    state->world = MPI_COMM_NULL;
+    part->vtable = comm->vtable;
+    part->impl = state;
+    MB_TRY_MPI(MPI_Comm_split(world_of(comm), group, comm->rank, &state->world));
+    MB_TRY(mpi_find_ranks(part));
+done:
+    return status;
+}
+
 static void mpi_destroy(mb_comm *comm)
 {
     mpi_state *state = comm->impl;
@@ -358,6 +390,7 @@ done:
 static const mb_comm_vtable mpi_vtable = {
     .name = "mpi",
     .destroy = mpi_destroy,
+    .split = mpi_split,
     .abort = mpi_abort,
     .barrier = mpi_barrier,
     .bcast = mpi_bcast,
@@ -397,7 +430,6 @@ done:
 mb_status mb_comm_mpi_open(mb_comm *comm, int *argc, char ***argv)
 {
     mb_status status = MB_OK;
-    MPI_Comm node = MPI_COMM_NULL;
     mpi_state *state = NULL;
     MB_NEW(state);
     state->world = MPI_COMM_NULL;
@@ -406,15 +438,8 @@ mb_status mb_comm_mpi_open(mb_comm *comm, int *argc, char ***argv)
     MB_TRY(mpi_start(state, argc, argv));
     MB_TRY_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
     MB_TRY_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &state->world));
-    MB_TRY_MPI(MPI_Comm_set_errhandler(state->world, MPI_ERRORS_RETURN));
-    MB_TRY_MPI(MPI_Comm_rank(state->world, &comm->rank));
-    MB_TRY_MPI(MPI_Comm_size(state->world, &comm->size));
-    MB_TRY_MPI(MPI_Comm_split_type(state->world, MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &node));
-    MB_TRY_MPI(MPI_Comm_rank(node, &comm->local_rank));
-    MB_TRY_MPI(MPI_Comm_size(node, &comm->local_size));
-    MB_TRY_MPI(MPI_Allreduce(&comm->local_size, &comm->largest_node, 1, MPI_INT, MPI_MAX, state->world));
+    MB_TRY(mpi_find_ranks(comm));
 done:
-    if (node != MPI_COMM_NULL) MPI_Comm_free(&node);
     return status;
 }
 

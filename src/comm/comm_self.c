@@ -20,6 +20,12 @@ static void self_destroy(mb_comm *comm)
     comm->impl = NULL;
 }
 
+static mb_status self_split(mb_comm *comm, int group, mb_comm *part)
+{
+    (void)comm, (void)group;
+    return mb_comm_self_open(part);
+}
+
 static void self_abort(mb_comm *comm, int exit_code)
 {
     (void)comm;
@@ -137,6 +143,7 @@ static void self_window_destroy(mb_window *window)
 static const mb_comm_vtable self_vtable = {
     .name = "self",
     .destroy = self_destroy,
+    .split = self_split,
     .abort = self_abort,
     .barrier = self_barrier,
     .bcast = self_bcast,

@@ -18,9 +18,10 @@
     MB_OPTION_TEXT(mb_objective_options, member, "training." key, value, choices, help, NULL)
 
 static const mb_option table[] = {
-    WORD(objective, "objective", "lm", "lm|sft|router_warmup|dpo",
-         "what training minimises: all tokens, the tokens of the loss mask, the gates' warm-up, or a "
-         "preference loss over pairs"),
+    WORD(objective, "objective", "lm", "lm|sft|router_warmup|dpo|btm|distil|distill",
+         "what training minimises: all tokens, the tokens of the loss mask, the gates' warm-up, a "
+         "preference loss over pairs, the loss of a fused model by its router (btm), or the distance to a "
+         "teacher (distil)"),
     REAL(router_aux_loss_coef, "router_aux_loss_coef", "0.01", 0, 1e6, "weight of the load balance loss"),
     WORD(load_balance, "load_balance", "hf", "hf|switch",
          "convention of the load balance loss: hf is K when balanced, switch 1"),
@@ -79,6 +80,35 @@ static const mb_option table[] = {
                    "dpo: the same of the validation pairs", NULL),
     MB_OPTION_BOOL(mb_objective_options, reference_any_model, "training.reference_any_model", "false",
                    "dpo: the score file may be of another model than the one training starts from", NULL),
+    MB_OPTION_REAL(mb_objective_options, load_balance_weight, "training.load_balance_weight", "0.01", 0, 1e6,
+                   "",
+                   "btm: weight of the balance of the members, 1 when all are used alike, their number when "
+                   "one is",
+                   "load_balance_weight"),
+    MB_OPTION_REAL(mb_objective_options, sparsity_weight, "training.sparsity_weight", "0.001", 0, 1e6, "",
+                   "btm: weight of the mean entropy of the members' weights", "sparsity_weight"),
+    MB_OPTION_TEXT(
+        mb_objective_options, targets, "training.targets", "masked", "masked|all",
+        "btm, distil: tokens whose loss counts: those of the shard's loss mask (all where it has none), or "
+        "all",
+        NULL),
+    MB_OPTION_REAL(mb_objective_options, temperature, "training.temperature", "2", 0.01, 1000, "",
+                   "distil: temperature of both distributions; with teacher.store one of its temperatures",
+                   "training.distill_temperature|distill_temperature"),
+    WORD(distill_loss, "distill_loss", "forward_kl", "forward_kl|reverse_kl|jsd",
+         "distil: KL(teacher || student), KL(student || teacher), or the generalised Jensen-Shannon "
+         "divergence"),
+    REAL(distill_beta, "distill_beta", "0.5", 0, 1, "distil: the teacher's share of jsd's mixture"),
+    MB_OPTION_REAL(mb_objective_options, distill_loss_weight, "training.distill_loss_weight", "0.7", 0, 1e6,
+                   "", "distil: weight of temperature^2 times the distance to the teacher",
+                   "distill_loss_weight"),
+    MB_OPTION_REAL(mb_objective_options, task_loss_weight, "training.task_loss_weight", "0.3", 0, 1e6, "",
+                   "distil: weight of the cross-entropy of the records' own tokens", "task_loss_weight"),
+    MB_OPTION_TEXT(mb_objective_options, teacher_store, "teacher.store", NULL, NULL,
+                   "distil: file of moe-teacher with what the teacher says of the shard's tokens",
+                   "teacher_store"),
+    MB_OPTION_TEXT(mb_objective_options, teacher_validation_store, "teacher.validation_store", NULL, NULL,
+                   "distil: the same of the validation shard", "teacher_validation_store"),
 };
 
 const mb_option *mb_objective_option_table(int64_t *out_count)
@@ -87,10 +117,26 @@ const mb_option *mb_objective_option_table(int64_t *out_count)
     return table;
 }
 
+static bool is_distil(const mb_objective_options *options)
+{
+    return mb_str_equal(options->objective, "distil") || mb_str_equal(options->objective, "distill");
+}
+
 /* Is this a setting of the objective at hand? Files stand in the settings by their content (open_data). */
 static bool is_setting(const mb_objective_options *options, const char *key)
 {
+    static const char *const btm[] = {"training.load_balance_weight", "training.sparsity_weight",
+                                      "training.targets"},
+                             *const distil[] = {"training.temperature", "training.distill_loss",
+                                                "training.distill_beta", "training.distill_loss_weight",
+                                                "training.task_loss_weight"};
     if (mb_str_is_prefix(key, "training.dpo.")) return mb_str_equal(options->objective, "dpo");
+    for (size_t i = 0; i < sizeof btm / sizeof *btm; i++)
+        if (mb_str_equal(key, btm[i]))
+            return mb_str_equal(options->objective, "btm") || (i == 2 && is_distil(options));
+    for (size_t i = 0; i < sizeof distil / sizeof *distil; i++)
+        if (mb_str_equal(key, distil[i])) return is_distil(options);
+    if (mb_str_is_prefix(key, "teacher.")) return false;
     return !mb_str_is_prefix(key, "training.reference") &&
            !mb_str_equal(key, "training.validation_reference");
 }
@@ -126,8 +172,13 @@ mb_status mb_objective_create(const mb_objective_options *options, mb_lm *lm, mb
         MB_TRY(mb_objective_lm_create(options, lm, &objective));
     } else if (mb_str_equal(options->objective, "dpo")) {
         MB_TRY(mb_objective_dpo_create(options, lm, &objective));
+    } else if (mb_str_equal(options->objective, "btm")) {
+        MB_TRY(mb_objective_btm_create(options, lm, &objective));
+    } else if (is_distil(options)) {
+        MB_TRY(mb_objective_distil_create(options, lm, &objective));
     } else {
-        MB_RAISE(MB_EUSAGE, "training.objective = '%s' is not one of lm, sft, router_warmup, dpo",
+        MB_RAISE(MB_EUSAGE,
+                 "training.objective = '%s' is not one of lm, sft, router_warmup, dpo, btm, distil",
                  options->objective == NULL ? "" : options->objective);
     }
     MB_TRY(print_settings(options, &objective->settings));

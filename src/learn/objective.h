@@ -3,8 +3,8 @@
  *
  * Layer: learn.  Uses: base, tensor, store (shard), model (lm.h types).
  *
- * Objectives: "lm" (all tokens), "sft" (loss mask), "router_warmup" (MISSION A1), "dpo" (preference pairs).
- * Later: btm, distil.
+ * Objectives: "lm" (all tokens), "sft" (loss mask), "router_warmup" (MISSION A1), "dpo" (preference pairs),
+ * "btm" (the router of a fused model), "distil" (a student of a teacher).
  */
 #ifndef MB_OBJECTIVE_H
 #define MB_OBJECTIVE_H
@@ -34,8 +34,8 @@ typedef struct mb_microbatch {
     bool is_validation;   /* the records are of the validation shard */
 } mb_microbatch;
 
-/* A pass the objective wants: which model (0: the trained one; others by the objective's own numbering) and
- * the packed rows, built in the arena it is given. */
+/* A pass the objective wants: which model (0: the trained one; 1: opt_second, forward alone) and the packed
+ * rows, built in the arena it is given. */
 typedef struct mb_objective_pass {
     int64_t model;
     mb_lm_batch batch;
@@ -75,7 +75,10 @@ struct mb_objective {
                               refused */
     int64_t row_copies;    /* rows of a pass per token of the batch: 1, or 2 with copies; 0: 1 */
     int64_t plain_passes;  /* forwards of the same rows beside the trained one, without gradient */
-    bool wants_pairs;      /* its data are pair shards (shard.h); the others' are not */
+    mb_lm *opt_second;     /* model 1 of its passes: a teacher, whose logits it wants; borrowed */
+    int64_t row_bytes; /* what it hands over with a head row (a teacher's tokens), in the host's memory and on
+                              a device there too */
+    bool wants_pairs;  /* its data are pair shards (shard.h); the others' are not */
     /* Nothing flows back from the outputs: the weights of the head's rows are in the batches, and loss()
      * gives no gradients. Then the backward need not wait for loss(). */
     bool is_fused;
@@ -90,6 +93,10 @@ struct mb_objective {
     /* Build the passes of a micro-batch. */
     mb_status (*plan_passes)(mb_objective *self, const mb_microbatch *microbatch, mb_arena *arena,
                              mb_objective_pass passes[MB_OBJECTIVE_MAX_PASSES], int64_t *out_count);
+    /* With opt_second: the outputs of its passes are there (valid until the next micro-batch); make the
+     * batches of model 0 whole, whose passes come after. */
+    mb_status (*complete)(mb_objective *self, mb_objective_pass *passes, const mb_lm_output *outputs,
+                          int64_t count);
     /* Outputs -> loss terms and gradients. */
     mb_status (*loss)(mb_objective *self, const mb_microbatch *microbatch, mb_arena *arena,
                       const mb_objective_pass *passes, const mb_lm_output *outputs, int64_t count,
@@ -110,7 +117,7 @@ struct mb_objective {
 
 /* Options of all objectives (one table, keys training.*). */
 typedef struct mb_objective_options {
-    char *objective;             /* training.objective lm|sft|router_warmup|dpo */
+    char *objective;             /* training.objective lm|sft|router_warmup|dpo|btm|distil */
     double router_aux_loss_coef; /* training.router_aux_loss_coef 0.01 */
     char *load_balance;          /* training.load_balance hf|switch ("hf") */
     char *balance_over;          /* training.balance_over good|all ("good") */
@@ -138,6 +145,17 @@ typedef struct mb_objective_options {
                                    model */
     char *validation_reference; /* training.validation_reference: the same for the validation shard */
     bool reference_any_model;   /* the file may be another model's than the one training starts from */
+    double load_balance_weight; /* training.load_balance_weight 0.01: btm */
+    double sparsity_weight;     /* training.sparsity_weight 0.001: btm */
+    char *targets;              /* training.targets masked|all ("masked"): btm, distil */
+    double temperature;         /* training.temperature 2: distil */
+    char *distill_loss;         /* training.distill_loss forward_kl|reverse_kl|jsd */
+    double distill_beta;        /* training.distill_beta 0.5: of jsd */
+    double distill_loss_weight; /* training.distill_loss_weight 0.7 */
+    double task_loss_weight;    /* training.task_loss_weight 0.3 */
+    char *teacher_store;        /* teacher.store: a file of moe-teacher */
+    char *teacher_validation_store; /* teacher.validation_store: the same for the validation shard */
+    mb_lm *opt_teacher;             /* no option: a teacher that is asked while training; borrowed */
 } mb_objective_options;
 const mb_option *mb_objective_option_table(int64_t *out_count);
 /* What plain_passes will be, before there is a model: has an adapter to train, and is it a new one? */

@@ -57,5 +57,9 @@ mb_status mb_objective_warmup_create(const mb_objective_options *options, mb_lm 
                                      mb_objective **out_objective);
 mb_status mb_objective_dpo_create(const mb_objective_options *options, mb_lm *lm,
                                   mb_objective **out_objective);
+mb_status mb_objective_btm_create(const mb_objective_options *options, mb_lm *lm,
+                                  mb_objective **out_objective);
+mb_status mb_objective_distil_create(const mb_objective_options *options, mb_lm *lm,
+                                     mb_objective **out_objective);
 
 #endif

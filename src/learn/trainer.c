@@ -1,10 +1,9 @@
 /* trainer.c: the loop around the steps: stop, save, log, epochs, end.
  *
- * 1. creation   2. writing weights   3. metrics   4. the loop   5. gradients without a step
+ * 1. creation   2. metrics   3. the loop   4. gradients without a step
  */
 #include "learn/trainer.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -15,7 +14,6 @@
 #include "base/log.h"
 #include "base/stop.h"
 #include "learn/trainer_impl.h"
-#include "store/checkpoint.h"
 #include "store/lease.h"
 
 /* ---- 1. creation ---- */
@@ -140,78 +138,12 @@ static mb_status prepare(mb_trainer *trainer)
             mb_metrics_open(trainer->folder, trainer->is_resumed ? trainer->step : -1, &trainer->metrics);
     }
     MB_TRY(mb_comm_agree(trainer->comm, status));
+    MB_TRY(mb_trainer_weights_begin(trainer));
 done:
     return status;
 }
 
-/* ---- 2. writing weights ---- */
-
-static mb_status stored_dtype(const mb_trainer *trainer, mb_dtype *out_dtype)
-{
-    *out_dtype = mb_lm_arch(trainer->lm)->stored_dtype;
-    if (mb_str_equal(trainer->options->stored_dtype, "source")) return MB_OK;
-    return mb_dtype_parse(trainer->options->stored_dtype, out_dtype);
-}
-
-/* final -> epoch_<n>, replaced in one rename. */
-static mb_status link_final(const mb_trainer *trainer, int64_t number)
-{
-    mb_status status = MB_OK;
-    char target[48];
-    char *beside = mb_str_format("%s/final.tmp.%ld", trainer->folder, (long)getpid()),
-         *path = mb_files_join(trainer->folder, "final");
-    if (beside == NULL || path == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
-    snprintf(target, sizeof target, "epoch_%lld", (long long)number);
-    if (unlink(beside) != 0 && errno != ENOENT) MB_RAISE(MB_EIO, "%s: %s", beside, strerror(errno));
-    if (symlink(target, beside) != 0)
-        MB_RAISE(MB_EIO, "%s: cannot make the link: %s", beside, strerror(errno));
-    if (rename(beside, path) != 0)
-        MB_RAISE(MB_EIO, "%s: cannot put the link there: %s", path, strerror(errno));
-    MB_TRY(mb_files_sync(trainer->folder));
-done:
-    mb_free(beside);
-    mb_free(path);
-    return status;
-}
-
-static mb_status write_here(mb_trainer *trainer, int64_t number, bool is_last)
-{
-    mb_status status = MB_OK;
-    mb_dtype dtype;
-    char *temporary = NULL, *path = mb_str_format("%s/epoch_%lld", trainer->folder, (long long)number);
-    if (path == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
-    MB_TRY(stored_dtype(trainer, &dtype));
-    MB_TRY(mb_lease_check(trainer->folder));
-    MB_TRY(mb_checkpoint_begin(path, &temporary));
-    MB_TRY(mb_lm_write(trainer->lm, temporary,
-                       mb_lm_lora(trainer->lm)->is_on ? "adapter" : trainer->options->save, dtype));
-    MB_TRY(mb_lease_check(trainer->folder));
-    MB_TRY(mb_checkpoint_commit(temporary, path));
-    MB_FREE(temporary);
-    if (is_last) MB_TRY(link_final(trainer, number));
-done:
-    if (temporary != NULL) mb_files_remove_tree(temporary);
-    mb_free(temporary);
-    mb_free(path);
-    return status;
-}
-
-/* Weights as they are after `step` steps, with that step's trash bias. Collective. */
-static mb_status write_epoch(mb_trainer *trainer, int64_t epoch, bool is_last)
-{
-    mb_status status = MB_OK;
-    const double began = mb_clock_seconds();
-    if (trainer->objective->begin_step != NULL)
-        trainer->objective->begin_step(trainer->objective, trainer->lm, trainer->step);
-    if (mb_comm_rank(trainer->comm) == 0) status = write_here(trainer, epoch + 1, is_last);
-    MB_TRY(mb_comm_agree(trainer->comm, status));
-    const double seconds = mb_clock_seconds() - began;
-    if (seconds > trainer->weights_seconds) trainer->weights_seconds = seconds;
-done:
-    return status;
-}
-
-/* ---- 3. metrics ---- */
+/* ---- 2. metrics ---- */
 
 enum { OWN_METRICS = 9 };
 
@@ -256,7 +188,7 @@ static void show_progress(mb_trainer *trainer, mb_progress *progress, bool is_en
     }
 }
 
-/* ---- 4. the loop ---- */
+/* ---- 3. the loop ---- */
 
 #define SLOW_DISK_RATE   2e8  /* bytes a second */
 #define DEADLINE_SECONDS 10.0 /* kept free before the job's end, for the end of the program itself */
@@ -270,14 +202,15 @@ static double now_seconds(void)
 }
 
 /* What a stop may take from here on: the step under way and two more, two checkpoints, the weights of an
- * epoch, a validation. What was not yet measured is taken to go to a slow disk. */
+ * epoch (and of the best), a validation. What was not yet measured is taken to go to a slow disk. */
 static double stop_margin(const mb_trainer *trainer)
 {
     const double elements = (double)mb_params_trained_count(trainer->params),
                  save = trainer->save_seconds > 0 ? trainer->save_seconds : 12 * elements / SLOW_DISK_RATE,
                  weights =
                      trainer->weights_seconds > 0 ? trainer->weights_seconds : 4 * elements / SLOW_DISK_RATE;
-    return 3 * trainer->step_seconds + 2 * save + weights + trainer->validation_seconds;
+    return 3 * trainer->step_seconds + 2 * save + (trainer->best.is_kept ? 2 : 1) * weights +
+           trainer->validation_seconds;
 }
 
 /* Never before the first step of this run, so that every run gets on. */
@@ -309,7 +242,7 @@ static mb_status finish_step(mb_trainer *trainer, const mb_batches_step *taken, 
     }
     if (status == MB_OK) status = mb_trainer_save_check(trainer);
     MB_TRY(mb_comm_agree(trainer->comm, status));
-    if (taken->is_epoch_end) MB_TRY(write_epoch(trainer, taken->epoch, is_last));
+    if (taken->is_epoch_end) MB_TRY(mb_trainer_weights_epoch(trainer, taken->epoch, is_last));
     if (mb_trainer_validate_is_due(trainer, taken->is_epoch_end)) MB_TRY(mb_trainer_validate_run(trainer));
     if (taken->is_epoch_end || save_due || (every > 0 && trainer->step % every == 0))
         MB_TRY(mb_trainer_save_run(trainer, is_last));
@@ -369,7 +302,10 @@ static mb_status train(mb_trainer *trainer)
     }
     show_progress(trainer, &progress, true);
     MB_TRY(mb_trainer_save_wait(trainer));
-    if (mb_comm_rank(trainer->comm) == 0) status = mb_metrics_publish(trainer->metrics);
+    if (mb_comm_rank(trainer->comm) == 0) {
+        status = mb_metrics_publish(trainer->metrics);
+        if (status == MB_OK) status = mb_trainer_weights_prune(trainer, trainer->step);
+    }
     MB_TRY(mb_comm_agree(trainer->comm, status));
 done:
     mb_free(room);
@@ -385,6 +321,7 @@ static void fill_report(const mb_trainer *trainer, mb_status status, mb_trainer_
         .records = trainer->records,
         .seconds = seconds,
         .loss = trainer->loss_steps > 0 ? trainer->loss_sum / (double)trainer->loss_steps : 0,
+        .has_best = trainer->best.step >= 0,
         .is_stopped = status == MB_ESTOPPED};
     if (trainer->all_routing_seconds > 0) {
         report->routing_seconds = trainer->all_routing_seconds;
@@ -434,7 +371,7 @@ void mb_trainer_report_reset(mb_trainer_report *report)
     report->validated_count = 0;
 }
 
-/* ---- 5. gradients without a step ---- */
+/* ---- 4. gradients without a step ---- */
 
 mb_status mb_trainer_gradients(mb_lm *lm, mb_objective *objective, const mb_microbatch *microbatch,
                                float *gradient, mb_objective_terms *out_terms)

@@ -20,7 +20,9 @@
  * Validation: the objective's terms on the records of another shard, without gradients and dropout, before
  * the first step, every validation_steps (0: at epoch ends) and at the end; micro-batches of one type each,
  * values per type and over all as lines "validation/[<type>/]<term>" of the metrics. They have the same bits
- * on any number of ranks and change nothing of the training.
+ * on any number of ranks and change nothing of the training. With save_best the weights whose loss over all
+ * is the lowest so far stand in best_<step>, which the link best names (btm: best_router too): always a whole
+ * folder, and after a resume the one an uninterrupted run would have.
  */
 #ifndef MB_TRAINER_H
 #define MB_TRAINER_H
@@ -61,6 +63,7 @@ typedef struct mb_trainer_options {
     double time_limit_minutes;  /* training.time_limit_minutes 0: none: stop in time by itself (exit 75) */
     int64_t validation_steps;   /* training.validation_steps 0: at epoch ends and the end */
     int64_t validation_samples; /* training.validation_samples 0: all; drawn by seed */
+    char *save_best;            /* training.save_best auto|true|false: keep the weights validated best */
     bool log_loads;             /* training.log_loads: also where nothing else reads the routing */
     mb_shard *opt_validation;   /* no option: what to validate on, NULL: nothing. Borrowed */
 } mb_trainer_options;
@@ -87,6 +90,7 @@ typedef struct mb_trainer_report {
                                               their share of its steps' time */
     mb_trainer_validated *validated;       /* [validated_count], rank 0; owned: reset */
     int64_t validated_count, best_step;
+    bool has_best; /* the folder best is there (save_best) */
     mb_lm_memory memory[MB_TRAINER_MEMORY_KINDS];
     bool is_stopped; /* ended at a checkpoint before its end (MB_ESTOPPED) */
 } mb_trainer_report;

@@ -58,6 +58,13 @@ typedef struct mb_trainer_loads {
     const char **name;        /* [routers] */
 } mb_trainer_loads;
 
+/* Weights with the lowest validation loss (trainer_weights.c); the same on all ranks. */
+typedef struct mb_trainer_best {
+    bool is_kept;
+    double loss;  /* over all; INFINITY: none yet */
+    int64_t step; /* -1: none yet */
+} mb_trainer_best;
+
 typedef struct mb_trainer {
     mb_comm *comm;
     mb_lm *lm;
@@ -77,6 +84,7 @@ typedef struct mb_trainer {
     mb_trainer_passes passes;
     mb_trainer_loads loads;
     mb_trainer_validation *validation; /* NULL: none is asked for */
+    mb_trainer_best best;
     /* My lanes: lane_first, lane_first + lane_stride, ...: contiguous under ZeRO-1, dealt under ZeRO-2 and
        3. */
     int64_t lane_total, lane_first, lane_stride, lane_count;
@@ -151,6 +159,16 @@ mb_status mb_trainer_validate_run(mb_trainer *trainer);
 mb_status mb_trainer_validate_catch_up(mb_trainer *trainer);
 /* Rank 0, at the end: from all lines of the run into the report, and as a table into the log. */
 mb_status mb_trainer_validate_report(const mb_trainer *trainer, mb_trainer_report *report);
+
+/* trainer_weights.c: all collective but prune. */
+/* Once it is known where the run goes on: is the best kept, and which is it so far? */
+mb_status mb_trainer_weights_begin(mb_trainer *trainer);
+/* epoch_<epoch + 1>, and with is_last the link final. */
+mb_status mb_trainer_weights_epoch(mb_trainer *trainer, int64_t epoch, bool is_last);
+/* After a validation with this loss over all: best_<step> and the link best, where it is the lowest. */
+mb_status mb_trainer_weights_best(mb_trainer *trainer, double loss);
+/* Rank 0, once a state after `saved` steps is on the disk: earlier bests are not needed any more. */
+mb_status mb_trainer_weights_prune(mb_trainer *trainer, int64_t saved);
 
 /* trainer_memory.c: forecast and what was used, the most of any rank. Collective. */
 mb_status mb_trainer_memory_measure(mb_trainer *trainer);

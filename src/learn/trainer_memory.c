@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "learn/trainer_impl.h"
+#include "model/fuse.h"
 
 enum { WEIGHTS, BLOCKS, TRAINED, OPTIMISER, GRADIENTS, ACTIVATIONS, CHECKPOINT, OTHER };
 
@@ -65,6 +66,32 @@ done:
     return status;
 }
 
+/* Of an objective's second model: weights, and a pass over the largest micro-batch with the logits of its
+ * rows, which on a device the host holds too. */
+static mb_status add_second(const mb_comm *comm, const mb_objective *objective, int64_t rows,
+                            int64_t forecast[MB_TRAINER_MEMORY_KINDS])
+{
+    mb_status status = MB_OK;
+    mb_lm *lm = objective->opt_second;
+    mb_lm_plan plan;
+    const mb_lm_plan_options shape = {.tokens = rows,
+                                      .has_head = true,
+                                      .ranks = mb_comm_size(comm),
+                                      .node_ranks = mb_comm_local_size(comm)};
+    if (lm == NULL) goto done;
+    MB_TRY(mb_lm_plan_open(lm, &shape, &plan));
+    const bool is_mixed = mb_lm_is_fused(lm) && mb_fuse_get_kind(lm) != MB_FUSE_LAYER;
+    const int64_t each = rows * mb_lm_arch(lm)->vocab * (int64_t)sizeof(float), /* members' besides */
+        logits = is_mixed ? (mb_fuse_members(lm) + 1) * each : each;
+    forecast[WEIGHTS] += (int64_t)plan.weights;
+    forecast[BLOCKS] += (int64_t)plan.slots;
+    forecast[ACTIVATIONS] +=
+        (int64_t)(plan.activations + plan.scratch) + (mb_ops_is_device(mb_lm_ops(lm)) ? 2 : 1) * logits;
+    forecast[OTHER] += 2 * (int64_t)plan.packed;
+done:
+    return status;
+}
+
 mb_status mb_trainer_forecast(const mb_comm *comm, mb_lm *lm, const mb_objective *objective, mb_shard *shard,
                               const mb_trainer_options *options, mb_lm_memory memory[MB_TRAINER_MEMORY_KINDS])
 {
@@ -97,16 +124,19 @@ mb_status mb_trainer_forecast(const mb_comm *comm, mb_lm *lm, const mb_objective
                   looked = (1 + passes) * once;
     const size_t gradients = options->zero > 1 ? mb_scatter_plan(n, lanes, ranks, filled_elements(lm))
                                                : mb_lanes_plan(n, lanes, ranks);
-    const int64_t forecast[MB_TRAINER_MEMORY_KINDS] = {
-        [WEIGHTS] = (int64_t)plan.weights,
-        [BLOCKS] = (int64_t)plan.slots,
-        [TRAINED] = (int64_t)plan.trained,
-        [OPTIMISER] = 8 * owned_elements(n, ranks),
-        [GRADIENTS] = (int64_t)gradients,
-        [ACTIVATIONS] =
-            (training > looked ? training : looked) + batch_bytes(lm, options, lanes, ranks, tokens, rows),
-        [CHECKPOINT] = mb_trainer_save_copy_bytes(options, n, ranks),
-        [OTHER] = 2 * (int64_t)plan.packed + OTHER_BYTES};
+    int64_t forecast[MB_TRAINER_MEMORY_KINDS] = {[WEIGHTS] = (int64_t)plan.weights,
+                                                 [BLOCKS] = (int64_t)plan.slots,
+                                                 [TRAINED] = (int64_t)plan.trained,
+                                                 [OPTIMISER] = 8 * owned_elements(n, ranks),
+                                                 [GRADIENTS] = (int64_t)gradients,
+                                                 [ACTIVATIONS] =
+                                                     (training > looked ? training : looked) +
+                                                     batch_bytes(lm, options, lanes, ranks, tokens, rows),
+                                                 [CHECKPOINT] = mb_trainer_save_copy_bytes(options, n, ranks),
+                                                 [OTHER] = 2 * (int64_t)plan.packed + OTHER_BYTES};
+    forecast[ACTIVATIONS] += (mb_ops_is_device(mb_lm_ops(lm)) ? 2 : 1) *
+                             (rows > validated ? rows : validated) * objective->row_bytes;
+    MB_TRY(add_second(comm, objective, rows > validated ? rows : validated, forecast));
     for (int k = 0; k < MB_TRAINER_MEMORY_KINDS; k++)
         memory[k] = (mb_lm_memory){.kind = kinds[k], .forecast = forecast[k], .used = memory[k].used};
 done:
@@ -126,20 +156,34 @@ static int64_t pass_arena_bytes(const mb_trainer *trainer)
 {
     size_t bytes = 0;
     for (int64_t i = 0; i < MB_OBJECTIVE_MAX_PASSES; i++)
-        if (trainer->passes.pass[i] != NULL)
-            bytes += mb_arena_peak_bytes(mb_lm_pass_arena(trainer->passes.pass[i]));
+        if (trainer->passes.pass[i] != NULL) bytes += mb_lm_pass_peak_bytes(trainer->passes.pass[i]);
     return (int64_t)bytes;
+}
+
+/* Of the objective's second model; it trains nothing. */
+static mb_params_bytes_used second_used(const mb_trainer *trainer)
+{
+    const mb_lm *lm = trainer->objective->opt_second;
+    return lm != NULL ? mb_lm_used(lm) : (mb_params_bytes_used){0};
+}
+
+static int64_t rope_bytes(const mb_trainer *trainer)
+{
+    const mb_lm *lm = trainer->objective->opt_second;
+    return mb_lm_rope_bytes(trainer->lm) + (lm != NULL ? mb_lm_rope_bytes(lm) : 0);
 }
 
 /* The rest of the host's memory: what stands in none of the kinds. Windows are MPI's memory, a device's is
  * counted by itself. */
 static int64_t other_bytes(const mb_trainer *trainer, const int64_t *used)
 {
-    const mb_params_bytes_used weights = mb_params_used(trainer->params);
+    const mb_params_bytes_used weights = mb_lm_used(trainer->lm), second = second_used(trainer);
+    mb_lm *teacher = trainer->objective->opt_second;
     int64_t other = mb_memory_peak_bytes() - used[CHECKPOINT] - host_arena_bytes(trainer);
     if (!mb_ops_is_device(mb_lm_ops(trainer->lm))) {
         other -= used[BLOCKS] + used[OPTIMISER] + used[GRADIENTS] + pass_arena_bytes(trainer) +
-                 mb_lm_rope_bytes(trainer->lm);
+                 rope_bytes(trainer);
+        if (teacher != NULL && !mb_params_is_shared(mb_lm_params(teacher))) other -= (int64_t)second.frozen;
         if (!mb_params_is_sharded(trainer->params)) {
             other -= (int64_t)weights.trained;
             if (!mb_params_is_shared(trainer->params)) other -= (int64_t)weights.frozen;
@@ -151,11 +195,11 @@ static int64_t other_bytes(const mb_trainer *trainer, const int64_t *used)
 mb_status mb_trainer_memory_measure(mb_trainer *trainer)
 {
     mb_status status = MB_OK;
-    const mb_params_bytes_used weights = mb_params_used(trainer->params);
+    const mb_params_bytes_used weights = mb_lm_used(trainer->lm), second = second_used(trainer);
     int64_t first, owned, used[MB_TRAINER_MEMORY_KINDS];
     mb_lanes_owned(trainer->lanes, &first, &owned);
-    used[WEIGHTS] = (int64_t)weights.frozen + mb_lm_rope_bytes(trainer->lm);
-    used[BLOCKS] = (int64_t)weights.slots;
+    used[WEIGHTS] = (int64_t)(weights.frozen + second.frozen) + rope_bytes(trainer);
+    used[BLOCKS] = (int64_t)(weights.slots + second.slots);
     used[TRAINED] = (int64_t)weights.trained;
     used[OPTIMISER] = 8 * owned;
     used[GRADIENTS] = (int64_t)(trainer->scatter != NULL ? mb_scatter_peak_bytes(trainer->scatter)

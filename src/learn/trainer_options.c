@@ -85,6 +85,10 @@ static const mb_option table[] = {
     INT(validation_samples, "training.validation_samples", "0", 0, "records",
         "records (or pairs) to validate on, drawn by the seed; 0: all of the shard",
         "training.max_eval_samples"),
+    MB_OPTION_TEXT(mb_trainer_options, save_best, "training.save_best", "auto", "auto|true|false",
+                   "after every validation whose loss over all is the lowest so far write the weights to "
+                   "<output.dir>/best; auto: for btm",
+                   "training.load_best_model_at_end|training.save_best_model"),
     MB_OPTION_BOOL(
         mb_trainer_options, log_loads, "training.log_loads", "false",
         "count the tokens of every expert in the steps that are logged, also where no loss reads the "

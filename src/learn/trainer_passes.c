@@ -1,5 +1,8 @@
 /* trainer_passes.c: the forward, loss and backward of one micro-batch.
  *
+ * Passes of an objective's second model (a teacher) run first, and what came of them makes the batches of the
+ * trained model whole.
+ *
  * A validation has the same passes without their gradients, and without dropout. The loss of one forward can
  * be asked for several times: scaled as a part of its type and as a part of all.
  *
@@ -77,9 +80,10 @@ static mb_status check_passes(const mb_trainer_passes *passes, const mb_objectiv
     int64_t backwards = 0;
     for (int64_t i = 0; i < count; i++) {
         backwards += planned[i].want.gradient;
-        if (planned[i].model != 0)
+        if (planned[i].model > (passes->objective->opt_second != NULL) ||
+            (planned[i].model == 1 && planned[i].want.gradient))
             return mb_fail(MB_EUNSUPPORTED,
-                           "objective %s asks for a second model, and the trainer was given one",
+                           "objective %s asks for a model that it was not given, or to train its second one",
                            passes->objective->name);
     }
     if (is_training && backwards != 1 && mb_params_has_sink(mb_lm_params(passes->lm)))
@@ -90,19 +94,38 @@ static mb_status check_passes(const mb_trainer_passes *passes, const mb_objectiv
     return MB_OK;
 }
 
-static mb_status run_forwards(mb_trainer_passes *passes, mb_objective_pass *planned, int64_t count,
-                              mb_lm_output *outputs)
+/* Those of one model, up to where they are queued. */
+static mb_status start_forwards(mb_trainer_passes *passes, mb_objective_pass *planned, int64_t count,
+                                int64_t model, mb_lm_output *outputs)
 {
     mb_status status = MB_OK;
     const bool is_device = mb_ops_is_device(mb_lm_ops(passes->lm)); /* routing has to be fetched there */
+    mb_lm *lm = model == 0 ? passes->lm : passes->objective->opt_second;
     for (int64_t i = 0; i < count; i++) {
+        if (planned[i].model != model) continue;
         planned[i].want.recompute = passes->recompute && planned[i].want.gradient;
         const bool is_read =
             passes->objective->reads_routing || (passes->loads != NULL && planned[i].want.gradient);
         planned[i].want.no_routing |= is_device && !is_read;
-        if (passes->pass[i] == NULL) MB_TRY(mb_lm_pass_create(passes->lm, &passes->pass[i]));
+        if (passes->pass[i] == NULL) MB_TRY(mb_lm_pass_create(lm, &passes->pass[i]));
         MB_TRY(mb_lm_forward_start(passes->pass[i], &planned[i].batch, &planned[i].want, &outputs[i]));
     }
+done:
+    return status;
+}
+
+static mb_status run_forwards(mb_trainer_passes *passes, mb_objective_pass *planned, int64_t count,
+                              mb_lm_output *outputs)
+{
+    mb_status status = MB_OK;
+    mb_objective *objective = passes->objective;
+    if (objective->opt_second != NULL) {
+        MB_TRY(start_forwards(passes, planned, count, 1, outputs));
+        for (int64_t i = 0; i < count; i++)
+            if (planned[i].model == 1) MB_TRY(mb_lm_pass_wait(passes->pass[i]));
+        MB_TRY(objective->complete(objective, planned, outputs, count));
+    }
+    MB_TRY(start_forwards(passes, planned, count, 0, outputs));
 done:
     return status;
 }

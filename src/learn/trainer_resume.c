@@ -24,6 +24,7 @@ static bool is_setting(const char *key)
 {
     static const char *const others[] = {"training.save",
                                          "training.save_steps",
+                                         "training.save_best",
                                          "training.save_minutes",
                                          "training.save_total_limit",
                                          "training.logging_steps",

@@ -227,6 +227,7 @@ static mb_status join_thread(mb_trainer *trainer)
     status = saver->status;
     if (status != MB_OK) mb_fail(status, "%s", saver->message != NULL ? saver->message : "");
     MB_FREE(saver->message);
+    if (status == MB_OK) status = mb_trainer_weights_prune(trainer, saver->state.step);
     return status;
 }
 
@@ -419,6 +420,8 @@ mb_status mb_trainer_save_run(mb_trainer *trainer, bool is_awaited)
             status = start_thread(trainer->saver);
         else if (!is_aside)
             status = finish_file(trainer->saver, status);
+        if (status == MB_OK && !is_aside)
+            status = mb_trainer_weights_prune(trainer, trainer->saver->state.step);
     }
     MB_TRY(mb_comm_agree(trainer->comm, status));
     trainer->saved = mb_clock_seconds();

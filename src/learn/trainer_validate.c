@@ -474,6 +474,7 @@ mb_status mb_trainer_validate_run(mb_trainer *trainer)
     if (seconds > trainer->validation_seconds) trainer->validation_seconds = seconds;
     if (mb_comm_rank(trainer->comm) == 0) status = write_line(trainer, v, seconds);
     MB_TRY(mb_comm_agree(trainer->comm, status));
+    MB_TRY(mb_trainer_weights_best(trainer, v->sums[v->groups * v->terms]));
 done:
     return status;
 }

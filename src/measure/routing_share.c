@@ -169,8 +169,10 @@ static mb_status name_all(mb_routing_share *s, const mb_arch *arch)
     MB_NEW_ARRAY(s->layers, r->routers);
     for (int64_t t = 0; t < r->types; t++)
         s->names[t] = r->has_types ? mb_shard_type_name(s->shard, t) : mb_shard_source_name(s->shard, t);
-    for (int64_t layer = 0, n = 0; layer < arch->layers; layer++)
+    int64_t n = 0;
+    for (int64_t layer = 0; layer < arch->layers; layer++)
         if (mb_arch_is_moe(arch, layer)) s->layers[n++] = layer;
+    for (; n < r->routers; n++) s->layers[n] = n; /* a fused model has stages */
     r->names = s->names;
     r->layers = s->layers;
 done:

@@ -526,7 +526,7 @@ done:
 
 static int64_t pass_bytes(mb_lm_pass *opt_pass)
 {
-    return opt_pass != NULL ? (int64_t)mb_arena_peak_bytes(mb_lm_pass_arena(opt_pass)) : 0;
+    return opt_pass != NULL ? (int64_t)mb_lm_pass_peak_bytes(opt_pass) : 0;
 }
 
 mb_status mb_scorer_run(mb_comm *comm, mb_lm *opt_router_lm, mb_lm *opt_source_lm, mb_shard *shard,

@@ -2,7 +2,8 @@
  *
  * 1. parameters
  * 2. what the backward pass has to compute
- * 3. tensors in the arena
+ * 3. both halves
+ * 4. tensors in the arena
  */
 #include "model/block.h"
 
@@ -75,9 +76,11 @@ static void block_plan(mb_block *b, int64_t index, int64_t lowest)
     }
 }
 
-mb_status mb_block_find(mb_block *block, const mb_arch *arch, mb_params *params, int64_t index)
+mb_status mb_block_find(mb_block *block, const mb_arch *arch, mb_params *params, int64_t index,
+                        bool input_gradient)
 {
     mb_status status = MB_OK;
+    const int64_t lowest = input_gradient ? MB_PARAMS_EMBEDDING : mb_params_lowest_trained(params);
     block->input_norm = block_param(params, index, "input_layernorm.weight");
     block->post_norm = block_param(params, index, "post_attention_layernorm.weight");
     block->q_norm = block_param(params, index, "self_attn.q_norm.weight");
@@ -96,7 +99,7 @@ mb_status mb_block_find(mb_block *block, const mb_arch *arch, mb_params *params,
         block_project(&block->up, params, index, "mlp.up_proj", PLACE_UP);
         block_project(&block->down, params, index, "mlp.down_proj", PLACE_DOWN);
     }
-    block_plan(block, index, mb_params_lowest_trained(params));
+    block_plan(block, index, lowest);
 done:
     return status;
 }
@@ -108,7 +111,38 @@ void mb_block_reset(mb_block *block)
     mb_projection_group_reset(&block->experts_down);
 }
 
-/* ---- 3. tensors in the arena ---- */
+/* ---- 3. both halves ---- */
+
+mb_status mb_block_forward(const mb_block_context *context, mb_params *params, mb_block *block,
+                           bool gate_only, mb_tensor *x, mb_block_saved *saved)
+{
+    mb_status status = MB_OK;
+    MB_TRY(mb_params_acquire(params, block->index));
+    status = mb_attention_block_forward(context, block, x, saved);
+    saved->is_gate_only = gate_only;
+    if (status == MB_OK)
+        status = block->is_moe ? mb_experts_forward(context, block, x, saved)
+                               : mb_ffn_forward(context, block, x, saved);
+    mb_params_release(params, block->index);
+done:
+    return status;
+}
+
+mb_status mb_block_backward(const mb_block_context *context, mb_params *params, mb_block *block,
+                            const mb_block_saved *saved, const float *opt_d_router_logits, mb_tensor *dx)
+{
+    mb_status status = MB_OK;
+    MB_TRY(mb_params_acquire(params, block->index));
+    status = block->is_moe ? mb_experts_backward(context, block, saved, opt_d_router_logits, dx)
+                           : mb_ffn_backward(context, block, saved, dx);
+    if (status == MB_OK && block->needs_attention)
+        status = mb_attention_block_backward(context, block, saved, dx);
+    mb_params_release(params, block->index);
+done:
+    return status;
+}
+
+/* ---- 4. tensors in the arena ---- */
 
 static mb_status block_new(const mb_block_context *context, mb_tensor tensor, mb_tensor *out)
 {

@@ -29,7 +29,7 @@ typedef struct mb_block {
     int64_t index, window;
     /* What the backward pass has to compute, fixed by what trains: */
     bool needs_any;       /* anything here at all */
-    bool needs_input;     /* the gradient of the block's input: something below trains */
+    bool needs_input;     /* the gradient of the block's input: something below trains, or it was asked for */
     bool needs_qkv;       /* through the attention */
     bool needs_attention; /* the attention half in any way */
     bool needs_ffn_input; /* the gradient of the FFN half's input */
@@ -69,10 +69,19 @@ typedef struct mb_block_context {
     const int32_t *opt_cache_row; /* [T] row of the cache for each new one; shape speaks of all of them */
 } mb_block_context;
 
-/* Point at the parameters and work out what has to be computed backward. Frees nothing on failure: call
- * reset. */
-mb_status mb_block_find(mb_block *block, const mb_arch *arch, mb_params *params, int64_t index);
+/* Point at the parameters and work out what has to be computed backward: what trains, and with
+ * input_gradient the gradient of the input whatever trains. Frees nothing on failure: call reset. */
+mb_status mb_block_find(mb_block *block, const mb_arch *arch, mb_params *params, int64_t index,
+                        bool input_gradient);
 void mb_block_reset(mb_block *block);
+
+/* Both halves on x [T, D], in place, its weights acquired meanwhile; gate_only: a mixture of experts stops
+ * after its router. Back, the later half first: dx is the gradient of the output, then of the input where
+ * that is needed. */
+mb_status mb_block_forward(const mb_block_context *context, mb_params *params, mb_block *block,
+                           bool gate_only, mb_tensor *x, mb_block_saved *saved);
+mb_status mb_block_backward(const mb_block_context *context, mb_params *params, mb_block *block,
+                            const mb_block_saved *saved, const float *opt_d_router_logits, mb_tensor *dx);
 
 /* f32 tensors from the pass's arena, act ones, and a copy of one in its dtype. */
 mb_status mb_block_new1(const mb_block_context *context, int64_t n0, mb_tensor *out);

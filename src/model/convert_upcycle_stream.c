@@ -203,7 +203,7 @@ mb_status mb_convert_upcycle_stream_layer(mb_convert_upcycle_stream *stream, mb_
     MB_TRY(mb_params_create(&s->one, s->ops, &params));
     MB_TRY(mb_params_seal(params, "none"));
     MB_TRY(stream_fill(s, index, params));
-    MB_TRY(mb_block_find(&block, &s->one, params, 0));
+    MB_TRY(mb_block_find(&block, &s->one, params, 0, false));
     MB_TRY(mb_params_acquire(params, 0));
     for (int64_t first = 0; first < rows->segments;) {
         stream_batch b = {.first = first, .n = 1, .at = rows->offsets[first]};

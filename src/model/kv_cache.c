@@ -43,33 +43,36 @@ done:
 
 void mb_kv_cache_destroy(mb_kv_cache **cache)
 {
-    mb_kv_cache *c = *cache;
-    if (c == NULL) return;
-    mb_buffer_destroy(&c->data);
-    mb_free(c->k);
-    mb_free(c->v);
-    mb_free(c->first);
-    mb_free(c->room);
-    mb_free(c->length);
-    mb_free(c);
-    *cache = NULL;
+    while (*cache != NULL) {
+        mb_kv_cache *c = *cache;
+        *cache = c->next;
+        mb_buffer_destroy(&c->data);
+        mb_free(c->k);
+        mb_free(c->v);
+        mb_free(c->first);
+        mb_free(c->room);
+        mb_free(c->length);
+        mb_free(c);
+    }
 }
 
 void mb_kv_cache_place(mb_kv_cache *cache, int64_t slot, int64_t first, int64_t room)
 {
     assert(slot >= 0 && slot < cache->slots && first >= 0 && room >= 0 && first + room <= cache->rows);
-    cache->first[slot] = (int32_t)first;
-    cache->room[slot] = (int32_t)room;
-    cache->length[slot] = 0;
+    for (mb_kv_cache *c = cache; c != NULL; c = c->next) {
+        c->first[slot] = (int32_t)first;
+        c->room[slot] = (int32_t)room;
+        c->length[slot] = 0;
+    }
 }
 
 void mb_kv_cache_cut(mb_kv_cache *cache, int64_t slot, int64_t length)
 {
     assert(slot >= 0 && slot < cache->slots && length >= 0 && length <= cache->length[slot]);
-    cache->length[slot] = (int32_t)length;
+    for (mb_kv_cache *c = cache; c != NULL; c = c->next) c->length[slot] = (int32_t)length;
 }
 
-mb_status mb_kv_cache_copy(mb_kv_cache *cache, int64_t from, int64_t to)
+static mb_status copy_one(mb_kv_cache *cache, int64_t from, int64_t to)
 {
     mb_status status = MB_OK;
     assert(from != to && from < cache->slots && to < cache->slots);
@@ -82,6 +85,14 @@ mb_status mb_kv_cache_copy(mb_kv_cache *cache, int64_t from, int64_t to)
             MB_TRY(mb_ops_copy(cache->ops, a.data, mb_tensor_bytes(&a), b.data));
         }
     cache->length[to] = cache->length[from];
+done:
+    return status;
+}
+
+mb_status mb_kv_cache_copy(mb_kv_cache *cache, int64_t from, int64_t to)
+{
+    mb_status status = MB_OK;
+    for (mb_kv_cache *c = cache; c != NULL; c = c->next) MB_TRY(copy_one(c, from, to));
 done:
     return status;
 }

@@ -5,7 +5,8 @@
  * A slot is one sequence's run of rows: equal runs at first, others when the caller places them. Rows are
  * written by the attention blocks of a forward pass whose batch names the cache (mb_lm_batch.opt_cache);
  * keys are rotated. The pass adds the new rows to `length` once they are queued. Keys and values lie in the
- * backend's memory, the books about them (first, room, length) in the host's.
+ * backend's memory, the books about them (first, room, length) in the host's. Members of a fused model have
+ * one each, in a chain: destroy, place, cut and copy do all of it; rows, write and grow do that one alone.
  */
 #ifndef MB_KV_CACHE_H
 #define MB_KV_CACHE_H
@@ -18,7 +19,8 @@ typedef struct mb_kv_cache {
     mb_tensor *k, *v;               /* [L] of [rows, G, Dh] in the act dtype */
     int32_t *first, *room, *length; /* [slots] first row, rows there are, rows in use */
     mb_buffer *data;
-    mb_ops *ops; /* borrowed */
+    mb_ops *ops;              /* borrowed */
+    struct mb_kv_cache *next; /* of the next member of a fused model, with the same slots; NULL: none */
 } mb_kv_cache;
 
 /* `rows` rows in all, shared out equally at first. */

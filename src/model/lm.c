@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include "base/files.h"
-#include "model/lm_state.h"
+#include "model/fuse_state.h"
 #include "store/contenthash.h"
 
 #define LM_CHAIN_MAX 16
@@ -105,6 +105,19 @@ static mb_status lm_read_arch(const lm_chain *chain, mb_arch *arch)
         if (has) return mb_arch_read(chain->deltas[i], arch);
     }
     return mb_arch_read(chain->base, arch);
+}
+
+mb_status mb_lm_peek(const char *path, mb_arch *out_arch, char **out_base)
+{
+    mb_status status = MB_OK;
+    lm_chain chain = {0};
+    MB_TRY(lm_chain_read(path, &chain));
+    MB_TRY(lm_read_arch(&chain, out_arch));
+    *out_base = chain.base;
+    chain.base = NULL;
+done:
+    lm_chain_reset(&chain);
+    return status;
 }
 
 /* ---- 2. what trains ---- */
@@ -220,7 +233,7 @@ static mb_status lm_build(mb_lm *lm)
     lm->head = lm->arch.tied_head ? lm->embedding : mb_params_find(lm->params, "lm_head.weight");
     MB_NEW_ARRAY(lm->blocks, lm->arch.layers);
     for (int64_t i = 0; i < lm->arch.layers; i++)
-        MB_TRY(mb_block_find(&lm->blocks[i], &lm->arch, lm->params, i));
+        MB_TRY(mb_block_find(&lm->blocks[i], &lm->arch, lm->params, i, lm->input_gradient));
     MB_TRY(lm_make_rope(lm));
 done:
     return status;
@@ -287,6 +300,7 @@ static mb_status lm_store(mb_lm *lm, const mb_lm_options *options)
     if (options->frozen_bits != 0 && options->frozen_bits != 8 && options->frozen_bits != 4)
         MB_RAISE(MB_EUSAGE, "frozen weights of %d bits: 8 and 4 are there", options->frozen_bits);
     lm->dtype = options->dtype;
+    lm->input_gradient = options->input_gradient;
     mb_params_store(lm->params, options->dtype, options->frozen_bits, group);
 done:
     return status;
@@ -323,6 +337,8 @@ mb_status mb_lm_open(mb_ops *ops, const mb_lm_options *options, mb_lm **out_lm)
     mb_lm *lm = NULL;
     lm_chain chain = {0};
     const char *patterns = "none";
+    if (mb_fuse_is_folder(options->path))
+        return mb_fuse_open_folder(ops, options->path, options, NULL, out_lm);
     MB_NEW(lm);
     lm->ops = ops;
     MB_TRY(lm_agree(options, lm_prepare(lm, options, &chain, &patterns)));
@@ -364,6 +380,7 @@ void mb_lm_destroy(mb_lm **lm)
 {
     mb_lm *m = *lm;
     if (m == NULL) return;
+    mb_fuse_destroy(&m->fuse);
     for (int64_t i = 0; m->blocks != NULL && i < m->arch.layers; i++) mb_block_reset(&m->blocks[i]);
     mb_free(m->blocks);
     mb_buffer_destroy(&m->rope_data);
@@ -397,7 +414,7 @@ mb_ops *mb_lm_ops(mb_lm *lm)
 }
 int64_t mb_lm_routers(const mb_lm *lm)
 {
-    return mb_arch_moe_layers(&lm->arch);
+    return lm->fuse != NULL ? lm->fuse->stages : mb_arch_moe_layers(&lm->arch);
 }
 mb_dtype mb_lm_dtype(const mb_lm *lm)
 {
@@ -407,6 +424,7 @@ void mb_lm_set_dtype(mb_lm *lm, mb_dtype dtype)
 {
     assert(dtype == MB_F32 || dtype == MB_BF16);
     lm->dtype = dtype;
+    if (lm->fuse != NULL) mb_fuse_set_dtype(lm, dtype);
 }
 void mb_lm_set_trash_bias(mb_lm *lm, double bias)
 {
@@ -415,6 +433,12 @@ void mb_lm_set_trash_bias(mb_lm *lm, double bias)
 bool mb_lm_has_router_bias(const mb_lm *lm)
 {
     return lm->arch.router_bias;
+}
+
+mb_status mb_lm_cache_create(mb_lm *lm, int64_t slots, int64_t rows, mb_kv_cache **out_cache)
+{
+    if (lm->fuse != NULL) return mb_fuse_cache_create(lm, slots, rows, out_cache);
+    return mb_kv_cache_create(&lm->arch, lm->ops, lm->dtype, slots, rows, out_cache);
 }
 
 static mb_status lm_need_bias(const mb_lm *lm)
@@ -445,7 +469,7 @@ done:
 
 int64_t mb_lm_rope_bytes(const mb_lm *lm)
 {
-    return (int64_t)lm->rope_data->bytes;
+    return lm->fuse != NULL ? mb_fuse_rope_bytes(lm) : (int64_t)lm->rope_data->bytes;
 }
 const char *mb_lm_base(const mb_lm *lm)
 {
@@ -476,7 +500,9 @@ mb_status mb_lm_hashes(mb_lm *lm, char out_model[MB_HASH_TEXT], char out_adapter
     mb_status status = MB_OK;
     char model[MB_HASH_TEXT] = "", adapter[MB_HASH_TEXT] = "";
     const char *base;
-    if (lm->path != NULL && strcmp(lm->path, lm->base) == 0) {
+    if (lm->fuse != NULL) {
+        MB_TRY(mb_fuse_hashes(lm, model));
+    } else if (lm->path != NULL && strcmp(lm->path, lm->base) == 0) {
         MB_TRY(mb_lm_base_hash(lm, &base));
         memcpy(model, base, sizeof model);
     } else if (lm->path != NULL) {
@@ -505,6 +531,6 @@ done:
 
 const char *mb_lm_hash(mb_lm *lm)
 {
-    if (lm->hash[0] == 0 && lm->path != NULL) (void)lm_hash(lm, lm->hash);
+    if (lm->hash[0] == 0 && (lm->path != NULL || lm->fuse != NULL)) (void)lm_hash(lm, lm->hash);
     return lm->hash;
 }

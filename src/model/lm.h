@@ -16,6 +16,7 @@
 #define MB_LM_H
 
 #include "comm/comm.h"
+#include "model/head_rows.h"
 #include "model/kv_cache.h"
 #include "model/lora.h"
 #include "model/params.h"
@@ -24,20 +25,22 @@ typedef struct mb_lm mb_lm;
 typedef struct mb_lm_pass mb_lm_pass;
 
 typedef struct mb_lm_options {
-    const char *path; /* HF folder, or a delta folder (delta.json names and hashes its base; both are read) */
+    const char *path; /* HF folder, a delta folder (delta.json names and hashes its base; both are read), or a
+                         fused one (fuse.h): train is "none" or "router" then */
     const char *opt_adapter; /* PEFT folder to load on top, NULL none */
     const char *train;       /* "none", "all", "router" (the gates), or patterns of params.h; with an adapter:
                                 "none" or the adapter alone ("all") */
     const mb_lora_options *opt_lora; /* a new adapter to train, NULL none (not together with opt_adapter,
                                         which trains as it is unless train == "none") */
     double trash_expert_ratio;       /* > 0: declare the last share of an ordinary MoE's experts trash */
-    bool router_bias; /* every router gets a selection bias where the folder has none: zeros, to be moved
+    bool router_bias;    /* every router gets a selection bias where the folder has none: zeros, to be moved
                          (mb_lm_router_bias_write). Not with an adapter that trains, whose folder has no
                          place for it: MB_EUSAGE */
-    uint64_t seed;    /* of new tensors */
-    mb_dtype dtype;   /* of computing, and of frozen matrices in memory: f32 (0) or bf16. What trains is f32
+    bool input_gradient; /* a backward runs through all blocks, whatever trains: a fused model's members */
+    uint64_t seed;       /* of new tensors */
+    mb_dtype dtype;  /* of computing, and of frozen matrices in memory: f32 (0) or bf16. What trains is f32
                           in memory in any case */
-    int frozen_bits;  /* 8 or 4: frozen matrices of the decoder layers are quantised; 0: not */
+    int frozen_bits; /* 8 or 4: frozen matrices of the decoder layers are quantised; 0: not */
     int64_t frozen_group; /* columns that share a scale; 0: 64 */
     /* Several ranks: */
     mb_comm *opt_comm; /* whose; NULL: every process by itself. Borrowed, must outlive the model */
@@ -90,7 +93,10 @@ typedef struct mb_lm_batch {
     const int32_t *targets;       /* [Nh]; NULL: no losses (want.logits then) */
     const float *opt_head_weight; /* [Nh] dLoss/d token_loss when known beforehand (fused: with want.gradient
                                      the head's own gradient is added in the forward); NULL: given to
-                                     backward, or no gradient */
+                                     backward, or no gradient. With a teacher dLoss/d row loss (ops.h) */
+    const mb_teacher_rows *opt_teacher; /* of the head rows, arrays of the host (the first dimension Nh). On a
+                                           device dense rows go there a chunk at a time, while the forward is
+                                           queued. Not with a cache */
     /* Generation: rows follow those already in the cache's slots (positions say so too). No gradient. */
     mb_kv_cache *opt_cache;
     const int32_t *opt_slot; /* [S] slot of each segment, no two alike */
@@ -113,7 +119,8 @@ typedef struct mb_lm_want {
 /* Outputs of a forward, in the host's memory, owned by the pass until its next forward. Pointers not asked
  * for are NULL. */
 typedef struct mb_lm_output {
-    float *token_loss;     /* [Nh] */
+    float *token_loss;     /* [Nh] cross-entropy */
+    float *token_distil;   /* [Nh] distance to opt_teacher, in nats and not times T^2 */
     int32_t *argmax;       /* [Nh] */
     float *logits;         /* [Nh, V] */
     float *hidden;         /* [T, D] */
@@ -134,23 +141,34 @@ mb_status mb_lm_pass_wait(mb_lm_pass *pass);
 mb_status mb_lm_forward(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want,
                         mb_lm_output *out);
 
-/* Gradients that enter: token losses (unless fused), router logits per router ([T,E'] each; entries or the
- * array may be NULL), hidden [T,D] (NULL none), all in the host's memory and free again when this returns.
- * Adds into the bound gradients of trained tensors (params.h: the backend's memory); computes nothing below
- * the lowest trained block. On a device it returns once queued: later ops see the gradients, the host after
- * mb_ops_wait. */
+/* Gradients that enter: token losses (row losses with a teacher; unless fused), router logits per router
+ * ([T,E'] each; entries or the array may be NULL), hidden [T,D] (NULL none), all in the host's memory and
+ * free again when this returns. Adds into the bound gradients of trained tensors (params.h: the backend's
+ * memory); computes nothing below the lowest trained block. On a device it returns once queued: later ops
+ * see the gradients, the host after mb_ops_wait. */
 mb_status mb_lm_backward(mb_lm_pass *pass, const float *opt_d_token_loss, float *const *opt_d_router_logits,
                          const float *opt_d_hidden);
 /* With gradients by block (mb_params_set_sink): bind those of the head before the forward, which may add
  * into them. A pass whose forward kept anything for a gradient must get its backward, once. */
 mb_status mb_lm_gradient_begin(mb_lm *lm);
+/* Room for the keys and values of a generation (mb_lm_batch.opt_cache): `rows` rows in all, shared out
+ * equally at first. A fused model's is a chain, one of each member. */
+mb_status mb_lm_cache_create(mb_lm *lm, int64_t slots, int64_t rows, mb_kv_cache **out_cache);
 int64_t mb_lm_rope_bytes(const mb_lm *lm); /* of the table of angles, which belongs to the weights */
-/* Of its activations, in the backend's memory; reset by the next forward. Its peak is what the pass took. */
+/* Of its activations, in the backend's memory; reset by the next forward. */
 mb_arena *mb_lm_pass_arena(mb_lm_pass *pass);
+/* The most it took there, with that of the members' passes where the model is fused. */
+size_t mb_lm_pass_peak_bytes(const mb_lm_pass *pass);
+/* What the weights take in this process (mb_params_used), of all members where the model is fused. */
+mb_params_bytes_used mb_lm_used(const mb_lm *lm);
+/* Multiply-adds x 2 of one token's forward pass at `context` tokens (mb_arch_flops), of all members that are
+ * run and the router where the model is fused. */
+double mb_lm_flops(const mb_lm *lm, int64_t context);
 
 /* Save: "full" HF folder (config.json, weights, and the tokenizer and generation files of the source folder
- * copied), "delta" (delta.json {base, base_hash} + delta.safetensors), or the adapter when LoRA is on. Into
- * an existing folder (a checkpoint being filled). */
+ * copied), "delta" (delta.json {base, base_hash} + delta.safetensors), or the adapter when LoRA is on. A
+ * fused model is fuse.json and its router in either kind. Into an existing folder (a checkpoint being
+ * filled). */
 mb_status mb_lm_write(mb_lm *lm, const char *folder, const char *kind, mb_dtype dtype);
 
 /* Bytes by kind on one rank; the kinds add up. weights: frozen tensors (this rank's part of them) and rope
@@ -164,9 +182,10 @@ typedef struct mb_lm_plan {
 typedef struct mb_lm_plan_options {
     int64_t tokens; /* rows of a pass */
     bool gradient, recompute;
-    bool has_head;   /* the rows have a loss */
-    mb_dtype dtype;  /* as in mb_lm_options; of an open model its own */
-    int frozen_bits; /* as in mb_lm_options */
+    bool has_head;       /* the rows have a loss */
+    bool input_gradient; /* as in mb_lm_options; of an open model its own */
+    mb_dtype dtype;      /* as in mb_lm_options; of an open model its own */
+    int frozen_bits;     /* as in mb_lm_options */
     int64_t frozen_group;
     bool shard;     /* weights are cut over `ranks`; of an open model its own */
     bool ahead;     /* and the next block is fetched ahead; of an open model its own */

@@ -5,9 +5,24 @@
  */
 #include <string.h>
 
-#include "model/lm_state.h"
+#include "model/fuse_state.h"
 
 /* ---- 1. head and final norm ---- */
+
+static mb_status backward_distil(mb_lm_pass *pass, const float *weight, mb_tensor *dh)
+{
+    mb_lm *lm = pass->lm;
+    mb_weight *matrix = &lm->head->weight;
+    mb_tensor *dw = mb_block_gradient(lm->head);
+    return mb_head_rows_run(lm->ops, &(mb_head_rows){.count = 1,
+                                                     .weight = &matrix,
+                                                     .x = &pass->head_h,
+                                                     .opt_targets = pass->sent.targets,
+                                                     .opt_teacher = pass->sent.opt_teacher,
+                                                     .opt_row_weight = weight,
+                                                     .opt_dx = dh,
+                                                     .opt_dw = &dw});
+}
 
 /* Gradient of the normed head rows: kept from the forward, or made now from the weights of the losses. */
 static mb_status backward_head_rows(mb_lm_pass *pass, const float *opt_weight, mb_tensor *out_dh)
@@ -22,8 +37,12 @@ static mb_status backward_head_rows(mb_lm_pass *pass, const float *opt_weight, m
         goto done;
     }
     MB_TRY(mb_block_new2(c, pass->batch.head_rows, lm->arch.width, out_dh));
-    MB_TRY(mb_block_new1(c, pass->batch.head_rows, &loss));
     MB_TRY(mb_block_input(c, opt_weight, (size_t)pass->batch.head_rows * sizeof *opt_weight, &weight));
+    if (pass->sent.opt_teacher != NULL) {
+        MB_TRY(backward_distil(pass, weight, out_dh));
+        goto done;
+    }
+    MB_TRY(mb_block_new1(c, pass->batch.head_rows, &loss));
     MB_TRY(mb_ops_head_loss(lm->ops, &pass->head_h, &lm->head->weight, pass->sent.targets, &loss, NULL,
                             weight, out_dh, mb_block_gradient(lm->head)));
 done:
@@ -83,33 +102,16 @@ done:
     return status;
 }
 
-/* The halves of a block, the later one first. */
-static mb_status backward_halves(mb_lm_pass *pass, int64_t index, const float *opt_d_router_logits,
-                                 mb_tensor *dx)
-{
-    mb_status status = MB_OK;
-    mb_lm *lm = pass->lm;
-    mb_block *block = &lm->blocks[index];
-    const mb_block_saved *saved = &pass->saved[index];
-    MB_TRY(mb_params_acquire(lm->params, index));
-    status = block->is_moe ? mb_experts_backward(&pass->context, block, saved, opt_d_router_logits, dx)
-                           : mb_ffn_backward(&pass->context, block, saved, dx);
-    if (status == MB_OK && block->needs_attention)
-        status = mb_attention_block_backward(&pass->context, block, saved, dx);
-    mb_params_release(lm->params, index);
-done:
-    return status;
-}
-
 static mb_status backward_block(mb_lm_pass *pass, int64_t index, const float *opt_d_router_logits,
                                 mb_tensor *dx)
 {
     mb_status status = MB_OK;
     mb_params *params = pass->lm->params;
+    mb_block *block = &pass->lm->blocks[index];
     const mb_arena_mark mark = mb_arena_mark_get(pass->arena);
     if (pass->inputs[index].dims > 0) MB_TRY(backward_again(pass, index));
     MB_TRY(mb_params_gradient_begin(params, index));
-    MB_TRY(backward_halves(pass, index, opt_d_router_logits, dx));
+    MB_TRY(mb_block_backward(&pass->context, params, block, &pass->saved[index], opt_d_router_logits, dx));
     MB_TRY(mb_params_gradient_end(params, index));
 done:
     mb_arena_release(pass->arena, mark);
@@ -155,6 +157,7 @@ done:
 mb_status mb_lm_gradient_begin(mb_lm *lm)
 {
     mb_status status = MB_OK;
+    if (lm->fuse != NULL) return mb_fuse_gradient_begin(lm);
     if (lm->arch.tied_head) MB_TRY(mb_params_gradient_begin(lm->params, MB_PARAMS_EMBEDDING));
     MB_TRY(mb_params_gradient_begin(lm->params, lm->arch.layers));
 done:
@@ -163,7 +166,7 @@ done:
 
 /* What is sent from here on stays in an arena of its own: the next forward need not wait for this backward,
  * whose uploads may still be queued then. */
-static mb_status backward_begin(mb_lm_pass *pass)
+mb_status mb_lm_backward_begin(mb_lm_pass *pass)
 {
     mb_status status = MB_OK;
     if (pass->is_queued_back) MB_TRY(mb_lm_pass_wait(pass));
@@ -184,8 +187,9 @@ mb_status mb_lm_backward(mb_lm_pass *pass, const float *opt_d_token_loss, float 
     int64_t router = mb_arch_moe_layers(&lm->arch);
     mb_tensor dx;
     MB_TRY(backward_check(pass, opt_d_hidden));
+    if (lm->fuse != NULL) return mb_fuse_backward(pass, opt_d_token_loss, opt_d_router_logits);
     if (lowest > layers) goto done;
-    MB_TRY(backward_begin(pass));
+    MB_TRY(mb_lm_backward_begin(pass));
     MB_TRY(mb_lm_gradient_begin(lm));
     MB_TRY(mb_block_new2(&pass->context, pass->batch.tokens, lm->arch.width, &dx));
     MB_TRY(mb_ops_zero(lm->ops, dx.data, mb_tensor_bytes(&dx)));

@@ -13,7 +13,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "model/lm_state.h"
+#include "model/fuse_state.h"
 
 /* ---- 1. passes ---- */
 
@@ -26,11 +26,12 @@ mb_status mb_lm_pass_create(mb_lm *lm, mb_lm_pass **out_pass)
     pass->ops = lm->ops;
     MB_NEW_ARRAY(pass->saved, lm->arch.layers);
     MB_NEW_ARRAY(pass->inputs, lm->arch.layers);
-    MB_NEW_ARRAY(pass->router_logits, lm->arch.layers);
-    MB_NEW_ARRAY(pass->router_ids, lm->arch.layers);
+    MB_NEW_ARRAY(pass->router_logits, mb_lm_routers(lm));
+    MB_NEW_ARRAY(pass->router_ids, mb_lm_routers(lm));
     MB_TRY(mb_arena_create_on(mb_ops_allocator(lm->ops), (size_t)1 << 16, &pass->arena));
     MB_TRY(mb_arena_create_on(mb_ops_host_allocator(lm->ops), (size_t)1 << 16, &pass->host));
     MB_TRY(mb_arena_create_on(mb_ops_host_allocator(lm->ops), (size_t)1 << 16, &pass->host_back));
+    if (lm->fuse != NULL) MB_TRY(mb_fuse_pass_create(pass));
     *out_pass = pass;
     pass = NULL;
 done:
@@ -43,6 +44,7 @@ void mb_lm_pass_destroy(mb_lm_pass **pass)
     mb_lm_pass *p = *pass;
     if (p == NULL) return;
     if (p->is_queued || p->is_queued_back) (void)mb_ops_wait(p->ops); /* what is queued uses the arenas */
+    mb_fuse_pass_destroy(p);
     mb_lm_replay_destroy(&p->replay);
     mb_arena_destroy(&p->arena);
     mb_arena_destroy(&p->host);
@@ -86,6 +88,29 @@ done:
     return status;
 }
 
+static mb_status forward_check_teacher(const mb_lm *lm, const mb_lm_batch *b)
+{
+    mb_status status = MB_OK;
+    const mb_teacher_rows *t = b->opt_teacher;
+    if (b->opt_cache != NULL || b->targets == NULL)
+        MB_RAISE(MB_EUSAGE, "forward: a teacher excludes kept keys and needs targets");
+    if (!(t->temperature > 0) || !(t->beta >= 0 && t->beta <= 1))
+        MB_RAISE(MB_ERANGE, "forward: the teacher's temperature is %g (above 0), its beta %g (0 to 1)",
+                 t->temperature, t->beta);
+    if (t->opt_dense != NULL) goto done;
+    if (t->k < 1 || t->k > lm->arch.vocab)
+        MB_RAISE(MB_ERANGE, "forward: the teacher lists %lld tokens a row, the vocabulary has %lld",
+                 (long long)t->k, (long long)lm->arch.vocab);
+    for (int64_t i = 0; i < b->head_rows * t->k; i++)
+        if (t->ids[i] < 0 || t->ids[i] >= lm->arch.vocab)
+            MB_RAISE(MB_ERANGE,
+                     "forward: the teacher's row %lld lists token %d, outside the vocabulary of %lld; have "
+                     "teacher and student one tokenizer?",
+                     (long long)(i / t->k), t->ids[i], (long long)lm->arch.vocab);
+done:
+    return status;
+}
+
 static mb_status forward_check_head(const mb_lm *lm, const mb_lm_batch *b)
 {
     mb_status status = MB_OK;
@@ -99,11 +124,12 @@ static mb_status forward_check_head(const mb_lm *lm, const mb_lm_batch *b)
             MB_RAISE(MB_ERANGE, "forward: target %lld is token %d, outside the vocabulary of %lld",
                      (long long)i, b->targets[i], (long long)lm->arch.vocab);
     }
+    if (b->head_rows > 0 && b->opt_teacher != NULL) MB_TRY(forward_check_teacher(lm, b));
 done:
     return status;
 }
 
-static mb_status forward_check_want(const mb_lm *lm, const mb_lm_batch *b, const mb_lm_want *want)
+mb_status mb_lm_forward_check(const mb_lm *lm, const mb_lm_batch *b, const mb_lm_want *want)
 {
     mb_status status = MB_OK;
     const int64_t routers = mb_lm_routers(lm);
@@ -177,6 +203,26 @@ done:
     return status;
 }
 
+/* The batch's teacher as the head takes it: dense rows stay with the host. */
+static mb_status forward_send_teacher(mb_lm_pass *pass)
+{
+    mb_status status = MB_OK;
+    const mb_teacher_rows *t = pass->batch.opt_teacher;
+    const size_t n = (size_t)pass->batch.head_rows, listed = t != NULL ? n * (size_t)t->k : 0;
+    const void *ids, *logprob, *tail;
+    if (t == NULL || n == 0) goto done;
+    pass->teacher = *t;
+    pass->sent.opt_teacher = &pass->teacher;
+    if (t->opt_dense != NULL) goto done;
+    const forward_part parts[] = {{t->ids, listed * sizeof *t->ids, &ids},
+                                  {t->logprob, listed * sizeof *t->logprob, &logprob},
+                                  {t->tail, n * sizeof *t->tail, &tail}};
+    MB_TRY(forward_send_parts(pass, parts, (int)(sizeof parts / sizeof parts[0])));
+    pass->teacher.ids = ids, pass->teacher.logprob = logprob, pass->teacher.tail = tail;
+done:
+    return status;
+}
+
 static mb_status forward_send(mb_lm_pass *pass)
 {
     mb_status status = MB_OK;
@@ -202,6 +248,7 @@ static mb_status forward_send(mb_lm_pass *pass)
     *sent = *b;
     sent->ids = ids, sent->positions = positions, sent->offsets = offsets, sent->row_index = row_index;
     sent->head_row = head_row, sent->targets = targets, sent->opt_head_weight = weight;
+    MB_TRY(forward_send_teacher(pass));
     c->positions = positions;
     c->p.row_index = row_index;
     c->shape.offsets = offsets;
@@ -214,11 +261,10 @@ done:
 
 /* ---- 4. embedding and blocks ---- */
 
-/* Where some segment is so long that its frequencies differ, every row has a rope row of its own. */
-static mb_status forward_rope(mb_lm_pass *pass)
+mb_status mb_lm_forward_rope(mb_lm_pass *pass, mb_block_context *context, mb_tensor *long_rope)
 {
     mb_status status = MB_OK;
-    const mb_arch *arch = &pass->lm->arch;
+    const mb_arch *arch = context->arch;
     const mb_lm_batch *b = &pass->batch;
     const int64_t width = arch->head_width;
     const void *table, *numbers;
@@ -231,15 +277,15 @@ static mb_status forward_rope(mb_lm_pass *pass)
     for (int64_t t = 0; t < b->tokens; t++) rows[t] = (int32_t)t;
     MB_TRY(mb_ops_input(pass->ops, pass->arena, rope, (size_t)(b->tokens * width) * sizeof *rope, &table));
     MB_TRY(mb_ops_input(pass->ops, pass->arena, rows, (size_t)b->tokens * sizeof *rows, &numbers));
-    pass->long_rope = mb_tensor_view2(MB_F32, (void *)table, b->tokens, width);
-    pass->context.positions = numbers;
-    pass->context.rope = &pass->long_rope;
+    *long_rope = mb_tensor_view2(MB_F32, (void *)table, b->tokens, width);
+    context->positions = numbers;
+    context->rope = long_rope;
 done:
     return status;
 }
 
 /* Everything of the pass's last forward is gone. */
-static mb_status forward_reset(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want)
+mb_status mb_lm_forward_reset(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want)
 {
     mb_status status = MB_OK;
     const size_t layers = (size_t)pass->lm->arch.layers;
@@ -251,21 +297,22 @@ static mb_status forward_reset(mb_lm_pass *pass, const mb_lm_batch *batch, const
     pass->is_ready = false;
     pass->batch = *batch;
     pass->want = *want;
-    pass->head_dh = pass->loss = pass->logits = pass->hidden = (mb_tensor){0};
+    pass->head_dh = pass->loss = pass->distance = pass->logits = pass->hidden = (mb_tensor){0};
     pass->argmax = NULL;
     pass->is_queued = true;
 done:
     return status;
 }
 
-static mb_status forward_begin(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want)
+mb_status mb_lm_forward_prepare(mb_lm_pass *pass)
 {
     mb_status status = MB_OK;
     mb_lm *lm = pass->lm;
+    const mb_lm_batch *batch = &pass->batch;
+    const mb_lm_want *want = &pass->want;
     mb_block_context *c = &pass->context;
     const float scale = 1.0f / sqrtf((float)lm->arch.head_width);
     const bool has_lora = lm->lora.is_on && !want->no_adapter;
-    MB_TRY(forward_reset(pass, batch, want));
     *c = (mb_block_context){
         .p = {.ops = lm->ops,
               .arena = pass->arena,
@@ -285,7 +332,6 @@ static mb_status forward_begin(mb_lm_pass *pass, const mb_lm_batch *batch, const
                                     .head_width = lm->arch.head_width,
                                     .scale = scale};
     MB_TRY(forward_send(pass));
-    MB_TRY(forward_rope(pass));
     MB_TRY(mb_block_new2(c, batch->tokens, lm->arch.width, &pass->x));
     MB_TRY(mb_block_new2(c, batch->tokens, lm->arch.width, &c->normed));
     c->normed_act = c->normed;
@@ -307,19 +353,9 @@ done:
 
 mb_status mb_lm_forward_block(mb_lm_pass *pass, int64_t index, bool gate_only, mb_tensor *x)
 {
-    mb_status status = MB_OK;
     mb_lm *lm = pass->lm;
-    mb_block *block = &lm->blocks[index];
-    mb_block_saved *saved = &pass->saved[index];
-    MB_TRY(mb_params_acquire(lm->params, index));
-    status = mb_attention_block_forward(&pass->context, block, x, saved);
-    saved->is_gate_only = gate_only;
-    if (status == MB_OK)
-        status = block->is_moe ? mb_experts_forward(&pass->context, block, x, saved)
-                               : mb_ffn_forward(&pass->context, block, x, saved);
-    mb_params_release(lm->params, index);
-done:
-    return status;
+    return mb_block_forward(&pass->context, lm->params, &lm->blocks[index], gate_only, x,
+                            &pass->saved[index]);
 }
 
 /* A block of the forward pass proper. */
@@ -376,6 +412,30 @@ done:
     return status;
 }
 
+/* Losses of the normed head rows beside a teacher. */
+static mb_status forward_distil(mb_lm_pass *pass, bool fused, mb_tensor *loss)
+{
+    mb_status status = MB_OK;
+    mb_lm *lm = pass->lm;
+    const mb_lm_batch *b = &pass->sent;
+    mb_weight *weight = &lm->head->weight;
+    mb_tensor *dw = fused ? mb_block_gradient(lm->head) : NULL;
+    MB_TRY(mb_block_new1(&pass->context, b->head_rows, &pass->distance));
+    MB_TRY(mb_head_rows_run(lm->ops, &(mb_head_rows){.count = 1,
+                                                     .weight = &weight,
+                                                     .x = &pass->head_h,
+                                                     .opt_targets = b->targets,
+                                                     .opt_teacher = b->opt_teacher,
+                                                     .opt_loss = loss,
+                                                     .opt_distance = &pass->distance,
+                                                     .opt_argmax = pass->argmax,
+                                                     .opt_row_weight = fused ? b->opt_head_weight : NULL,
+                                                     .opt_dx = fused ? &pass->head_dh : NULL,
+                                                     .opt_dw = &dw}));
+done:
+    return status;
+}
+
 static mb_status forward_head(mb_lm_pass *pass)
 {
     mb_status status = MB_OK;
@@ -394,7 +454,10 @@ static mb_status forward_head(mb_lm_pass *pass)
     MB_TRY(mb_ops_rms_norm(lm->ops, &pass->head_x, &lm->final_norm->value, (float)lm->arch.rms_eps,
                            &pass->head_h, &pass->head_rstd));
     if (fused) MB_TRY(mb_block_new2(c, b->head_rows, lm->arch.width, &pass->head_dh));
-    if (b->targets != NULL) {
+    if (b->opt_teacher != NULL) {
+        MB_TRY(forward_distil(pass, fused, &loss));
+        pass->loss = loss;
+    } else if (b->targets != NULL) {
         MB_TRY(mb_ops_head_loss(lm->ops, &pass->head_h, &lm->head->weight, b->targets, &loss, pass->argmax,
                                 fused ? b->opt_head_weight : NULL, fused ? &pass->head_dh : NULL,
                                 fused ? mb_block_gradient(lm->head) : NULL));
@@ -436,8 +499,7 @@ done:
     return status;
 }
 
-/* A tensor the ops made, as the host reads it once the pass has waited; NULL when there is none. */
-static mb_status forward_fetch(mb_lm_pass *pass, const mb_tensor *tensor, float **out)
+mb_status mb_lm_fetch(mb_lm_pass *pass, const mb_tensor *tensor, float **out)
 {
     mb_status status = MB_OK;
     void *host;
@@ -447,7 +509,7 @@ done:
     return status;
 }
 
-static mb_status forward_fetch_ids(mb_lm_pass *pass, const int32_t *ids, int64_t n, int32_t **out)
+mb_status mb_lm_fetch_ids(mb_lm_pass *pass, const int32_t *ids, int64_t n, int32_t **out)
 {
     mb_status status = MB_OK;
     void *host;
@@ -466,9 +528,8 @@ static mb_status forward_routing(mb_lm_pass *pass, mb_lm_output *out)
     for (int64_t i = 0; n < pass->routers; i++) {
         const mb_block_saved *saved = &pass->saved[i];
         if (!lm->blocks[i].is_moe) continue;
-        MB_TRY(forward_fetch(pass, &saved->router_logits, &pass->router_logits[n]));
-        MB_TRY(
-            forward_fetch_ids(pass, saved->ids, pass->batch.tokens * lm->arch.picks, &pass->router_ids[n]));
+        MB_TRY(mb_lm_fetch(pass, &saved->router_logits, &pass->router_logits[n]));
+        MB_TRY(mb_lm_fetch_ids(pass, saved->ids, pass->batch.tokens * lm->arch.picks, &pass->router_ids[n]));
         n++;
     }
     out->routers = n;
@@ -481,11 +542,25 @@ done:
 static mb_status forward_collect(mb_lm_pass *pass, mb_lm_output *out)
 {
     mb_status status = MB_OK;
-    MB_TRY(forward_fetch(pass, &pass->loss, &out->token_loss));
-    MB_TRY(forward_fetch_ids(pass, pass->argmax, pass->batch.head_rows, &out->argmax));
-    MB_TRY(forward_fetch(pass, &pass->logits, &out->logits));
-    MB_TRY(forward_fetch(pass, &pass->hidden, &out->hidden));
+    MB_TRY(mb_lm_fetch(pass, &pass->loss, &out->token_loss));
+    MB_TRY(mb_lm_fetch(pass, &pass->distance, &out->token_distil));
+    MB_TRY(mb_lm_fetch_ids(pass, pass->argmax, pass->batch.head_rows, &out->argmax));
+    MB_TRY(mb_lm_fetch(pass, &pass->logits, &out->logits));
+    MB_TRY(mb_lm_fetch(pass, &pass->hidden, &out->hidden));
     if (!pass->want.no_routing) MB_TRY(forward_routing(pass, out));
+done:
+    return status;
+}
+
+mb_status mb_lm_forward_run(mb_lm_pass *pass, const mb_lm_batch *batch, const mb_lm_want *want)
+{
+    mb_status status = MB_OK;
+    MB_TRY(mb_lm_forward_reset(pass, batch, want));
+    MB_TRY(mb_lm_forward_prepare(pass));
+    MB_TRY(mb_lm_forward_rope(pass, &pass->context, &pass->long_rope));
+    MB_TRY(mb_lm_replay_forward(pass, forward_queue));
+    for (int64_t i = 0; batch->opt_cache != NULL && i < batch->segments; i++)
+        mb_kv_cache_grow(batch->opt_cache, batch->opt_slot[i], batch->offsets[i + 1] - batch->offsets[i]);
 done:
     return status;
 }
@@ -495,14 +570,12 @@ mb_status mb_lm_forward_start(mb_lm_pass *pass, const mb_lm_batch *batch, const 
 {
     mb_status status = MB_OK;
     mb_lm_output result = {0};
-    MB_TRY(forward_check_want(pass->lm, batch, want));
+    if (pass->lm->fuse != NULL) return mb_fuse_forward_start(pass, batch, want, out);
+    MB_TRY(mb_lm_forward_check(pass->lm, batch, want));
     const bool fused = want->gradient && batch->head_rows > 0 && batch->opt_head_weight != NULL;
     if (fused && pass->lm->head->trained && pass->lm->head->gradient.data == NULL)
         MB_RAISE(MB_EUSAGE, "forward: the head trains and no gradient is bound (mb_params_bind_gradient)");
-    MB_TRY(forward_begin(pass, batch, want));
-    MB_TRY(mb_lm_replay_forward(pass, forward_queue));
-    for (int64_t i = 0; batch->opt_cache != NULL && i < batch->segments; i++)
-        mb_kv_cache_grow(batch->opt_cache, batch->opt_slot[i], batch->offsets[i + 1] - batch->offsets[i]);
+    MB_TRY(mb_lm_forward_run(pass, batch, want));
     MB_TRY(forward_collect(pass, &result));
     pass->is_ready = want->gradient;
     *out = result;
@@ -513,7 +586,7 @@ done:
 mb_status mb_lm_pass_wait(mb_lm_pass *pass)
 {
     mb_status status = MB_OK;
-    MB_TRY(mb_ops_wait(pass->ops));
+    MB_TRY(pass->fuse != NULL ? mb_fuse_pass_wait(pass) : mb_ops_wait(pass->ops));
     pass->is_queued = pass->is_queued_back = false;
 done:
     return status;

@@ -10,15 +10,9 @@
  * lines.
  */
 #include "comm/lanes.h"
-#include "model/lm_state.h"
+#include "model/fuse_state.h"
 
 /* ---- 1. one token in one block, in bytes ---- */
-
-typedef struct plan_block {
-    int64_t always;            /* kept by any forward: router logits and picks, which are outputs */
-    int64_t kept;              /* by one that keeps what the backward needs */
-    int64_t forward, backward; /* temporaries of each way, the most at one time */
-} plan_block;
 
 typedef struct plan_sizes {
     int64_t act;            /* bytes of an act element */
@@ -51,7 +45,8 @@ static int64_t adapter_bytes(const plan_sizes *z, const mb_param *opt_a, int64_t
     return rows * z->act * (2 * width + 2 * opt_a->value.shape[0]);
 }
 
-static void plan_attention(const mb_arch *a, const plan_sizes *z, const mb_block *block, plan_block *out)
+static void plan_attention(const mb_arch *a, const plan_sizes *z, const mb_block *block,
+                           mb_lm_plan_block *out)
 {
     const bool is_normed = block->q_norm != NULL, is_clipped = a->clip_qkv > 0;
     const int64_t turned = z->act * (z->q + z->kv);
@@ -71,7 +66,7 @@ static void plan_attention(const mb_arch *a, const plan_sizes *z, const mb_block
     out->backward = back + adapter_bytes(z, block->q.lora_a, 1, larger(z->d, z->q));
 }
 
-static void plan_experts(const plan_sizes *z, const mb_block *block, plan_block *out)
+static void plan_experts(const plan_sizes *z, const mb_block *block, mb_lm_plan_block *out)
 {
     const int64_t rows = z->rows * z->act, kd = rows * z->d, kf = rows * z->ffn;
     const int64_t route = 4 * z->d + 4 + 4 * z->gates + 12 * z->picks;
@@ -96,7 +91,7 @@ static void plan_experts(const plan_sizes *z, const mb_block *block, plan_block 
     out->backward = larger(out->backward, back + adapter);
 }
 
-static void plan_ffn(const plan_sizes *z, const mb_block *block, plan_block *out)
+static void plan_ffn(const plan_sizes *z, const mb_block *block, mb_lm_plan_block *out)
 {
     const int64_t f = z->act * z->ffn;
     const int64_t adapter = adapter_bytes(z, block->gate.lora_a, 1, larger(z->d, z->ffn));
@@ -112,16 +107,25 @@ static void plan_ffn(const plan_sizes *z, const mb_block *block, plan_block *out
     out->backward = larger(out->backward, back + adapter);
 }
 
-static plan_block plan_one(const mb_arch *arch, const mb_block *block, mb_dtype dtype)
+static mb_lm_plan_block plan_one(const mb_arch *arch, const mb_block *block, mb_dtype dtype)
 {
     const plan_sizes z = sizes_of(arch, block, dtype);
-    plan_block out = {0};
+    mb_lm_plan_block out = {0};
     plan_attention(arch, &z, block, &out);
     if (block->is_moe)
         plan_experts(&z, block, &out);
     else
         plan_ffn(&z, block, &out);
     return out;
+}
+
+mb_lm_plan_block mb_lm_plan_block_get(const mb_lm *lm, int64_t index, bool gradient)
+{
+    mb_block block = lm->blocks[index];
+    if (!gradient)
+        block.needs_any = block.needs_input = block.needs_qkv = block.needs_attention =
+            block.needs_ffn_input = block.needs_experts = block.needs_router = false;
+    return plan_one(&lm->arch, &block, lm->dtype);
 }
 
 /* ---- 2. a pass ---- */
@@ -131,13 +135,15 @@ static mb_status plan_pass(const mb_arch *arch, mb_params *params, const mb_lm_p
 {
     mb_status status = MB_OK;
     const int64_t act = (int64_t)mb_dtype_bytes(o->dtype), d = arch->width;
-    const bool gradient = o->gradient && mb_params_lowest_trained(params) <= arch->layers;
+    const bool trains = o->input_gradient || mb_params_lowest_trained(params) <= arch->layers;
+    const bool gradient = o->gradient && trains;
     int64_t kept = 8 * d + (o->dtype != MB_F32 ? act * d : 0), most = 0;
     if (o->has_head) kept += 4 * d + act * d + 8 + (gradient ? 4 * d : 0);
     for (int64_t i = 0; i < arch->layers; i++) {
         mb_block block = {0};
-        status = mb_block_find(&block, arch, params, i);
-        const plan_block one = status == MB_OK ? plan_one(arch, &block, o->dtype) : (plan_block){0};
+        status = mb_block_find(&block, arch, params, i, o->input_gradient);
+        const mb_lm_plan_block one =
+            status == MB_OK ? plan_one(arch, &block, o->dtype) : (mb_lm_plan_block){0};
         const bool back = gradient && block.needs_any;
         mb_block_reset(&block);
         MB_TRY(status);
@@ -247,7 +253,9 @@ done:
 mb_status mb_lm_plan_open(mb_lm *lm, const mb_lm_plan_options *options, mb_lm_plan *out_plan)
 {
     mb_lm_plan_options o = *options;
+    if (lm->fuse != NULL) return mb_fuse_plan_open(lm, options, out_plan);
     o.dtype = lm->dtype;
+    o.input_gradient = lm->input_gradient;
     o.shard = mb_params_is_sharded(lm->params);
     o.ahead = mb_params_is_ahead(lm->params);
     o.share = mb_params_is_shared(lm->params);

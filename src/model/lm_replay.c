@@ -39,7 +39,7 @@ typedef struct replay_entry {
     replay_where where; /* of the last run op by op, or of the record */
     mb_ops_record *record;
     int64_t used; /* by the list's clock */
-    mb_tensor loss, logits, hidden;
+    mb_tensor loss, logits, hidden, head_h;
     int32_t *argmax;
     int64_t routers;
 } replay_entry;
@@ -164,6 +164,7 @@ static bool replay_record(mb_lm_pass *pass, replay_entry *entry, mb_status (*que
     const replay_where where = replay_where_of(pass);
     if (status == MB_OK && replay_is_where(&where, &entry->where)) {
         entry->loss = pass->loss, entry->logits = pass->logits, entry->hidden = pass->hidden;
+        entry->head_h = pass->head_h;
         entry->argmax = pass->argmax;
         entry->routers = pass->routers;
         return true;
@@ -180,6 +181,7 @@ static bool replay_record(mb_lm_pass *pass, replay_entry *entry, mb_status (*que
 static mb_status replay_run(mb_lm_pass *pass, const replay_entry *entry)
 {
     pass->loss = entry->loss, pass->logits = entry->logits, pass->hidden = entry->hidden;
+    pass->head_h = entry->head_h;
     pass->argmax = entry->argmax;
     pass->routers = entry->routers;
     pass->replay->runs++;

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "base/files.h"
-#include "model/lm_state.h"
+#include "model/fuse_state.h"
 
 #define LM_SHARD_BYTES ((int64_t)5 * 1000 * 1000 * 1000)
 
@@ -58,9 +58,7 @@ done:
 
 /* ---- 2. kinds ---- */
 
-/* How `folder` calls `base`: by the way up to their common parent and down again, so that a study can be
- * moved as a whole; in full when they share nothing but the root. */
-static mb_status write_base_name(const char *folder, const char *base, char **out_name)
+mb_status mb_lm_base_name(const char *folder, const char *base, char **out_name)
 {
     mb_status status = MB_OK;
     mb_str s = MB_STR_EMPTY;
@@ -100,7 +98,7 @@ static mb_status write_delta(mb_lm *lm, const char *folder, mb_dtype dtype)
             "it in full",
             folder);
     MB_TRY(mb_lm_base_hash(lm, &hash));
-    MB_TRY(write_base_name(folder, lm->base, &base));
+    MB_TRY(mb_lm_base_name(folder, lm->base, &base));
     path = mb_files_join(folder, "delta.json");
     if (path == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory", folder);
     json = json_pack("{s:s, s:s}", "base", base, "base_hash", hash);
@@ -121,6 +119,7 @@ mb_status mb_lm_write(mb_lm *lm, const char *folder, const char *kind, mb_dtype 
     const bool full = strcmp(kind, "full") == 0, delta = strcmp(kind, "delta") == 0;
     if (!full && !delta && strcmp(kind, "adapter") != 0)
         MB_RAISE(MB_EUSAGE, "%s: unknown kind '%s'; there are full, delta and adapter", folder, kind);
+    if (lm->fuse != NULL && (full || delta)) return mb_fuse_write(lm, folder);
     if (!full && !delta && !lm->lora.is_on)
         MB_RAISE(MB_EUSAGE, "%s: the model has no adapter to write", folder);
     if (lm->lora.is_on) {

@@ -154,15 +154,27 @@ done:
     return status;
 }
 
-mb_status mb_params_create(const mb_arch *arch, mb_ops *ops, mb_params **out_params)
+mb_status mb_params_create_empty(int64_t layers, mb_ops *ops, mb_params **out_params)
 {
     mb_status status = MB_OK;
     mb_params *params = NULL;
     MB_NEW(params);
     params->ops = ops;
-    params->layers = arch->layers;
-    params->lowest = arch->layers + 1;
-    MB_NEW_ARRAY(params->frozen, arch->layers + 2);
+    params->layers = layers;
+    params->lowest = layers + 1;
+    MB_NEW_ARRAY(params->frozen, layers + 2);
+    *out_params = params;
+    params = NULL;
+done:
+    mb_params_destroy(&params);
+    return status;
+}
+
+mb_status mb_params_create(const mb_arch *arch, mb_ops *ops, mb_params **out_params)
+{
+    mb_status status = MB_OK;
+    mb_params *params = NULL;
+    MB_TRY(mb_params_create_empty(arch->layers, ops, &params));
     MB_TRY(params_add2(params, MB_PARAMS_EMBEDDING, "model.embed_tokens.weight", arch->vocab, arch->width));
     for (int64_t i = 0; i < arch->layers; i++) {
         MB_TRY(params_add1(params, i, "input_layernorm.weight", arch->width));

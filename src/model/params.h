@@ -57,6 +57,8 @@ typedef struct mb_params mb_params;
  * (all, router, experts, attention); ! before an item freezes, experts=0+3 leaves only those experts
  * (params_choose.h). LoRA tensors train unless "none" or frozen so. */
 mb_status mb_params_create(const mb_arch *arch, mb_ops *ops, mb_params **out_params);
+/* With no tensors yet, for what belongs to no architecture (a router between models). */
+mb_status mb_params_create_empty(int64_t layers, mb_ops *ops, mb_params **out_params);
 void mb_params_destroy(mb_params **params);
 /* Before seal: add a tensor (LoRA). shape [N, K] or [N]. */
 mb_status mb_params_add(mb_params *params, const char *name, int64_t block, int dims, const int64_t *shape);

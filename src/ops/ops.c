@@ -515,6 +515,19 @@ mb_status mb_ops_head_loss(mb_ops *ops, const mb_tensor *h, mb_weight *w, const 
     return finish(ops, mark, status, "head_loss");
 }
 
+mb_status mb_ops_rows_loss(mb_ops *ops, mb_tensor *logits, const int32_t *opt_targets,
+                           const mb_teacher_rows *opt_teacher, mb_tensor *opt_ce, mb_tensor *opt_distance,
+                           int32_t *opt_argmax, const float *opt_row_weight)
+{
+    mb_arena_mark mark = mb_arena_mark_get(ops->scratch);
+    mb_status status =
+        mb_ops_check_rows_loss(ops, logits, opt_targets, opt_teacher, opt_ce, opt_distance, opt_row_weight);
+    if (status == MB_OK)
+        status = ops->table.rows_loss(ops, logits, opt_targets, opt_teacher, opt_ce, opt_distance, opt_argmax,
+                                      opt_row_weight);
+    return finish(ops, mark, status, "rows_loss");
+}
+
 mb_status mb_ops_attention(mb_ops *ops, const mb_attention_shape *shape, const mb_tensor *q,
                            const mb_tensor *k, const mb_tensor *v, mb_tensor *o, mb_tensor *lse)
 {

@@ -229,6 +229,34 @@ mb_status mb_ops_head_loss(mb_ops *ops, const mb_tensor *h, mb_weight *w, const 
                            mb_tensor *out_loss, int32_t *opt_argmax, const float *opt_row_weight,
                            mb_tensor *opt_dh, mb_tensor *opt_dw);
 
+/* What a teacher says of rows [N] of logits. Sparse: k tokens of each row (the likeliest) and all others as
+ * one bucket; dense: every token. Its distribution is divided by its sum at T, so log-probabilities less
+ * any constant of the row serve as well. -INFINITY is a probability of 0 anywhere. The arrays lie in the
+ * backend's memory for ops, in the host's for the model's batches (model/lm.h). */
+typedef struct mb_teacher_rows {
+    double temperature; /* T > 0, of both distributions */
+    double beta;        /* 0: KL(teacher || student); 1: KL(student || teacher); between: generalised JSD
+                           beta KL(teacher || m) + (1-beta) KL(student || m) with
+                           m = beta teacher + (1-beta) student */
+    double distil_weight, task_weight; /* row loss = distil_weight T^2 D + task_weight CE */
+    const float *opt_dense;            /* [N, V] ln p; NULL: sparse */
+    int64_t k;                         /* 1 .. V */
+    const int32_t *ids;                /* [N, k] no two of a row alike */
+    const float *logprob;              /* [N, k] ln p at temperature 1 */
+    const float *tail; /* [N] ln of the sum of p^(1/T) over the others (not read when k = V) */
+} mb_teacher_rows;
+/* Losses of rows of logits [N,V] f32. opt_ce[N] = logsumexp - logit[target]; opt_distance[N] = D between the
+ * teacher and the softmax of logits / T, in nats and not times T^2, over V tokens or the k + 1 buckets;
+ * opt_argmax[N] the first largest id. With opt_row_weight[N] the logits become weight_n times the row loss's
+ * gradient: of CE, or with a teacher of distil_weight T^2 D + task_weight CE (rows of weight 0: zeros);
+ * without, they stay. Targets are needed for opt_ce, and for a gradient unless task_weight is 0.
+ * A teacher's probability of 0 costs KL(student || teacher), which would be infinite, as one of
+ * e^MB_ROWS_LEAST. */
+#define MB_ROWS_LEAST -104.0f
+mb_status mb_ops_rows_loss(mb_ops *ops, mb_tensor *logits, const int32_t *opt_targets,
+                           const mb_teacher_rows *opt_teacher, mb_tensor *opt_ce, mb_tensor *opt_distance,
+                           int32_t *opt_argmax, const float *opt_row_weight);
+
 /* y[rows[t]] = x[t], act A both; rows of y that are not named stay. No two rows alike. */
 mb_status mb_ops_scatter_rows(mb_ops *ops, const mb_tensor *x, const int32_t *rows, mb_tensor *y);
 

@@ -304,6 +304,42 @@ done:
     return status;
 }
 
+static mb_status check_teacher(const mb_ops *ops, const mb_teacher_rows *teacher, int64_t n, int64_t v)
+{
+    mb_status status = MB_OK;
+    if (!(teacher->temperature > 0) || !(teacher->beta >= 0 && teacher->beta <= 1))
+        MB_RAISE(MB_ERANGE, "rows_loss: temperature %g, beta %g; expected above 0, and 0 to 1",
+                 teacher->temperature, teacher->beta);
+    if (teacher->opt_dense != NULL) goto done;
+    if (teacher->k < 1 || teacher->k > v)
+        MB_RAISE(MB_ERANGE, "rows_loss: the teacher lists %lld tokens of %lld", (long long)teacher->k,
+                 (long long)v);
+    MB_TRY(check_ids(ops, "rows_loss", "teacher's id", teacher->ids, n * teacher->k, v));
+done:
+    return status;
+}
+
+mb_status mb_ops_check_rows_loss(const mb_ops *ops, const mb_tensor *logits, const int32_t *opt_targets,
+                                 const mb_teacher_rows *opt_teacher, const mb_tensor *opt_ce,
+                                 const mb_tensor *opt_distance, const float *opt_row_weight)
+{
+    mb_status status = MB_OK;
+    const int64_t n = mb_ops_rows(logits), v = mb_ops_width(logits);
+    const bool has_task = opt_row_weight != NULL && (opt_teacher == NULL || opt_teacher->task_weight != 0);
+    MB_TRY(check_matrix("rows_loss", "logits", logits, n, v));
+    if (v < 1) MB_RAISE(MB_ESHAPE, "rows_loss: the logits have no columns");
+    if (opt_targets != NULL) MB_TRY(check_ids(ops, "rows_loss", "target", opt_targets, n, v));
+    if (opt_targets == NULL && (opt_ce != NULL || has_task))
+        MB_RAISE(MB_ESHAPE, "rows_loss: cross-entropy needs targets");
+    if (opt_teacher == NULL && opt_distance != NULL)
+        MB_RAISE(MB_ESHAPE, "rows_loss: a distance needs a teacher");
+    if (opt_ce != NULL) MB_TRY(check_vector("rows_loss", "ce", opt_ce, n));
+    if (opt_distance != NULL) MB_TRY(check_vector("rows_loss", "distance", opt_distance, n));
+    if (opt_teacher != NULL) MB_TRY(check_teacher(ops, opt_teacher, n, v));
+done:
+    return status;
+}
+
 /* Keys of every segment: where they lie, how many, at least as many as queries. Rows of k and v that the
  * shape
  * speaks of: *out_rows. */

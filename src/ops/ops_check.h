@@ -40,6 +40,9 @@ mb_status mb_ops_check_scatter_rows(const mb_ops *ops, const mb_tensor *x, const
 mb_status mb_ops_check_head_loss(const mb_ops *ops, const mb_tensor *h, const mb_weight *w,
                                  const int32_t *targets, const mb_tensor *loss, const float *opt_row_weight,
                                  const mb_tensor *opt_dh, const mb_tensor *opt_dw);
+mb_status mb_ops_check_rows_loss(const mb_ops *ops, const mb_tensor *logits, const int32_t *opt_targets,
+                                 const mb_teacher_rows *opt_teacher, const mb_tensor *opt_ce,
+                                 const mb_tensor *opt_distance, const float *opt_row_weight);
 /* `wide` are [T,H,Dh], `narrow` [T,G,Dh]. */
 mb_status mb_ops_check_attention(const mb_ops *ops, const mb_attention_shape *shape, int wides,
                                  const mb_tensor *const *wide, int narrows, const mb_tensor *const *narrow,

@@ -18,7 +18,7 @@
     X(grouped_linear) X(grouped_linear_dx) X(grouped_linear_dw)                                              \
     X(rms_norm) X(rms_norm_backward) X(layer_norm) X(swiglu) X(swiglu_backward) X(gelu) X(multiply) X(rope)  \
     X(cast) X(axpy) X(scale) X(clamp) X(clamp_backward) X(dropout)                                           \
-    X(embedding) X(embedding_backward) X(scatter_rows) X(head_loss)                                          \
+    X(embedding) X(embedding_backward) X(scatter_rows) X(head_loss) X(rows_loss)                             \
     X(attention) X(attention_backward)                                                                       \
     X(route) X(route_backward) X(shift_columns) X(dispatch) X(expand_rows) X(gather) X(gather_backward)      \
     X(combine) X(combine_backward) X(adamw) X(sum_squares)

@@ -3,11 +3,12 @@
  * 1. options
  * 2. ends of text
  * 3. state
- * 4. new prompts
- * 5. the rows of a step
- * 6. tokens drawn
- * 7. answers
- * 8. run
+ * 4. ranks in step
+ * 5. new prompts
+ * 6. the rows of a step
+ * 7. tokens drawn
+ * 8. answers
+ * 9. run
  */
 #include "serve/generate.h"
 
@@ -137,11 +138,14 @@ typedef struct generator {
     int threads;
     mb_generate_prompt prompt; /* taken from the source, not yet in slots */
     bool has_prompt, is_at_end;
+    bool has_failed; /* all ranks of the group know of a failure */
+    mb_ids given;    /* ids of the prompt that the first rank of the group sent */
     /* the step's rows */
     int32_t *ids, *positions, *offsets, *slot, *head_row; /* [most rows], [slots + 1] */
     int64_t tokens, segments, heads, pieces;
     draw *draws; /* [slots] */
     int64_t draw_count;
+    const float **routing; /* [routers] of a sequence */
     mb_str text;
 } generator;
 
@@ -159,6 +163,8 @@ static void generator_reset(generator *g)
     mb_free(g->slot);
     mb_free(g->head_row);
     mb_free(g->draws);
+    mb_free(g->routing);
+    mb_ids_destroy(&g->given);
     mb_str_destroy(&g->text);
 }
 
@@ -191,7 +197,7 @@ static mb_status generator_create(generator *g)
     if (g->stops.count > 0 && g->tokenizer == NULL)
         MB_RAISE(MB_EUSAGE, "generate.stop needs a tokenizer; name its folder with tokenizer.path");
     MB_TRY(mb_slots_create(slots, rows, &g->slots));
-    if (o->cache) MB_TRY(mb_kv_cache_create(arch, ops, mb_lm_dtype(g->lm), slots, rows, &g->cache));
+    if (o->cache) MB_TRY(mb_lm_cache_create(g->lm, slots, rows, &g->cache));
     MB_TRY(mb_lm_pass_create(g->lm, &g->pass));
     g->threads = mb_ops_threads(ops);
     MB_NEW_ARRAY(g->samplers, g->threads);
@@ -202,11 +208,53 @@ static mb_status generator_create(generator *g)
     MB_NEW_ARRAY(g->slot, slots);
     MB_NEW_ARRAY(g->head_row, slots);
     MB_NEW_ARRAY(g->draws, slots);
+    MB_NEW_ARRAY(g->routing, mb_lm_routers(g->lm) + 1);
 done:
     return status;
 }
 
-/* ---- 4. new prompts ---- */
+/* ---- 4. ranks in step ---- */
+
+static bool is_first(const generator *g)
+{
+    return g->source->opt_group == NULL || mb_comm_rank(g->source->opt_group) == 0;
+}
+
+/* All ranks of the group fail, or none. Between what may fail on one rank and the next call of this none of
+ * them communicates; once all know of a failure it passes through. */
+static mb_status agreed(generator *g, mb_status status)
+{
+    if (g->source->opt_group == NULL || g->has_failed) return status;
+    status = mb_comm_agree(g->source->opt_group, status);
+    g->has_failed = status != MB_OK;
+    return status;
+}
+
+/* The first rank's next prompt, on all of them. */
+static mb_status next_prompt(generator *g)
+{
+    mb_status status = MB_OK;
+    mb_comm *group = g->source->opt_group;
+    g->has_prompt = false;
+    if (is_first(g)) status = g->source->next(g->source->own, &g->prompt, &g->has_prompt);
+    if (group == NULL) return status;
+    int64_t head[] = {status == MB_OK && g->has_prompt, g->prompt.record, g->prompt.count};
+    MB_TRY(agreed(g, status));
+    MB_TRY(mb_comm_bcast(group, head, sizeof head, 0));
+    g->has_prompt = head[0] != 0;
+    if (!g->has_prompt) goto done;
+    mb_ids_reset(&g->given);
+    for (int64_t i = 0; status == MB_OK && !is_first(g) && i < head[2]; i++)
+        status = mb_ids_append(&g->given, 0);
+    MB_TRY(agreed(g, status));
+    if (!is_first(g)) g->prompt = (mb_generate_prompt){head[1], g->given.data, head[2]};
+    uint32_t *ids = is_first(g) ? (uint32_t *)(uintptr_t)g->prompt.ids : g->given.data;
+    MB_TRY(mb_comm_bcast(group, ids, (size_t)head[2] * sizeof *ids, 0));
+done:
+    return status;
+}
+
+/* ---- 5. new prompts ---- */
 
 int64_t mb_generate_longest(const mb_lm *lm, const mb_generate_options *options)
 {
@@ -241,6 +289,7 @@ static mb_status admit_one(generator *g, bool *out_admitted)
         s->sample = i;
         s->prompt = n;
         s->leader = leader;
+        s->routed = i > 0 ? n : 0;
         if (leader < 0) leader = slot;
         if (g->cache != NULL) mb_kv_cache_place(g->cache, slot, s->first, room);
         MB_TRY(mb_ids_append_all(&s->ids, g->prompt.ids, n));
@@ -259,17 +308,17 @@ static mb_status admit(generator *g)
     bool admitted = true;
     while (admitted && g->slots.used < g->slots.count) {
         if (!g->has_prompt && !g->is_at_end) {
-            MB_TRY(g->source->next(g->source->own, &g->prompt, &g->has_prompt));
+            MB_TRY(next_prompt(g));
             g->is_at_end = !g->has_prompt;
         }
         if (!g->has_prompt) break;
-        MB_TRY(admit_one(g, &admitted));
+        MB_TRY(agreed(g, admit_one(g, &admitted)));
     }
 done:
     return status;
 }
 
-/* ---- 5. the rows of a step ---- */
+/* ---- 6. the rows of a step ---- */
 
 static void add_rows(generator *g, int64_t slot, int64_t first, int64_t n)
 {
@@ -322,7 +371,7 @@ static void plan_kept(generator *g)
 static mb_status forward(generator *g, mb_lm_output *out)
 {
     mb_status status = MB_OK;
-    const mb_lm_want want = {.logits = g->heads > 0, .no_routing = true};
+    const mb_lm_want want = {.logits = g->heads > 0, .no_routing = g->source->route == NULL};
     const mb_lm_batch batch = {.tokens = g->tokens,
                                .segments = g->segments,
                                .ids = g->ids,
@@ -339,7 +388,36 @@ done:
     return status;
 }
 
-/* ---- 6. tokens drawn ---- */
+/* The routers' logits of the step's rows, sequence by sequence; rows computed again are left out. */
+static mb_status give_routing(generator *g, const mb_lm_output *out)
+{
+    mb_status status = MB_OK;
+    const mb_arch *arch = mb_lm_arch(g->lm);
+    const int64_t width = arch->experts + arch->trash;
+    for (int64_t i = 0; i < g->segments; i++) {
+        mb_slot *s = &g->slots.list[g->slot[i]];
+        const int64_t begin = g->positions[g->offsets[i]], end = begin + g->offsets[i + 1] - g->offsets[i],
+                      first = s->routed > begin ? s->routed : begin;
+        if (first >= end) continue;
+        for (int64_t r = 0; r < out->routers; r++)
+            g->routing[r] = out->router_logits[r] + (g->offsets[i] + first - begin) * width;
+        const mb_generate_routing piece = {.record = s->record,
+                                           .sample = s->sample,
+                                           .ids = s->ids.data,
+                                           .prompt = s->prompt,
+                                           .first = first,
+                                           .count = end - first,
+                                           .routers = out->routers,
+                                           .width = width,
+                                           .logits = g->routing};
+        MB_TRY(g->source->route(g->source->own, &piece));
+        s->routed = end;
+    }
+done:
+    return status;
+}
+
+/* ---- 7. tokens drawn ---- */
 
 /* Samples that waited for a prompt's rows get copies of them, and draw from its last row too. */
 static mb_status wake_samples(generator *g)
@@ -377,6 +455,8 @@ static mb_status draw_all(generator *g, const float *logits)
     const int64_t n = g->draw_count;
 #pragma omp parallel for schedule(static, 1) num_threads(g->threads) if (n > 1)
     for (int64_t i = 0; i < n; i++) draw_one(g, g->samplers[omp_get_thread_num()], logits, &g->draws[i]);
+    if (g->source->opt_group != NULL) /* other machines may round otherwise */
+        MB_TRY(mb_comm_bcast(g->source->opt_group, g->draws, (size_t)n * sizeof *g->draws, 0));
     for (int64_t i = 0; i < n; i++)
         if (!g->draws[i].is_good)
             MB_RAISE(MB_ERANGE,
@@ -387,7 +467,7 @@ done:
     return status;
 }
 
-/* ---- 7. answers ---- */
+/* ---- 8. answers ---- */
 
 static bool is_end(const generator *g, uint32_t token)
 {
@@ -415,7 +495,7 @@ static mb_status answer(generator *g, int64_t slot, mb_generate_finish finish)
                                        .length = g->text.length,
                                        .finish = finish,
                                        .logprob = s->logprob};
-    MB_TRY(g->source->take(g->source->own, &result));
+    if (is_first(g)) MB_TRY(g->source->take(g->source->own, &result));
     g->report.answers++;
     mb_slots_give(&g->slots, slot);
 done:
@@ -436,11 +516,14 @@ static mb_status accept(generator *g, const draw *d)
                                  s->ids.count - s->prompt, &g->text, &is_cut));
     if (is_cut) return answer(g, d->slot, MB_GENERATE_STOP_STRING);
     if (s->ids.count == s->room) return answer(g, d->slot, MB_GENERATE_LENGTH);
+    if (g->source->grow == NULL || !is_first(g)) goto done;
+    const mb_generate_growth growth = {s->record, s->sample, s->ids.data, s->prompt, s->ids.count};
+    MB_TRY(g->source->grow(g->source->own, &growth));
 done:
     return status;
 }
 
-/* ---- 8. run ---- */
+/* ---- 9. run ---- */
 
 static mb_status step(generator *g)
 {
@@ -453,9 +536,11 @@ static mb_status step(generator *g)
         plan_kept(g);
     else
         plan_whole(g);
-    MB_TRY(forward(g, &out));
-    if (g->cache != NULL && g->options->samples > 1) MB_TRY(wake_samples(g));
+    status = forward(g, &out);
+    if (status == MB_OK && g->cache != NULL && g->options->samples > 1) status = wake_samples(g);
+    MB_TRY(agreed(g, status));
     MB_TRY(draw_all(g, out.logits));
+    if (g->source->route != NULL && is_first(g)) MB_TRY(give_routing(g, &out));
     for (int64_t i = 0; i < g->draw_count; i++) MB_TRY(accept(g, &g->draws[i]));
     const double seconds = mb_clock_seconds() - started;
     g->report.seconds += seconds;
@@ -466,19 +551,29 @@ done:
     return status;
 }
 
+static mb_status check_stop(void)
+{
+    if (!mb_stop_is_set()) return MB_OK;
+    return mb_fail(MB_ESTOPPED, "stopped; the finished parts stay, run again to go on");
+}
+
 mb_status mb_generate_run(mb_lm *lm, const mb_tokenizer *opt_tokenizer, const mb_ids *ends,
                           const mb_generate_options *options, const mb_generate_source *source,
                           mb_generate_report *out_report)
 {
     mb_status status = MB_OK;
     generator g = {.lm = lm, .tokenizer = opt_tokenizer, .ends = ends, .options = options, .source = source};
-    MB_TRY(generator_create(&g));
+    MB_TRY(agreed(&g, generator_create(&g)));
+    MB_TRY(agreed(&g, check_stop()));
     for (;;) {
-        if (mb_stop_is_set()) MB_RAISE(MB_ESTOPPED, "stopped; the finished parts stay, run again to go on");
-        MB_TRY(admit(&g));
+        MB_TRY(agreed(&g, admit(&g)));
         if (g.slots.used == 0) break;
-        MB_TRY(step(&g));
+        status = step(&g);
+        if (status == MB_OK) status = check_stop();
+        MB_TRY(agreed(&g, status));
     }
+    if (!is_first(&g))
+        g.report = (mb_generate_report){.seconds = g.report.seconds, .step_seconds = g.report.step_seconds};
     *out_report = g.report;
 done:
     generator_reset(&g);

@@ -1,6 +1,6 @@
 /* generate: continuations of prompts by a language model, many at a time.
  *
- * Layer: serve.  Uses: text (tokenizer), model (lm).
+ * Layer: serve.  Uses: comm, text (tokenizer), model (lm).
  * Source: continuous batching: Yu et al. (2022) "Orca"; stopping rules as transformers' generate().
  *
  * A sequence has a slot of the key/value cache, taken as long as it lives and given to the next prompt at
@@ -8,6 +8,10 @@
  * prompts that are new. Pieces of a prompt are cut at fixed places of it, products are row stable, and
  * draws are keyed by (seed, record, sample, position): an answer does not depend on the others in the batch
  * (bitwise where the backend is row stable).
+ *
+ * Ranks of a group (a model whose members lie on several ranks, fuse.h) make every step together: the first
+ * has the source, its prompts and the tokens it draws are everyone's, and an error or a stop of one is agreed
+ * before the next step.
  */
 #ifndef MB_GENERATE_H
 #define MB_GENERATE_H
@@ -56,6 +60,23 @@ typedef struct mb_generate_answer {
     double logprob; /* sum of log-probabilities of the tokens, in the model's own distribution */
 } mb_generate_answer;
 
+/* An answer that goes on: prompt and what there is of it. */
+typedef struct mb_generate_growth {
+    int64_t record, sample;
+    const uint32_t *ids; /* prompt and answer */
+    int64_t prompt, count;
+} mb_generate_growth;
+
+/* What the routers said about a piece of a sequence, of the forward that computed it. */
+typedef struct mb_generate_routing {
+    int64_t record, sample; /* of a prompt that several samples share: once, as sample 0's */
+    const uint32_t *ids;    /* the prompt, and what is known of the answer */
+    int64_t prompt;         /* tokens of the prompt */
+    int64_t first, count;   /* positions first .. first + count - 1: every one once, rising */
+    int64_t routers, width;
+    const float *const *logits; /* [routers] of [count, width] */
+} mb_generate_routing;
+
 /* Where prompts come from and answers go to. */
 typedef struct mb_generate_source {
     void *own;
@@ -63,8 +84,16 @@ typedef struct mb_generate_source {
     mb_status (*next)(void *own, mb_generate_prompt *out_prompt, bool *out_has);
     /* An answer that is ready, in no certain order; borrowed. */
     mb_status (*take)(void *own, const mb_generate_answer *answer);
+    /* NULL: not wanted. After every token of an answer that does not end it. Borrowed. */
+    mb_status (*grow)(void *own, const mb_generate_growth *growth);
+    /* NULL: not wanted (the routers' logits are not fetched then). After every forward, for each of its
+     * sequences. Borrowed. */
+    mb_status (*route)(void *own, const mb_generate_routing *routing);
+    mb_comm *opt_group; /* these ranks run one generation: same arguments on all of them, and only the
+                           functions of the first are called */
 } mb_generate_source;
 
+/* Counts are 0 on all ranks of a group but the first. */
 typedef struct mb_generate_report {
     int64_t prompts, answers;
     int64_t prompt_tokens, tokens; /* read; generated */
@@ -82,8 +111,9 @@ mb_status mb_generate_ends_read(const char *folder, const mb_tokenizer *opt_toke
 int64_t mb_generate_longest(const mb_lm *lm, const mb_generate_options *options);
 
 /* Answer all prompts of the source. opt_tokenizer: for texts and stop strings (MB_EUSAGE for the latter
- * without it). MB_ESTOPPED when the stop flag is set. MB_ERANGE: a prompt longer than mb_generate_longest,
- * or logits that are not finite. Memory: mb_kv_cache_plan of batch_tokens rows. */
+ * without it). Collective over the source's group. MB_ESTOPPED when the stop flag is set. MB_ERANGE: a prompt
+ * longer than mb_generate_longest, or logits that are not finite. Memory: mb_kv_cache_plan of batch_tokens
+ * rows. */
 mb_status mb_generate_run(mb_lm *lm, const mb_tokenizer *opt_tokenizer, const mb_ids *ends,
                           const mb_generate_options *options, const mb_generate_source *source,
                           mb_generate_report *out_report);

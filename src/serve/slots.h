@@ -16,6 +16,7 @@ typedef struct mb_slot {
     mb_ids ids;     /* prompt and answer */
     int64_t prompt; /* tokens of the prompt */
     int64_t kept;   /* tokens whose keys are in the cache */
+    int64_t routed; /* tokens whose routing was given out */
     double logprob;
 } mb_slot;
 

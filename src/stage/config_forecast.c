@@ -154,6 +154,7 @@ static mb_status find_data(forecast *f)
     if (stage->program == MB_FORECAST_SCORE) limit = stage->own.score.scorer.max_length;
     if (stage->program == MB_FORECAST_EVAL) limit = stage->own.eval.max_length;
     if (stage->program == MB_FORECAST_EMBED) limit = stage->own.embed.max_length;
+    if (stage->program == MB_FORECAST_TEACHER) limit = stage->own.teacher.maker.max_length;
     if (positions > 0 && (limit == 0 || positions < limit)) limit = positions;
     if (stage->program == MB_FORECAST_SHARD) vocab = 32000;
     if (made != NULL && stage->program == MB_FORECAST_SHARD) MB_TRY(mb_str_parse_int(made, &vocab));
@@ -511,6 +512,9 @@ static int64_t *tile_of(mb_forecast_stage *stage, const char **out_words)
     case MB_FORECAST_EMBED:
         *out_words = "half the embed.tile_tokens";
         return &stage->own.embed.embed.tile_tokens;
+    case MB_FORECAST_TEACHER:
+        *out_words = "half the teacher.tile_tokens";
+        return &stage->own.teacher.maker.tile_tokens;
     case MB_FORECAST_INFER:
         *out_words = "half the generate.batch_tokens";
         return &stage->own.infer.generate.batch_tokens;

@@ -120,9 +120,10 @@ mb_status mb_eval_tasks_run(mb_program *program, mb_lm *lm, const mb_eval_tasks 
     mb_status status = MB_OK;
     mb_eval_program *own = program->own;
     mb_tokenizer *tokenizer = NULL;
-    MB_TRY(mb_comm_agree(
-        program->comm,
-        mb_tokenizer_open(own->tokenizer != NULL ? own->tokenizer : own->model.path, &tokenizer)));
+    const char *folder = own->tokenizer != NULL ? own->tokenizer
+                         : mb_lm_is_fused(lm)   ? mb_lm_base(lm)
+                                                : own->model.path;
+    MB_TRY(mb_comm_agree(program->comm, mb_tokenizer_open(folder, &tokenizer)));
     for (int64_t i = 0; i < tasks->count; ++i)
         MB_TRY(run_task(program, lm, tokenizer, tasks->task[i], results, opt_file));
 done:

@@ -94,6 +94,21 @@ static void add_embeddings(const mb_forecast_stage *stage, const mb_forecast_mod
         add(out, "their tokens", mb_forecast_bytes_shard(data->records, data->tokens, true), 1, true);
 }
 
+/* As if every token were a target. */
+static void add_teacher(const mb_forecast_stage *stage, const mb_forecast_model *model,
+                        const mb_forecast_data *data, mb_forecast_files *out)
+{
+    const mb_teacher_maker_options *o = &stage->own.teacher.maker;
+    mb_teacher_shape shape = {.vocab = model->arch.vocab,
+                              .k = o->k < model->arch.vocab ? o->k : model->arch.vocab,
+                              .dtype = mb_str_equal(o->dtype, "f32") ? MB_F32 : MB_F16};
+    if (mb_teacher_parse_temperatures(o->temperatures, &shape) != MB_OK) mb_status_reset();
+    const double bytes = data->tokens * (double)mb_teacher_row_bytes(&shape),
+                 parts = mb_forecast_parts(data->tokens, (double)o->tile_tokens);
+    add(out, "teacher's file", bytes + 50 * data->records, 1, false);
+    add(out, "parts of it", bytes, parts, true);
+}
+
 static void add_shard(const mb_forecast_stage *stage, const mb_forecast_data *data, mb_forecast_files *out)
 {
     const double bytes = mb_forecast_bytes_shard(data->records, data->tokens, data->has_loss_mask);
@@ -122,6 +137,9 @@ void mb_forecast_files_get(const mb_forecast_stage *stage, const mb_forecast_mod
         break;
     case MB_FORECAST_EMBED:
         add_embeddings(stage, opt_model, data, &out);
+        break;
+    case MB_FORECAST_TEACHER:
+        add_teacher(stage, opt_model, data, &out);
         break;
     case MB_FORECAST_SHARD:
         add_shard(stage, data, &out);

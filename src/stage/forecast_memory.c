@@ -244,7 +244,8 @@ done:
  * (scorer.h). */
 static double passes_of(const mb_forecast_stage *stage)
 {
-    const bool has_tiles = stage->program == MB_FORECAST_SCORE || stage->program == MB_FORECAST_EVAL;
+    const bool has_tiles = stage->program == MB_FORECAST_SCORE || stage->program == MB_FORECAST_EVAL ||
+                           stage->program == MB_FORECAST_TEACHER;
     return stage->on_gpu && has_tiles ? 2 : 1;
 }
 
@@ -306,6 +307,46 @@ static mb_status plan_generation(mb_forecast_stage *stage, const mb_forecast_mod
         out->bytes[MB_FORECAST_CACHE] = (double)mb_kv_cache_plan(&model->arch, lm.dtype, o->batch_tokens);
     /* logits of every sequence, and a sampler's copy per thread */
     out->bytes[MB_FORECAST_OTHER] += 8.0 * (double)o->batch_sequences * (double)model->arch.vocab;
+done:
+    return status;
+}
+
+/* Scoring; with category files answers are generated too, and comparing needs no model. */
+static mb_status plan_evaluation(mb_forecast_stage *stage, const mb_forecast_model *opt_model,
+                                 const mb_forecast_data *data, int64_t ranks, int64_t node_ranks,
+                                 mb_forecast_memory *out)
+{
+    mb_status status = MB_OK;
+    mb_lm_options lm = {0};
+    const mb_eval_program *own = &stage->own.eval;
+    if (opt_model == NULL) {
+        out->bytes[MB_FORECAST_OTHER] = SHARD_BYTES;
+        return MB_OK;
+    }
+    MB_TRY(
+        plan_pass(stage, opt_model, tile_rows((double)own->tile_tokens, data), true, ranks, node_ranks, out));
+    if (own->category.files == NULL || !own->category.generate) goto done;
+    MB_TRY(mb_model_options_storage(&own->model, &lm));
+    out->bytes[MB_FORECAST_CACHE] =
+        (double)mb_kv_cache_plan(&opt_model->arch, lm.dtype, MB_CATEGORY_BATCH_TOKENS);
+done:
+    return status;
+}
+
+/* Every member's pass and logits, the mixture's, and the parts that are being filled (teacher_report.c). */
+static mb_status plan_teacher(mb_forecast_stage *stage, const mb_forecast_model *model,
+                              const mb_forecast_data *data, int64_t ranks, int64_t node_ranks,
+                              mb_forecast_memory *out)
+{
+    mb_status status = MB_OK;
+    const mb_teacher_maker_options *o = &stage->own.teacher.maker;
+    const int64_t members = mb_forecast_stage_members(stage);
+    const double rows = tile_rows((double)o->tile_tokens, data), vocab = (double)model->arch.vocab,
+                 logits = 4 * rows * vocab * (double)(members > 1 ? members + 1 : 1),
+                 kept = 8 * fmin((double)o->k, vocab) + 20, part = fmin(data->tokens * kept, 268435456.0);
+    for (int64_t m = 0; m < members; m++) MB_TRY(plan_pass(stage, model, rows, true, ranks, node_ranks, out));
+    out->bytes[MB_FORECAST_ACTIVATIONS] += passes_of(stage) * logits;
+    out->bytes[MB_FORECAST_OTHER] += SCORE_BYTES + passes_of(stage) * (part + (stage->on_gpu ? logits : 0));
 done:
     return status;
 }
@@ -404,12 +445,14 @@ static mb_status plan(mb_forecast_stage *stage, const mb_forecast_model *opt_mod
         add_data(stage, data, out);
         return plan_scoring(stage, opt_model, opt_source, data, ranks, node_ranks, out);
     case MB_FORECAST_EVAL:
-        add_data(stage, data, out);
-        return plan_pass(stage, opt_model, tile_rows((double)stage->own.eval.tile_tokens, data), true, ranks,
-                         node_ranks, out);
+        if (opt_model != NULL) add_data(stage, data, out);
+        return plan_evaluation(stage, opt_model, data, ranks, node_ranks, out);
     case MB_FORECAST_EMBED:
         add_data(stage, data, out);
         return plan_embedding(stage, opt_model, data, ranks, node_ranks, out);
+    case MB_FORECAST_TEACHER:
+        add_data(stage, data, out);
+        return plan_teacher(stage, opt_model, data, ranks, node_ranks, out);
     case MB_FORECAST_INFER:
         return plan_generation(stage, opt_model, ranks, node_ranks, out);
     case MB_FORECAST_CONVERT:

@@ -34,10 +34,11 @@ static const mb_option common_options[] = {
 /* ---- 2. tables by program ---- */
 
 static const char *const program_names[MB_FORECAST_PROGRAMS] = {
-    [MB_FORECAST_SHARD] = "moe-shard",   [MB_FORECAST_CONVERT] = "moe-convert",
-    [MB_FORECAST_TRAIN] = "moe-train",   [MB_FORECAST_SCORE] = "moe-score",
-    [MB_FORECAST_SELECT] = "moe-select", [MB_FORECAST_EVAL] = "moe-eval",
-    [MB_FORECAST_EMBED] = "moe-embed",   [MB_FORECAST_INFER] = "moe-infer",
+    [MB_FORECAST_SHARD] = "moe-shard",     [MB_FORECAST_CONVERT] = "moe-convert",
+    [MB_FORECAST_TRAIN] = "moe-train",     [MB_FORECAST_SCORE] = "moe-score",
+    [MB_FORECAST_SELECT] = "moe-select",   [MB_FORECAST_EVAL] = "moe-eval",
+    [MB_FORECAST_EMBED] = "moe-embed",     [MB_FORECAST_INFER] = "moe-infer",
+    [MB_FORECAST_TEACHER] = "moe-teacher",
 };
 
 const char *mb_forecast_stage_name(mb_forecast_program program)
@@ -68,11 +69,13 @@ static void add_tables(mb_forecast_stage *s)
         add_table(s, mb_program_options_convert, &s->own.convert);
         break;
     case MB_FORECAST_TRAIN:
+        add_table(s, mb_fuse_option_table, &s->own.train.fuse);
         add_table(s, mb_program_options_train, &s->own.train);
         add_table(s, mb_objective_option_table, &s->own.train.objective);
         add_table(s, mb_trainer_option_table, &s->own.train.trainer);
         break;
     case MB_FORECAST_SCORE:
+        add_table(s, mb_fuse_option_table, &s->own.score.fuse);
         add_table(s, mb_program_options_score, &s->own.score);
         add_table(s, mb_scorer_option_table, &s->own.score.scorer);
         break;
@@ -82,13 +85,21 @@ static void add_tables(mb_forecast_stage *s)
         add_table(s, mb_shard_build_option_table, &s->own.select.build);
         break;
     case MB_FORECAST_EVAL:
+        add_table(s, mb_fuse_option_table, &s->own.eval.fuse);
         add_table(s, mb_program_options_eval, &s->own.eval);
+        add_table(s, mb_category_option_table, &s->own.eval.category);
         break;
     case MB_FORECAST_EMBED:
         add_table(s, mb_program_options_embed, &s->own.embed);
         add_table(s, mb_embedder_option_table, &s->own.embed.embed);
         break;
+    case MB_FORECAST_TEACHER:
+        add_table(s, mb_fuse_option_table, &s->own.teacher.fuse);
+        add_table(s, mb_program_options_teacher, &s->own.teacher);
+        add_table(s, mb_teacher_maker_option_table, &s->own.teacher.maker);
+        break;
     default:
+        add_table(s, mb_fuse_option_table, &s->own.infer.fuse);
         add_table(s, mb_program_options_infer, &s->own.infer);
         add_table(s, mb_generate_option_table, &s->own.infer.generate);
         break;
@@ -151,11 +162,11 @@ done:
 static const struct {
     const char *part;
     mb_forecast_program program;
-} by_part[] = {{"training", MB_FORECAST_TRAIN},  {"score", MB_FORECAST_SCORE},
-               {"scores", MB_FORECAST_SCORE},    {"select", MB_FORECAST_SELECT},
-               {"eval", MB_FORECAST_EVAL},       {"embed", MB_FORECAST_EMBED},
-               {"generate", MB_FORECAST_INFER},  {"convert", MB_FORECAST_CONVERT},
-               {"tokenizer", MB_FORECAST_SHARD}, {"dataset", MB_FORECAST_SHARD}};
+} by_part[] = {
+    {"training", MB_FORECAST_TRAIN},  {"teacher", MB_FORECAST_TEACHER}, {"score", MB_FORECAST_SCORE},
+    {"scores", MB_FORECAST_SCORE},    {"select", MB_FORECAST_SELECT},   {"eval", MB_FORECAST_EVAL},
+    {"embed", MB_FORECAST_EMBED},     {"generate", MB_FORECAST_INFER},  {"convert", MB_FORECAST_CONVERT},
+    {"tokenizer", MB_FORECAST_SHARD}, {"dataset", MB_FORECAST_SHARD}};
 
 static mb_status choose_program(mb_forecast_stage *stage, const char *opt_program)
 {
@@ -172,7 +183,7 @@ static mb_status choose_program(mb_forecast_stage *stage, const char *opt_progra
         const char *nearest = mb_str_nearest(opt_program, program_names, MB_FORECAST_PROGRAMS);
         MB_RAISE(MB_EUSAGE,
                  "program=%s: there is no forecast for it%s%s; there are moe-shard, moe-convert, "
-                 "moe-train, moe-score, moe-select, moe-eval, moe-embed, moe-infer",
+                 "moe-train, moe-score, moe-select, moe-eval, moe-embed, moe-infer, moe-teacher",
                  opt_program, nearest != NULL ? "; did you mean " : "", nearest != NULL ? nearest : "");
     }
     if (stage->group == NULL)
@@ -218,6 +229,13 @@ done:
     return status;
 }
 
+/* A fused teacher's members are of one size: the first stands for them. */
+static mb_status name_model(mb_teacher_program *own)
+{
+    const char *path = mb_fuse_options_path(&own->fuse, &own->model);
+    return own->model.path == NULL && path != NULL ? set_text(&own->model.path, path) : MB_OK;
+}
+
 mb_status mb_forecast_stage_open(const char *opt_program, const char *const *words, int64_t n,
                                  mb_forecast_stage *out_stage)
 {
@@ -228,6 +246,7 @@ mb_status mb_forecast_stage_open(const char *opt_program, const char *const *wor
     MB_TRY(choose_program(out_stage, opt_program));
     add_tables(out_stage);
     MB_TRY(apply(out_stage, words, n));
+    if (out_stage->program == MB_FORECAST_TEACHER) MB_TRY(name_model(&out_stage->own.teacher));
 done:
     return status;
 }
@@ -253,15 +272,28 @@ mb_model_options *mb_forecast_stage_model(mb_forecast_stage *stage)
         return &stage->own.train.model;
     case MB_FORECAST_SCORE:
         return &stage->own.score.model;
-    case MB_FORECAST_EVAL:
-        return &stage->own.eval.model;
+    case MB_FORECAST_EVAL: /* comparing opens none */
+        return stage->own.eval.category.inputs == NULL ? &stage->own.eval.model : NULL;
     case MB_FORECAST_EMBED:
         return &stage->own.embed.model;
     case MB_FORECAST_INFER:
         return &stage->own.infer.model;
+    case MB_FORECAST_TEACHER:
+        return &stage->own.teacher.model;
     default:
         return NULL;
     }
+}
+
+int64_t mb_forecast_stage_members(const mb_forecast_stage *stage)
+{
+    int64_t members = 1;
+    const mb_teacher_program *own = &stage->own.teacher;
+    const mb_model_options none = {0};
+    if (stage->program == MB_FORECAST_TEACHER && own->fuse.foundation != NULL &&
+        mb_fuse_options_members(&own->fuse, &none, &members) != MB_OK)
+        mb_status_reset(); /* the program says it */
+    return members;
 }
 
 const char *mb_forecast_stage_dataset(const mb_forecast_stage *stage)
@@ -277,6 +309,8 @@ const char *mb_forecast_stage_dataset(const mb_forecast_stage *stage)
         return stage->own.embed.shard_path;
     case MB_FORECAST_INFER:
         return stage->own.infer.input;
+    case MB_FORECAST_TEACHER:
+        return stage->own.teacher.shard_path;
     case MB_FORECAST_SELECT:
         return stage->own.select.scores_path;
     default:

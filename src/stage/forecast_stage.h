@@ -18,6 +18,7 @@ typedef enum mb_forecast_program {
     MB_FORECAST_EVAL,
     MB_FORECAST_EMBED,
     MB_FORECAST_INFER,
+    MB_FORECAST_TEACHER,
     MB_FORECAST_PROGRAMS
 } mb_forecast_program;
 
@@ -44,6 +45,7 @@ typedef struct mb_forecast_stage {
         mb_eval_program eval;
         mb_embed_program embed;
         mb_infer_program infer;
+        mb_teacher_program teacher;
     } own;
     mb_forecast_common common;
     mb_option_table tables[8];
@@ -61,6 +63,8 @@ void mb_forecast_stage_reset(mb_forecast_stage *stage);
 
 /* The model that the stage opens; NULL: none. Borrowed. */
 mb_model_options *mb_forecast_stage_model(mb_forecast_stage *stage);
+/* Models that are run for it: 1, or of a teacher that keys of fuse.* name the members. */
+int64_t mb_forecast_stage_members(const mb_forecast_stage *stage);
 /* The shard or file it reads, as named; NULL: none. Borrowed. */
 const char *mb_forecast_stage_dataset(const mb_forecast_stage *stage);
 /* A key of the study file as text (mb_free), NULL when it is not there or empty. */

@@ -123,6 +123,12 @@ static mb_forecast_cost cost_of(const mb_forecast_stage *stage, const mb_forecas
         if (opt_model->is_encoder) return encoder_cost(&opt_model->encoder, data->context);
         return mb_forecast_cost_forward(&opt_model->arch, opt_model->arch.layers, false, false,
                                         data->context);
+    case MB_FORECAST_TEACHER:
+        for (int64_t m = 0; m < mb_forecast_stage_members(stage); m++)
+            cost =
+                mb_forecast_cost_sum(cost, mb_forecast_cost_forward(&opt_model->arch, opt_model->arch.layers,
+                                                                    true, false, data->context));
+        return cost;
     case MB_FORECAST_EVAL:
     case MB_FORECAST_INFER:
         cost = mb_forecast_cost_forward(&opt_model->arch, opt_model->arch.layers,
@@ -324,7 +330,8 @@ mb_status mb_forecast_time_get(mb_forecast_stage *stage, const mb_forecast_model
     } else {
         time.compute_seconds = plain_seconds(stage, data, memory, machine, (double)layout->ranks);
         time.tokens = data->tokens;
-        time.is_known = data->is_known || stage->program == MB_FORECAST_CONVERT;
+        time.is_known = data->is_known || stage->program == MB_FORECAST_CONVERT ||
+                        stage->program == MB_FORECAST_EVAL; /* comparing: nothing to speak of */
         snprintf(time.says, sizeof time.says, "estimated from rates of one process");
     }
     time.file_seconds = file_seconds(stage, data, memory, machine, layout->ranks, past->is_found);

@@ -4,6 +4,7 @@
  * 2. records in
  * 3. answers out
  * 4. joining
+ * 5. joining shares
  */
 #include "stage/infer_parts.h"
 
@@ -14,6 +15,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "stage/router_stats_file.h"
 
 enum { MOST_ROWS = 256, LEAST_PARTS = 64, BAD_SHOWN = 5 };
 
@@ -24,6 +26,7 @@ typedef struct part {
     int64_t left; /* answers to come */
     json_t **records;
     mb_str *lines;
+    mb_router_query *shares; /* as lines; NULL: not wanted */
     mb_str bad;
     struct part *behind;
 } part;
@@ -39,6 +42,7 @@ struct mb_infer_parts {
     part *open; /* the newest first: the one that is being read */
     mb_ids ids;
     int64_t shown;
+    mb_router_stats *stats; /* NULL: not wanted */
 };
 
 /* ---- 1. parts and their files ---- */
@@ -56,6 +60,9 @@ static void part_free(const mb_infer_parts *p, part *one)
     for (int64_t i = 0; one->lines != NULL && i < one->rows * p->samples; i++) mb_str_destroy(&one->lines[i]);
     mb_free(one->records);
     mb_free(one->lines);
+    for (int64_t i = 0; one->shares != NULL && i < one->rows * p->samples; i++)
+        mb_router_query_reset(&one->shares[i]);
+    mb_free(one->shares);
     mb_str_destroy(&one->bad);
     mb_free(one);
 }
@@ -70,6 +77,7 @@ static mb_status part_start(mb_infer_parts *p, int64_t unit)
     one->left = one->rows * p->samples;
     MB_NEW_ARRAY(one->records, one->rows);
     MB_NEW_ARRAY(one->lines, one->left);
+    if (p->stats != NULL) MB_NEW_ARRAY(one->shares, one->left);
     one->behind = p->open;
     p->open = one;
     one = NULL;
@@ -78,7 +86,23 @@ done:
     return status;
 }
 
-/* Bad records first: the part counts as done when its main file is there. */
+static mb_status part_write_shares(const mb_infer_parts *p, const part *one)
+{
+    mb_status status = MB_OK;
+    mb_router_stats_file *file = NULL;
+    char *path = part_path(p, one->first, ".stats.h5");
+    if (path == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory for a path", p->folder);
+    MB_TRY(mb_router_stats_file_create(path, mb_router_stats_shape(p->stats), NULL, NULL, &file));
+    for (int64_t i = 0; i < one->rows * p->samples; i++)
+        if (one->shares[i].answer != NULL) MB_TRY(mb_router_stats_file_add(file, &one->shares[i]));
+    MB_TRY(mb_router_stats_file_close(&file));
+done:
+    mb_router_stats_file_destroy(&file);
+    mb_free(path);
+    return status;
+}
+
+/* The main file last: the part counts as done when it is there. */
 static mb_status part_write(mb_infer_parts *p, const part *one)
 {
     mb_status status = MB_OK;
@@ -87,6 +111,7 @@ static mb_status part_write(mb_infer_parts *p, const part *one)
     if (path == NULL || bad_path == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory for a path", p->folder);
     for (int64_t i = 0; i < one->rows * p->samples; i++)
         MB_TRY(mb_str_append(&text, mb_str_text(&one->lines[i]), one->lines[i].length));
+    if (p->stats != NULL) MB_TRY(part_write_shares(p, one));
     if (one->bad.length > 0) MB_TRY(mb_files_write(bad_path, one->bad.data, one->bad.length));
     MB_TRY(mb_files_write(path, mb_str_text(&text), text.length));
 done:
@@ -111,8 +136,8 @@ done:
 }
 
 mb_status mb_infer_parts_open(mb_comm *comm, mb_infer_prompts *prompts, const mb_infer_program *options,
-                              const char *folder, const char *key, int64_t longest,
-                              mb_infer_parts **out_parts)
+                              const mb_router_shape *opt_shape, const char *folder, const char *key,
+                              int64_t longest, mb_infer_parts **out_parts)
 {
     mb_status status = MB_OK;
     mb_infer_parts *p = NULL;
@@ -128,6 +153,8 @@ mb_status mb_infer_parts_open(mb_comm *comm, mb_infer_prompts *prompts, const mb
     p->rows = (p->records + LEAST_PARTS - 1) / LEAST_PARTS;
     p->rows = p->rows < 1 ? 1 : p->rows > MOST_ROWS ? MOST_ROWS : p->rows;
     p->count = (p->records + p->rows - 1) / p->rows;
+    if (opt_shape != NULL)
+        MB_TRY(mb_router_stats_create(opt_shape, mb_infer_prompts_tokenizer(prompts), p->samples, &p->stats));
     MB_TRY(mb_comm_agree(comm, mb_comm_rank(comm) == 0 ? mb_files_make_folders(folder) : MB_OK));
     MB_TRY(mb_comm_queue_create(comm, p->count, &p->queue));
     *out_parts = p;
@@ -147,6 +174,7 @@ void mb_infer_parts_close(mb_infer_parts **parts)
         p->open = one->behind;
         part_free(p, one);
     }
+    mb_router_stats_destroy(&p->stats);
     mb_ids_destroy(&p->ids);
     mb_free(p);
     *parts = NULL;
@@ -230,8 +258,25 @@ done:
 
 /* ---- 3. answers out ---- */
 
+/* {"<member>": share, ...} of the answer. */
+static mb_status add_share(const mb_router_shape *shape, const mb_router_query *query, json_t *result)
+{
+    mb_status status = MB_OK;
+    double share[MB_FUSE_MAX_MEMBERS];
+    json_t *object = json_object();
+    if (object == NULL) MB_RAISE(MB_ENOMEM, "no memory for an answer");
+    mb_router_query_mean(shape, query->answer, share);
+    for (int64_t m = 0; m < shape->members; m++)
+        MB_TRY(mb_json_set(object, shape->members_name[m], json_real(share[m])));
+    MB_TRY(mb_json_set(result, "router_share", json_incref(object)));
+done:
+    json_decref(object);
+    return status;
+}
+
+/* query: its shares; without stats unused. */
 static mb_status print_answer(const mb_infer_parts *p, const json_t *record, const mb_generate_answer *answer,
-                              mb_str *line)
+                              const mb_router_query *query, mb_str *line)
 {
     mb_status status = MB_OK;
     json_t *result = json_copy((json_t *)(uintptr_t)record);
@@ -241,6 +286,7 @@ static mb_status print_answer(const mb_infer_parts *p, const json_t *record, con
     MB_TRY(mb_json_set(result, "tokens", json_integer(answer->count)));
     MB_TRY(mb_json_set(result, "logprob", json_real(answer->logprob)));
     if (p->samples > 1) MB_TRY(mb_json_set(result, "sample", json_integer(answer->sample)));
+    if (p->stats != NULL) MB_TRY(add_share(mb_router_stats_shape(p->stats), query, result));
     MB_TRY(mb_json_print(result, 0, false, line));
     MB_TRY(mb_str_add(line, "\n"));
 done:
@@ -254,17 +300,28 @@ static mb_status take_answer(void *own, const mb_generate_answer *answer)
     mb_infer_parts *p = own;
     part *one = p->open;
     while (answer->record < one->first || answer->record >= one->first + one->rows) one = one->behind;
-    const int64_t row = answer->record - one->first;
-    MB_TRY(print_answer(p, one->records[row], answer, &one->lines[row * p->samples + answer->sample]));
+    const int64_t row = answer->record - one->first, at = row * p->samples + answer->sample;
+    if (p->stats != NULL) MB_TRY(mb_router_stats_take(p->stats, answer, &one->shares[at]));
+    const mb_router_query *query = p->stats != NULL ? &one->shares[at] : NULL;
+    MB_TRY(print_answer(p, one->records[row], answer, query, &one->lines[at]));
     one->left--;
     MB_TRY(part_settle(p, one));
 done:
     return status;
 }
 
-mb_generate_source mb_infer_parts_source(mb_infer_parts *parts)
+static mb_status route_rows(void *own, const mb_generate_routing *routing)
 {
-    return (mb_generate_source){.own = parts, .next = next_prompt, .take = take_answer};
+    return mb_router_stats_route(((mb_infer_parts *)own)->stats, routing);
+}
+
+mb_generate_source mb_infer_parts_source(mb_infer_parts *parts, bool has_shares, mb_comm *opt_group)
+{
+    return (mb_generate_source){.own = parts,
+                                .next = next_prompt,
+                                .take = take_answer,
+                                .route = has_shares ? route_rows : NULL,
+                                .opt_group = opt_group};
 }
 
 /* ---- 4. joining ---- */
@@ -321,5 +378,30 @@ mb_status mb_infer_parts_join(const mb_infer_parts *parts, const char *path, con
     MB_TRY(join_files(parts, ".bad.jsonl", true, bad_path, out_bad));
     if (*out_bad == 0) unlink(bad_path);
 done:
+    return status;
+}
+
+/* ---- 5. joining shares ---- */
+
+mb_status mb_infer_parts_join_shares(const mb_infer_parts *parts, const char *path, const char *model_hash,
+                                     double *out_prompt, double *out_answer)
+{
+    mb_status status = MB_OK;
+    const mb_infer_parts *p = parts;
+    mb_router_stats_file *file = NULL;
+    char *one = NULL;
+    MB_TRY(mb_router_stats_file_create(path, mb_router_stats_shape(p->stats), model_hash,
+                                       mb_tokenizer_hash(mb_infer_prompts_tokenizer(p->prompts)), &file));
+    for (int64_t i = 0; i < p->count; i++) {
+        mb_free(one);
+        one = part_path(p, i * p->rows, ".stats.h5");
+        if (one == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory for a path", path);
+        MB_TRY(mb_router_stats_file_append(file, one));
+    }
+    mb_router_stats_file_mean(file, out_prompt, out_answer);
+    MB_TRY(mb_router_stats_file_close(&file));
+done:
+    mb_router_stats_file_destroy(&file);
+    mb_free(one);
     return status;
 }

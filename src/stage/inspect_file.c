@@ -134,6 +134,46 @@ done:
     return status;
 }
 
+/* Members, what mixes them, and the router's file. */
+static mb_status inspect_fused(const char *path)
+{
+    mb_status status = MB_OK;
+    json_t *json = NULL, *member;
+    size_t i;
+    char *file = mb_files_join(path, "fuse.json"), *weights = mb_files_join(path, "router.safetensors");
+    const char *kind, *mixing, *name, *place, *hash, *adapter = NULL;
+    double weight;
+    if (file == NULL || weights == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
+    MB_TRY(mb_json_read(file, &json));
+    MB_TRY(mb_json_get_string(json, "kind", file, &kind));
+    MB_TRY(mb_json_get_string(json, "mixing", file, &mixing));
+    const json_t *list = json_object_get(json, "members"), *router = json_object_get(json, "router");
+    printf("fused model: %s, %zu members", kind, json_array_size(list));
+    const int64_t stages = json_integer_value(json_object_get(router, "stages"));
+    if (router != NULL)
+        printf(", a router of %lld stage%s, hidden %lld\n", (long long)stages, stages == 1 ? "" : "s",
+               (long long)json_integer_value(json_object_get(router, "hidden")));
+    else
+        printf(", mixing %s\n", mixing);
+    json_array_foreach(list, i, member)
+    {
+        MB_TRY(mb_json_get_string(member, "name", file, &name));
+        MB_TRY(mb_json_get_string(member, "path", file, &place));
+        MB_TRY(mb_json_get_string(member, "hash", file, &hash));
+        MB_TRY(mb_json_get_real(member, "weight", file, &weight));
+        MB_TRY(mb_json_opt_string(member, "adapter", file, &adapter));
+        printf("  %s: %s%s%s, hash %s, weight %.6g\n", name, place, adapter != NULL ? " + " : "",
+               adapter != NULL ? adapter : "", hash, weight);
+        adapter = NULL;
+    }
+    if (router != NULL) MB_TRY(inspect_weights(weights));
+done:
+    json_decref(json);
+    mb_free(file);
+    mb_free(weights);
+    return status;
+}
+
 static mb_status inspect_folder(const char *path)
 {
     mb_status status = MB_OK;
@@ -147,6 +187,7 @@ static mb_status inspect_folder(const char *path)
     }
     if (has(path, "adapter_config.json")) printf("PEFT adapter\n");
     if (has(path, "delta.json")) printf("delta on another model\n");
+    if (has(path, "fuse.json")) MB_TRY(inspect_fused(path));
     if (has(path, "config.json")) MB_TRY(inspect_model(path));
     if (has(path, "model.safetensors") || has(path, "model.safetensors.index.json") ||
         has(path, "adapter_model.safetensors"))
@@ -161,7 +202,7 @@ static mb_status inspect_folder(const char *path)
     }
     if (has(path, "done.json")) printf("stage results: done.json is there\n");
     is_known = is_known || has(path, "config.json") || has(path, "done.json") ||
-               has(path, "adapter_config.json") || has(path, "delta.json");
+               has(path, "adapter_config.json") || has(path, "delta.json") || has(path, "fuse.json");
     if (!is_known)
         MB_RAISE(MB_EFORMAT,
                  "%s: not a model, adapter, checkpoint, tokenizer or stage folder (no config.json, "

@@ -9,6 +9,7 @@
 
 #include "base/json.h"
 #include "learn/trainer.h"
+#include "model/fuse.h"
 #include "store/h5.h"
 
 /* ---- 1. token files ---- */
@@ -113,7 +114,7 @@ static mb_status write_sequence(mb_h5 *file, mb_lm *lm, int64_t number, int64_t 
     MB_TRY(mb_h5_write(file, path, &view));
     snprintf(path, sizeof path, "/seq_%05lld/hidden", (long long)number);
     view = mb_tensor_view2(MB_F32, output->hidden, tokens, arch->width);
-    MB_TRY(mb_h5_write(file, path, &view));
+    if (output->hidden != NULL) MB_TRY(mb_h5_write(file, path, &view));
     if (n == 0) goto done;
     MB_NEW_ARRAY(routers, n * tokens * gates);
     for (int64_t l = 0; l < n; ++l)
@@ -151,7 +152,7 @@ static mb_status forward_one(mb_h5 *file, mb_lm *lm, mb_lm_pass *pass, int64_t n
                                .head_rows = n,
                                .head_row = numbers,
                                .targets = targets};
-    const mb_lm_want want = {.hidden = true, .logits = true};
+    const mb_lm_want want = {.hidden = !mb_lm_is_fused(lm), .logits = true};
     MB_TRY(mb_lm_forward(pass, &batch, &want, &output));
     MB_TRY(write_sequence(file, lm, number, n, &output));
 done:
@@ -257,6 +258,7 @@ mb_status mb_inspect_model_gradients(mb_ops *ops, const mb_inspect_model *inspec
     sequences s = {0};
     const char *train = inspect->opt_train != NULL                                     ? inspect->opt_train
                         : mb_str_equal(inspect->objective->objective, "router_warmup") ? "router"
+                        : mb_str_equal(inspect->objective->objective, "btm")           ? "router"
                         : inspect->lm.opt_adapter != NULL                              ? "lora"
                                                                                        : "all";
     MB_TRY(open_model(ops, inspect, train, &lm));

@@ -17,7 +17,8 @@ typedef struct mb_inspect_model {
     const char *opt_train;                 /* gradients: what trains; NULL by objective */
 } mb_inspect_model;
 
-/* /seq_00000/logits [T,V], hidden [T,D], router_logits [L,T,E'] of every sequence, each a pass of its own. */
+/* /seq_00000/logits [T,V], hidden [T,D] (not of a fused model), router_logits [L,T,E'] of every sequence,
+ * each a pass of its own. */
 mb_status mb_inspect_model_forward(mb_ops *ops, const mb_inspect_model *inspect);
 /* /loss, /loss_terms/<name>, /grad/<tensor> of one micro-batch of all sequences; the terms are printed too.
  */

@@ -19,6 +19,8 @@ static mb_status declare(mb_program *program)
     MB_NEW(own);
     program->own = own;
     MB_TRY(mb_program_add_table(program, "model", table, n, &own->model));
+    table = mb_fuse_option_table(&n);
+    MB_TRY(mb_program_add_table(program, "fused model", table, n, &own->fuse));
     table = mb_program_options_score(&n);
     MB_TRY(mb_program_add_table(program, "data", table, n, own));
     table = mb_scorer_option_table(&n);
@@ -50,7 +52,11 @@ static mb_status open_models(mb_program *program, const mb_scorer_needs *needs, 
     mb_score_program *own = program->own;
     mb_status status = MB_OK;
     own->model.opt_comm = program->comm;
+    MB_TRY(mb_fuse_options_check(&own->fuse, &own->model));
     if (needs->router) {
+        if (mb_fuse_options_is_given(&own->fuse))
+            MB_RAISE(MB_EUSAGE, "a fused model has no trash experts; its scores are perplexity, entropy and "
+                                "logprob (score.scores)");
         MB_TRY(mb_model_options_open(&own->model, program->ops, "none", NULL, 0, router));
         const mb_arch *arch = mb_lm_arch(*router);
         if (arch->trash + arch->declared_trash == 0)
@@ -64,7 +70,10 @@ static mb_status open_models(mb_program *program, const mb_scorer_needs *needs, 
         if (own->source_model != NULL) options.path = own->source_model;
         if (!needs->policy) options.adapter = NULL;
         options.trash_expert_ratio = 0;
-        MB_TRY(mb_model_options_open(&options, program->ops, "none", NULL, 0, source));
+        if (own->source_model != NULL)
+            MB_TRY(mb_model_options_open(&options, program->ops, "none", NULL, 0, source));
+        else
+            MB_TRY(mb_fuse_options_open(&own->fuse, &options, program->ops, "none", NULL, 0, false, source));
         if (mb_lm_arch(*source)->trash > 0)
             MB_RAISE(
                 MB_EUSAGE,
@@ -140,10 +149,11 @@ static mb_status run(mb_program *program)
     mb_scorer_needs needs;
     mb_score_cache cache = {0};
     if (own->shard_path == NULL) MB_RAISE(MB_EUSAGE, "dataset.path is missing: the token shard to score");
-    if (!program->is_dry_run)
-        MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter",
-                                    own->model.adapter, "source_model", own->source_model, "dataset",
-                                    own->shard_path, NULL));
+    if (!program->is_dry_run) {
+        const char *const names[] = {"model", "adapter", "source_model", "dataset"};
+        const char *const paths[] = {own->model.path, own->model.adapter, own->source_model, own->shard_path};
+        MB_TRY(mb_fuse_options_begin_run(program, &own->fuse, names, paths, 4, &is_done));
+    }
     if (program->options.output_dir != NULL) out_path = mb_program_path(program, "scores.h5");
     if (is_done && program->is_run && mb_program_is_root(program) && mb_share_is_whole(program->share))
         mb_scores_parts_remove(out_path); /* left by a process that was cut off, and went on later */

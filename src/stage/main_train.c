@@ -1,9 +1,6 @@
-/* moe-train: train a model on a token shard (objectives lm, sft, router_warmup, dpo; full, router-only or
- * LoRA).
+/* moe-train: train a model on a token shard (objectives lm, sft, router_warmup, dpo, btm, distil; full,
+ * router-only or LoRA).
  */
-#include <stdio.h>
-#include <string.h>
-
 #include "base/files.h"
 #include "base/log.h"
 #include "learn/trainer.h"
@@ -14,7 +11,8 @@
 #include "stage/program.h"
 #include "stage/program_options.h"
 #include "stage/train_data.h"
-#include "stage/train_parts.h"
+#include "stage/train_model.h"
+#include "stage/train_teacher.h"
 
 static mb_status declare(mb_program *program)
 {
@@ -25,6 +23,8 @@ static mb_status declare(mb_program *program)
     MB_NEW(own);
     program->own = own;
     MB_TRY(mb_program_add_table(program, "model", table, n, &own->model));
+    table = mb_fuse_option_table(&n);
+    MB_TRY(mb_program_add_table(program, "fused model", table, n, &own->fuse));
     table = mb_program_options_train(&n);
     MB_TRY(mb_program_add_table(program, "what trains on what", table, n, own));
     table = mb_objective_option_table(&n);
@@ -32,49 +32,6 @@ static mb_status declare(mb_program *program)
     table = mb_trainer_option_table(&n);
     MB_TRY(mb_program_add_table(program, "training", table, n, &own->trainer));
 done:
-    return status;
-}
-
-/* Quantising needs frozen matrices. */
-static mb_status check_quantised(const mb_train_program *own, const char *train)
-{
-    mb_status status = MB_OK;
-    mb_lm_options lm = {0};
-    MB_TRY(mb_model_options_storage(&own->model, &lm));
-    if (lm.frozen_bits != 0 && own->model.adapter == NULL && mb_str_equal(train, "all"))
-        MB_RAISE(MB_EUSAGE, "model.quantize is for frozen matrices, and here all train; "
-                            "give training.peft_mode=lora, or model.quantize=none");
-done:
-    return status;
-}
-
-static mb_status open_model(mb_program *program, mb_lm **out_lm)
-{
-    mb_train_program *own = program->own;
-    mb_status status = MB_OK;
-    const bool is_warmup = mb_str_equal(own->objective.objective, "router_warmup"),
-               is_lora = mb_str_equal(own->peft_mode, "lora");
-    const mb_lora_options lora = {.r = own->lora_r,
-                                  .alpha = own->lora_alpha,
-                                  .dropout = own->lora_dropout,
-                                  .rslora = own->use_rslora,
-                                  .seed = (uint64_t)own->trainer.seed,
-                                  .targets = is_warmup ? "gate" : own->lora_targets};
-    char *train = NULL;
-    MB_TRY(mb_train_parts_get(own, own->model.adapter != NULL, &train));
-    MB_TRY(check_quantised(own, train));
-    if (own->model.adapter != NULL)
-        mb_info("%s: the adapter trains on, the model under it stays as it is", own->model.adapter);
-    own->model.opt_comm = program->comm;
-    own->model.router_bias = own->trainer.router_bias_rate > 0;
-    own->model.shard = own->model.shard || own->trainer.zero == 3;
-    MB_TRY(mb_model_options_open(&own->model, program->ops, train,
-                                 is_lora && own->model.adapter == NULL ? &lora : NULL,
-                                 (uint64_t)own->trainer.seed, out_lm));
-    mb_info("%.4g M parameters train%s", (double)mb_params_trained_count(mb_lm_params(*out_lm)) / 1e6,
-            strstr(train, "experts=") != NULL ? ", of the experts some" : "");
-done:
-    mb_free(train);
     return status;
 }
 
@@ -100,13 +57,13 @@ static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
     mb_energy_report energy = {0};
     if (own->trainer.subset_ratio == 0)
         own->trainer.subset_ratio = mb_str_equal(own->objective.objective, "router_warmup") ? 0.05 : 1.0;
-    MB_TRY(mb_objective_create(&own->objective, lm, &objective));
+    MB_TRY(mb_comm_agree(program->comm, mb_objective_create(&own->objective, lm, &objective)));
     MB_TRY(mb_trainer_forecast(program->comm, lm, objective, shard, &own->trainer, report.memory));
     mb_memory_report_forecast(report.memory, MB_TRAINER_MEMORY_KINDS);
     if (program->is_dry_run) goto done;
     MB_TRY(mb_energy_report_begin(program, &energy));
     status = mb_trainer_run(program->comm, lm, objective, shard, &own->trainer, program->options.output_dir,
-                            own->model.path, &report);
+                            mb_train_model_path(own), &report);
     if (status == MB_ESTOPPED)
         mb_warn("stopped at a checkpoint in %s; run the same command again to go on",
                 program->options.output_dir);
@@ -124,6 +81,7 @@ static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
     MB_TRY(mb_program_result_real(program, "train_seconds", report.seconds));
     MB_TRY(mb_train_data_results(program, &report));
     MB_TRY(mb_config_forecast_result(program, mb_lm_arch(lm)));
+    if (report.has_best && mb_program_is_root(program)) MB_TRY(mb_program_output(program, "best"));
     MB_TRY(mb_program_finish_run(program, "final", "metrics.h5", NULL));
     if (mb_program_is_root(program)) MB_TRY(remove_state(program));
 done:
@@ -131,6 +89,28 @@ done:
     mb_energy_report_reset(&energy);
     mb_objective_destroy(&objective);
     return status;
+}
+
+static mb_status begin(mb_program *program, bool *out_is_done)
+{
+    const mb_train_program *own = program->own;
+    const char *const names[] = {"model",         "adapter",
+                                 "dataset",       "validation",
+                                 "reference",     "validation_reference",
+                                 "teacher",       "teacher_adapter",
+                                 "teacher_store", "teacher_validation_store"};
+    const char *const paths[] = {own->model.path,
+                                 own->model.adapter,
+                                 own->shard_path,
+                                 own->validation_path,
+                                 mb_train_data_reference(own->objective.reference),
+                                 mb_train_data_reference(own->objective.validation_reference),
+                                 own->teacher,
+                                 own->teacher_adapter,
+                                 own->objective.teacher_store,
+                                 own->objective.teacher_validation_store};
+    return mb_fuse_options_begin_run(program, &own->fuse, names, paths, sizeof names / sizeof *names,
+                                     out_is_done);
 }
 
 static mb_status run(mb_program *program)
@@ -141,20 +121,19 @@ static mb_status run(mb_program *program)
     mb_lm *lm = NULL;
     mb_shard *shard = NULL;
     if (own->shard_path == NULL) MB_RAISE(MB_EUSAGE, "dataset.path is missing: the token shard to train on");
-    if (!program->is_dry_run)
-        MB_TRY(mb_program_begin_run(program, &is_done, "model", own->model.path, "adapter",
-                                    own->model.adapter, "dataset", own->shard_path, "validation",
-                                    own->validation_path, "reference",
-                                    mb_train_data_reference(own->objective.reference), "validation_reference",
-                                    mb_train_data_reference(own->objective.validation_reference), NULL));
+    MB_TRY(mb_train_model_check(own));
+    MB_TRY(mb_train_teacher_check(own));
+    if (!program->is_dry_run) MB_TRY(begin(program, &is_done));
     if (is_done) goto done;
     MB_TRY(mb_program_open_ops(program));
     MB_TRY(mb_train_data_open(program, &shard));
-    status = open_model(program, &lm);
+    status = mb_train_model_open(program, &lm);
     if (status == MB_OK) status = mb_train_data_check(own, shard, lm);
     MB_TRY(mb_comm_agree(program->comm, status));
+    MB_TRY(mb_train_teacher_open(program, lm, &own->objective.opt_teacher));
     MB_TRY(train(program, lm, shard));
 done:
+    mb_lm_destroy(&own->objective.opt_teacher);
     mb_lm_destroy(&lm);
     mb_train_data_close(program, &shard);
     return status;
@@ -166,11 +145,17 @@ int main(int argc, char **argv)
         .name = "moe-train",
         .purpose =
             "train a model on a token shard: language modelling, fine-tuning on answers, preference pairs, "
-            "or router warm-up; on any number of ranks, with exact resume",
+            "router warm-up, a router between two models, or a student of a teacher; on any number of ranks, "
+            "with exact resume",
         .example = "  mpirun -np 4 moe-train model.path=models/olmoe-trash dataset.path=shard.h5 "
                    "training.objective=router_warmup output.dir=checkpoints/x/warmup\n"
                    "  moe-train model.path=models/llama dataset.path=shard.h5 training.objective=sft "
-                   "training.peft_mode=lora training.lora.r=16 output.dir=checkpoints/x/sft",
+                   "training.peft_mode=lora training.lora.r=16 output.dir=checkpoints/x/sft\n"
+                   "  moe-train training.objective=btm fuse.foundation=models/base fuse.sft=models/tuned "
+                   "dataset.path=mixed.h5 training.validation_path=held.h5 output.dir=checkpoints/x/router\n"
+                   "  moe-train training.objective=distil model.path=models/base "
+                   "teacher.store=checkpoints/x/teacher/teacher.h5 dataset.path=mixed.h5 "
+                   "output.dir=checkpoints/x/student",
         .declare = declare,
         .run = run};
     return mb_program_main(argc, argv, &spec);

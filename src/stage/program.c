@@ -26,7 +26,8 @@
 static const char known_prefixes[] =
     "model|dataset|tokenizer|training|score|select|data_selection|selector_"
     "model|target_model|eval|convert|output|run|"
-    "data_process|report|study|scores|labels|backend|gpu|threads|models|seeds|generate|prompt|embed";
+    "data_process|report|study|scores|labels|backend|gpu|threads|models|seeds|generate|prompt|embed|compare|"
+    "fuse|infer|teacher";
 
 /* ---- 1. options of every program ---- */
 
@@ -46,7 +47,7 @@ static const mb_option common_options[] = {
     MB_OPTION_TEXT(
         mb_program_options, share, "run.share", NULL, NULL,
         "k/n, k from 0: do share k of n of the work and do not join it, as an element of a job array "
-        "(moe-score, moe-embed); the same command without it does what is missing, and joins",
+        "(moe-score, moe-embed, moe-teacher); the same command without it does what is missing, and joins",
         NULL),
 };
 
@@ -167,7 +168,14 @@ static void print_help(const mb_program *program)
     const mb_program_spec *spec = program->spec;
     mb_str text = MB_STR_EMPTY;
     printf("%s: %s\n\nUsage: %s%s%s%s%s [study.cfg stage=GROUP] [key=value ...]\n", spec->name, spec->purpose,
-           spec->name, spec->modes ? " {" : "", spec->modes ? spec->modes : "", spec->modes ? "}" : "",
+           spec->name,
+           spec->modes == NULL      ? ""
+           : spec->mode_is_optional ? " ["
+                                    : " {",
+           spec->modes ? spec->modes : "",
+           spec->modes == NULL      ? ""
+           : spec->mode_is_optional ? "]"
+                                    : "}",
            spec->has_operand ? " [PATH]" : "");
     if (spec->example != NULL) printf("\n%s\n", spec->example);
     if (mb_option_help(program->tables, program->table_count, &text) == MB_OK)
@@ -273,7 +281,9 @@ static mb_status apply_config(mb_program *program, const command_line *line)
     MB_TRY(mb_config_apply(config, program->tables, program->table_count, known_prefixes, others, n));
     MB_TRY(mb_share_parse(program->options.share, &program->share));
     if (!mb_share_is_whole(program->share) && !program->spec->has_shares)
-        MB_RAISE(MB_EUSAGE, "%s: run.share is for programs that can cut their work: moe-score and moe-embed",
+        MB_RAISE(MB_EUSAGE,
+                 "%s: run.share is for programs that can cut their work: moe-score, moe-embed and "
+                 "moe-teacher",
                  program->spec->name);
 done:
     mb_config_close(&config);
@@ -285,7 +295,7 @@ static mb_status check_purpose(mb_program *program, const command_line *line)
 {
     mb_status status = MB_OK;
     program->stage = line->stage != NULL ? line->stage : program->spec->name + strlen("moe-");
-    if (program->spec->modes != NULL && program->mode == NULL)
+    if (program->spec->modes != NULL && program->mode == NULL && !program->spec->mode_is_optional)
         MB_RAISE(MB_EUSAGE, "%s: say what to do: %s {%s} ...", program->spec->name, program->spec->name,
                  program->spec->modes);
     if (program->asks_done && program->is_dry_run)

@@ -14,17 +14,18 @@
 #include "ops/ops.h"
 #include "store/runfolder.h"
 
-#define MB_PROGRAM_MAX_TABLES 8
+#define MB_PROGRAM_MAX_TABLES 12
 
 typedef struct mb_program mb_program;
 
 typedef struct mb_program_spec {
-    const char *name;    /* "moe-train" */
-    const char *purpose; /* one sentence */
-    const char *modes;   /* "forward|gradients|encode|file", NULL: no mode word */
-    const char *example; /* one or two whole command lines */
-    bool has_operand;    /* one more bare word is allowed (moe-inspect file PATH) */
-    bool has_shares;     /* it can do a share of its work (run.share) */
+    const char *name;      /* "moe-train" */
+    const char *purpose;   /* one sentence */
+    const char *modes;     /* "forward|gradients|encode|file", NULL: no mode word */
+    const char *example;   /* one or two whole command lines */
+    bool mode_is_optional; /* without a mode word it does something too */
+    bool has_operand;      /* one more bare word is allowed (moe-inspect file PATH) */
+    bool has_shares;       /* it can do a share of its work (run.share) */
     /* Add this program's tables with mb_program_add_table; called before the command line is read. */
     mb_status (*declare)(mb_program *program);
     mb_status (*run)(mb_program *program);

@@ -43,6 +43,25 @@ static const mb_option train_options[] = {
     MB_OPTION_TEXT(mb_train_program, validation_path, "training.validation_path", NULL, NULL,
                    "token shard to validate on while training: loss and terms per type and over all",
                    "training.eval_path|dataset.validation_path"),
+    MB_OPTION_TEXT(
+        mb_train_program, student_init, "training.student_init", NULL, NULL,
+        "distil: what the student starts from, instead of model.path: foundation, sft (the folders "
+        "of fuse.foundation and fuse.sft) or a folder",
+        "student_init|student_model_init"),
+    MB_OPTION_TEXT(
+        mb_train_program, teacher, "teacher.path", NULL, NULL,
+        "distil: folder of the teacher, fused or not, that is asked while training; fuse.foundation "
+        "and fuse.sft, or fuse.router, name one too",
+        "teacher_model|teacher_model_path"),
+    MB_OPTION_TEXT(mb_train_program, teacher_adapter, "teacher.adapter", NULL, NULL,
+                   "distil: PEFT adapter folder on teacher.path", NULL),
+    MB_OPTION_TEXT(mb_train_program, teacher_quantize, "teacher.quantize", "none", "none|int8|int4|8|4",
+                   "distil: keep the matrices of the teacher's layers in 8 or 4 bits", NULL),
+    MB_OPTION_TEXT(
+        mb_train_program, teacher_type, "teacher.type", "auto", "auto|model|ensemble|btm",
+        "distil: what the teacher that is asked while training must be: one model, an ensemble, or "
+        "a fused model with a router (btm); auto: whatever the keys name",
+        "teacher_type"),
     MB_OPTION_INT(mb_train_program, lora_r, "training.lora.r", "128", 1, 65536, "", "rank of the adapter",
                   "training.peft_config.lora_r|lora_rank"),
     MB_OPTION_REAL(mb_train_program, lora_alpha, "training.lora.lora_alpha", "256", 1e-6, 1e6, "",
@@ -79,6 +98,21 @@ const mb_option *mb_program_options_score(int64_t *out_count)
 {
     *out_count = (int64_t)(sizeof score_options / sizeof *score_options);
     return score_options;
+}
+
+static const mb_option teacher_options[] = {
+    MB_OPTION_TEXT(mb_teacher_program, shard_path, "dataset.path", NULL, NULL,
+                   "token shard, a comma-separated list of them, or a folder of them", "dataset.shard"),
+    MB_OPTION_TEXT(mb_teacher_program, cache_dir, "teacher.cache_dir", NULL, NULL,
+                   "folder where finished files are kept by what they were made from; a run that would make "
+                   "one again takes it from there",
+                   NULL),
+};
+
+const mb_option *mb_program_options_teacher(int64_t *out_count)
+{
+    *out_count = (int64_t)(sizeof teacher_options / sizeof *teacher_options);
+    return teacher_options;
 }
 
 static const mb_option select_options[] = {
@@ -233,7 +267,7 @@ static const mb_option inspect_options[] = {
         "forward, gradients: JSON array of arrays of token ids, or of objects with ids and loss_mask", NULL),
     MB_OPTION_TEXT(mb_inspect_program, out, "out", NULL, NULL,
                    "file to write: .h5 (forward, gradients) or .jsonl (encode, decode)", NULL),
-    MB_OPTION_TEXT(mb_inspect_program, objective_name, "objective", NULL, "lm|sft|router_warmup|dpo",
+    MB_OPTION_TEXT(mb_inspect_program, objective_name, "objective", NULL, "lm|sft|router_warmup|dpo|btm",
                    "gradients: the objective; default training.objective", NULL),
     MB_OPTION_TEXT(mb_inspect_program, train, "train", NULL, NULL,
                    "gradients: all, router, lora or patterns; default by objective", "training.trainable"),
@@ -277,6 +311,12 @@ static const mb_option infer_options[] = {
                    "records that cannot be answered: left out and listed, or an error", NULL),
     MB_OPTION_INT(mb_infer_program, limit, "dataset.limit", "0", 0, 1e12, "records",
                   "only the first so many; 0: all", NULL),
+    MB_OPTION_BOOL(mb_infer_program, show_router_stats, "infer.show_router_stats", "false",
+                   "share of each member of a fused model in prompts and answers, per stage of its router: a "
+                   "table for one prompt, router_stats.h5 for a file",
+                   "show_router_stats"),
+    MB_OPTION_BOOL(mb_infer_program, router_stats_tokens, "infer.router_stats_tokens", "false",
+                   "the same for every token", "router_stats_tokens"),
 };
 
 const mb_option *mb_program_options_infer(int64_t *out_count)
@@ -335,7 +375,9 @@ int64_t mb_program_options_all(mb_option_table *tables, int64_t room)
         mb_program_options_inspect, mb_model_option_table,      mb_shard_build_option_table,
         mb_trainer_option_table,    mb_objective_option_table,  mb_scorer_option_table,
         mb_select_option_table,     mb_program_options_infer,   mb_generate_option_table,
-        mb_program_options_embed,   mb_embedder_option_table,   mb_inspect_machine_option_table};
+        mb_program_options_embed,   mb_embedder_option_table,   mb_inspect_machine_option_table,
+        mb_fuse_option_table,       mb_program_options_teacher, mb_teacher_maker_option_table,
+        mb_category_option_table};
     int64_t n = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all && n < room; ++i) {
         tables[n] = (mb_option_table){0};

@@ -13,9 +13,12 @@
 #include "learn/trainer.h"
 #include "measure/embedder.h"
 #include "measure/scorer.h"
+#include "measure/teacher_maker.h"
 #include "model/convert.h"
 #include "model/convert_upcycle.h"
 #include "serve/generate.h"
+#include "stage/category_options.h"
+#include "stage/fuse_options.h"
 #include "stage/model_options.h"
 #include "store/shard_build.h"
 
@@ -27,14 +30,19 @@ const mb_option *mb_program_options_shard(int64_t *out_count);
 
 typedef struct mb_train_program {
     mb_model_options model;
+    mb_fuse_options_stage fuse;
     mb_trainer_options trainer;
     mb_objective_options objective;
-    char *shard_path;             /* dataset.path */
-    char *peft_mode;              /* training.peft_mode */
-    char *train_parts;            /* training.trainable */
-    int64_t num_experts_to_train; /* training.num_experts_to_train */
-    char *experts_to_train;       /* training.experts_to_train */
-    char *validation_path;        /* training.validation_path */
+    char *shard_path;                /* dataset.path */
+    char *peft_mode;                 /* training.peft_mode */
+    char *train_parts;               /* training.trainable */
+    int64_t num_experts_to_train;    /* training.num_experts_to_train */
+    char *experts_to_train;          /* training.experts_to_train */
+    char *validation_path;           /* training.validation_path */
+    char *student_init;              /* training.student_init */
+    char *teacher, *teacher_adapter; /* teacher.path, teacher.adapter: asked while training */
+    char *teacher_quantize;          /* teacher.quantize none|int8|int4 */
+    char *teacher_type;              /* teacher.type auto|model|ensemble|btm */
     int64_t lora_r;
     double lora_alpha, lora_dropout;
     char *lora_targets;
@@ -44,10 +52,19 @@ const mb_option *mb_program_options_train(int64_t *out_count);
 
 typedef struct mb_score_program {
     mb_model_options model;
+    mb_fuse_options_stage fuse;
     mb_scorer_options scorer;
     char *shard_path, *source_model, *cache_dir;
 } mb_score_program;
 const mb_option *mb_program_options_score(int64_t *out_count);
+
+typedef struct mb_teacher_program {
+    mb_model_options model;
+    mb_fuse_options_stage fuse;
+    mb_teacher_maker_options maker;
+    char *shard_path, *cache_dir;
+} mb_teacher_program;
+const mb_option *mb_program_options_teacher(int64_t *out_count);
 
 typedef struct mb_select_program {
     mb_shard_build_options build;
@@ -69,6 +86,8 @@ const mb_option *mb_program_options_convert(int64_t *out_count);
 
 typedef struct mb_eval_program {
     mb_model_options model;
+    mb_fuse_options_stage fuse;
+    mb_category_program category;
     char *shard_path, *tasks, *tokenizer, *softmax_dtype, *routing_over, *reference;
     int64_t fewshot, limit, max_length, tile_tokens, routing_permutations, routing_seed;
     double near_tie, beta;
@@ -86,9 +105,11 @@ const mb_option *mb_program_options_inspect(int64_t *out_count);
 
 typedef struct mb_infer_program {
     mb_model_options model;
+    mb_fuse_options_stage fuse;
     mb_generate_options generate;
     char *input, *prompt, *form, *fields, *tmpl, *template_dir, *tokenizer, *on_bad;
     int64_t limit;
+    bool show_router_stats, router_stats_tokens;
 } mb_infer_program;
 const mb_option *mb_program_options_infer(int64_t *out_count);
 

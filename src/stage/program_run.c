@@ -15,18 +15,29 @@
 
 /* ---- 1. the record ---- */
 
+/* The folders of a fused model's members, and where they are. */
+static bool is_place_of_member(const char *key)
+{
+    static const char *const keys[] = {"foundation", "sft",    "foundation_adapter", "sft_adapter",
+                                       "more",       "router", "members_on"};
+    if (!mb_str_is_prefix(key, "fuse.")) return false;
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (mb_str_equal(key + strlen("fuse."), keys[i])) return true;
+    return false;
+}
+
 /* Keys whose value does not change a result, or whose content is hashed as an input. */
 static bool is_passed_over(const char *key)
 {
-    return mb_str_is_prefix(key, "output.") || mb_str_is_prefix(key, "run.") ||
+    return is_place_of_member(key) || mb_str_is_prefix(key, "output.") || mb_str_is_prefix(key, "run.") ||
            mb_str_is_prefix(key, "slurm.") || mb_str_is_suffix(key, ".path") ||
            mb_str_equal(key, "threads") || mb_str_equal(key, "gpu.share") ||
-           mb_str_equal(key, "model.adapter") || mb_str_equal(key, "dataset.inputs") ||
-           mb_str_equal(key, "score.cache_dir") || mb_str_equal(key, "eval.reference") ||
-           mb_str_equal(key, "training.time_limit_minutes") || mb_str_is_prefix(key, "training.logging") ||
-           mb_str_is_prefix(key, "training.save_minutes") || mb_str_equal(key, "training.save_steps") ||
-           mb_str_equal(key, "training.save_total_limit") || mb_str_equal(key, "training.async_save") ||
-           mb_str_equal(key, "training.strict");
+           mb_str_equal(key, "model.adapter") || mb_str_equal(key, "training.student_init") ||
+           mb_str_equal(key, "dataset.inputs") || mb_str_equal(key, "score.cache_dir") ||
+           mb_str_equal(key, "eval.reference") || mb_str_equal(key, "training.time_limit_minutes") ||
+           mb_str_is_prefix(key, "training.logging") || mb_str_is_prefix(key, "training.save_minutes") ||
+           mb_str_equal(key, "training.save_steps") || mb_str_equal(key, "training.save_total_limit") ||
+           mb_str_equal(key, "training.async_save") || mb_str_equal(key, "training.strict");
 }
 
 /* Configuration and inputs of output.dir's record; with the lease, or without to look only. */

@@ -15,8 +15,7 @@
 
 /* ---- 1. the key ---- */
 
-/* What does the arithmetic. The number of threads changes no bit where rows are stable. */
-static mb_status add_arithmetic(const mb_program *program, json_t *what)
+mb_status mb_score_cache_arithmetic(const mb_program *program, json_t *what)
 {
     mb_status status = MB_OK;
     const char *line = mb_ops_describe(program->ops);
@@ -45,13 +44,16 @@ static mb_status add_models(const mb_program *program, const mb_scorer_needs *ne
     MB_TRY(mb_model_options_storage(&own->model, &lm));
     MB_TRY(add_hash(program, what, "model"));
     if (needs->router || needs->policy) MB_TRY(add_hash(program, what, "adapter"));
-    if (needs->source) MB_TRY(add_hash(program, what, "source_model"));
+    if (needs->source) {
+        MB_TRY(add_hash(program, what, "source_model"));
+        MB_TRY(mb_fuse_options_add_key(program, &own->fuse, what));
+    }
     if (needs->router)
         MB_TRY(mb_json_set(what, "trash_expert_ratio", json_real(own->model.trash_expert_ratio)));
     MB_TRY(mb_json_set(what, "dtype", json_string(mb_dtype_name(lm.dtype))));
     MB_TRY(mb_json_set(what, "frozen_bits", json_integer(lm.frozen_bits)));
     if (lm.frozen_bits != 0) MB_TRY(mb_json_set(what, "frozen_group", json_integer(lm.frozen_group)));
-    MB_TRY(add_arithmetic(program, what));
+    MB_TRY(mb_score_cache_arithmetic(program, what));
 done:
     return status;
 }

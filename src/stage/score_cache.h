@@ -29,5 +29,8 @@ mb_status mb_score_cache_finish(mb_program *program, mb_shard *shard, const mb_s
 /* Rank 0 keeps the table it made, and says so in the record; a cache that cannot be written is a warning. */
 mb_status mb_score_cache_keep(mb_program *program, const mb_score_cache *cache, const char *out_path);
 void mb_score_cache_reset(mb_score_cache *cache);
+/* What does the arithmetic, into a key's "what": member arithmetic. The number of threads changes no bit
+ * where rows are stable. */
+mb_status mb_score_cache_arithmetic(const mb_program *program, json_t *what);
 
 #endif

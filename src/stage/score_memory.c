@@ -17,7 +17,7 @@ static mb_status add_memory(const mb_program *program, mb_lm *opt_lm, bool has_h
                                       .has_head = has_head,
                                       .ranks = mb_comm_size(program->comm),
                                       .node_ranks = mb_comm_local_size(program->comm)};
-    const mb_params_bytes_used used = mb_params_used(mb_lm_params(opt_lm));
+    const mb_params_bytes_used used = mb_lm_used(opt_lm);
     MB_TRY(mb_lm_plan_open(opt_lm, &shape, &plan));
     memory[WEIGHTS].forecast += (int64_t)plan.weights;
     memory[WEIGHTS].used += (int64_t)used.frozen + mb_lm_rope_bytes(opt_lm);

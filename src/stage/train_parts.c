@@ -12,7 +12,7 @@ static const char *whole_of(const mb_train_program *own, bool has_adapter)
     if (said != NULL) return said;
     if (has_adapter) return "lora";
     return mb_str_equal(own->objective.objective, "router_warmup") ||
-                   mb_str_equal(own->peft_mode, "full_rank")
+                   mb_str_equal(own->objective.objective, "btm") || mb_str_equal(own->peft_mode, "full_rank")
                ? "router"
                : "all";
 }

@@ -1,5 +1,6 @@
 /* shard_maker: one record of an input file -> tokens and loss mask, of one text or of both sides of a
- * preference pair. Private to shard_build.
+ * preference pair. For shard_build, and for what reads
+ * records as a shard would have them (measure/category).
  *
  * Layer: store.  Uses: base, text, shard_build (options).
  *

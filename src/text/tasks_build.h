@@ -1,4 +1,5 @@
-/* tasks_build: what the readers of task files share. Private to tasks*.c.
+/* tasks_build: what the readers of task files share. For tasks*.c, and for measure/category,
+ * whose files hold questions among other records.
  *
  * Layer: text.  Uses: base, tasks.
  */

@@ -8,6 +8,7 @@
 #                             cores and as root)
 #              MB_RANKS       numbers of ranks (default "1 2 3 4")
 #              MB_LANE_RANKS  more of them for the lanes (default "5 8")
+#              MB_FUSE_RANKS  members of a fused model, one on each (default "2 3")
 #              MB_DEVICE_RANKS  of them on a device (default "1 2 4")
 #              MB_BENCH=1     also times the lane reduction against MPI_Allreduce
 set -u
@@ -110,6 +111,11 @@ for np in $ranks; do
     merge "training, $np ranks"
 done
 
+for np in ${MB_FUSE_RANKS-2 3}; do
+    start "$np" "$build/tests/mpi/test_fuse_mpi"
+    merge "fused, $np ranks"
+done
+
 # The same with memory the host cannot touch (a GPU, or the emulated one), by every way it can go: sums have the host's bits.
 # MPI itself can take an emulated GPU's memory where the emulator leaves it open; NCCL is a library here that goes over MPI.
 # device WAY NP TESTS [VARIABLE=VALUE...]
@@ -130,6 +136,7 @@ device() {
 for np in $device_ranks; do
     device staged "$np" "lanes scatter train"
 done
+device staged 2 fuse
 device mpi 3 "lanes scatter train" MB_MPI_CUDA=1 MB_EMULATOR_OPEN=1
 device nccl 3 "lanes scatter" LD_LIBRARY_PATH="$build/tests/mpi${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 

@@ -190,6 +190,39 @@ static void test_agree(mpi_tap *tap)
     tap_check(tap, code == (size == 1 ? 1 : 2), "agree: a cause outweighs its echo");
 }
 
+/* Groups by rank / 2 and by rank % 2: each sums its own ranks, an error of one group is not the other's, and
+ * queues of both go side by side. */
+static void test_split(mpi_tap *tap)
+{
+    mb_comm *comm = tap->comm, *pair = NULL, *same = NULL;
+    mb_comm_queue *queue = NULL;
+    const int rank = mb_comm_rank(comm), size = mb_comm_size(comm), first = rank / 2 * 2,
+              members = first + 1 < size ? 2 : 1;
+    int64_t sum = rank, taken = 0, unit = 0, name = rank;
+    bool ok = mb_comm_split(comm, rank / 2, &pair) == MB_OK && mb_comm_split(comm, rank % 2, &same) == MB_OK;
+    ok = ok && mb_comm_rank(pair) == rank - first && mb_comm_size(pair) == members &&
+         mb_comm_local_size(pair) == members && mb_comm_local_rank(pair) == rank - first &&
+         mb_comm_rank(same) == rank / 2 && mb_comm_size(same) == (size + 1 - rank % 2) / 2;
+    tap_check(tap, ok, "split: groups of two, and of every second rank");
+    ok = mb_comm_allreduce_i64(pair, &sum, 1, MB_COMM_SUM) == MB_OK &&
+         sum == (members == 2 ? 2 * first + 1 : first) &&
+         mb_comm_bcast(same, &name, sizeof name, mb_comm_size(same) - 1) == MB_OK &&
+         name == rank % 2 + 2 * (mb_comm_size(same) - 1);
+    tap_check(tap, ok, "split: a group's collectives are its own");
+    mb_status_reset();
+    const mb_status status = mb_comm_agree(pair, rank == 1 ? mb_fail(MB_EDATA, "bad") : MB_OK);
+    ok = status == (rank == 1 ? MB_EDATA : rank == 0 && size > 1 ? MB_ECOMM : MB_OK);
+    tap_check(tap, ok, "split: an error stays in its group");
+    ok = mb_comm_queue_create(same, 50, &queue) == MB_OK;
+    while (ok && (ok = mb_comm_queue_next(queue, &unit) == MB_OK) && unit >= 0) taken++;
+    ok = mb_comm_allreduce_i64(same, &taken, 1, MB_COMM_SUM) == MB_OK && taken == 50 && ok;
+    mb_comm_queue_destroy(&queue);
+    tap_check(tap, ok, "split: every group has a queue of its own");
+    mb_comm_destroy(&pair);
+    mb_comm_destroy(&same);
+    mb_status_reset();
+}
+
 static void test_share(mpi_tap *tap)
 {
     bool ok = true;
@@ -272,6 +305,7 @@ static int run_all(mb_comm *comm)
     }
     comm->message_max = MB_COMM_MESSAGE_MAX;
     test_agree(&tap);
+    test_split(&tap);
     test_share(&tap);
     test_queue(&tap);
     test_queue_busy(&tap);

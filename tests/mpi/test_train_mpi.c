@@ -81,6 +81,19 @@ typedef struct train_case {
     double bias_rate; /* training.router_bias_rate */
 } train_case;
 
+/* Of a student: the model with experts, asked on every rank by itself; NULL for other objectives. */
+static mb_lm *open_teacher(const train_case *c, mb_ops **out_ops)
+{
+    mb_lm *lm = NULL;
+    *out_ops = NULL;
+    if (!mb_str_equal(c->objective, "distil")) return NULL;
+    char *path = path_of("moe");
+    mb_test_ok(mb_ops_create("ref", 1, out_ops));
+    mb_test_ok(mb_lm_open(*out_ops, &(mb_lm_options){.path = path, .train = "none"}, &lm));
+    mb_free(path);
+    return lm;
+}
+
 /* out_metrics: their hash. */
 static fix_run train_one(const mpi_tap *tap, const train_case *c, const char *backend, bool is_stopped,
                          char out_metrics[MB_HASH_TEXT])
@@ -88,6 +101,8 @@ static fix_run train_one(const mpi_tap *tap, const train_case *c, const char *ba
     const bool is_slow = mb_str_equal(backend, "cuda"); /* an emulated one */
     mb_trainer_options options = fix_trainer_options();
     mb_objective_options choice = fix_objective_options(c->objective);
+    mb_ops *teacher_ops;
+    choice.opt_teacher = open_teacher(c, &teacher_ops);
     char name[128], *model = path_of(c->model), *shard = path_of("plain.h5"), *typed = path_of("typed.h5");
     snprintf(name, sizeof name, "%s_%s_%s_%d_%d_%d", backend, c->model, c->objective, (int)c->zero,
              (int)c->microbatches, is_stopped);
@@ -125,6 +140,8 @@ static fix_run train_one(const mpi_tap *tap, const train_case *c, const char *ba
     mb_free(shard);
     mb_free(typed);
     mb_free((void *)run.folder);
+    mb_lm_destroy(&choice.opt_teacher);
+    mb_ops_destroy(&teacher_ops);
     fix_objective_free(&choice);
     fix_trainer_free(&options);
     return run;
@@ -239,7 +256,9 @@ int main(int argc, char **argv)
                                        {"moe", "all", "lm", 2, 4, false, 0},
                                        {"moe", "all", "lm", 3, 4, true, 0},
                                        {"biased", "all", "lm", 1, 4, false, 1e-5},
-                                       {"biased", "all", "lm", 3, 4, true, 1e-5}};
+                                       {"biased", "all", "lm", 3, 4, true, 1e-5},
+                                       {"dense", "all", "distil", 1, 4, true, 0},
+                                       {"dense", "all", "distil", 3, 4, false, 0}};
     mpi_tap tap = {0};
     int code;
     setenv("MB_LOG", "error", 0);

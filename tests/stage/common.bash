@@ -149,3 +149,26 @@ eval: { eval: { routing = true; only_answers = true; routing_permutations = 9; }
 generate: { generate: { max_new_tokens = 12; template = "tulu"; }; };
 CFG
 }
+
+# make_fuse_study NAME FILE: study D with tiny models over the records of make_dialogs.
+make_fuse_study() {
+    make_target_config
+    head -8 "$work/code.jsonl" > "$work/code.test.jsonl"
+    head -8 "$work/talk.jsonl" > "$work/talk.test.jsonl"
+    cat > "$2" <<CFG
+study: { name = "$1"; script = "fuse"; foundation = ""; sft = ""; tokenizer = ""; config = "$work/target.json"; prompts = "$work/prompts.jsonl"; routers = "token,layer"; teacher = "btm-token"; };
+dataset: { max_length = 128; template = "tulu"; };
+tokenizer: { dataset: { inputs = "text=$work/text.jsonl"; }; tokenizer: { vocab_size = 384; }; };
+shard-foundation: { dataset: { inputs = "text=$work/text.jsonl"; }; };
+foundation: { training: { max_steps = 6; batch_size = 4; gradient_accumulation_steps = 2; learning_rate = 3e-3; }; };
+shard-sft: { dataset: { inputs = "code=$work/code.jsonl"; }; };
+sft: { training: { objective = "sft"; max_steps = 6; batch_size = 4; gradient_accumulation_steps = 2; learning_rate = 3e-3; }; };
+shard-fuse: { dataset: { validation = 6; shuffle = true; inputs = ( { name = "code"; path = "$work/code.jsonl"; type = "code"; samples = 24; },
+    { name = "talk"; path = "$work/talk.jsonl"; type = "talk"; samples = 24; } ); }; };
+btm: { fuse: { router_hidden = 8; }; training: { max_steps = 4; batch_size = 4; gradient_accumulation_steps = 2; learning_rate = 3e-3; validation_steps = 2; }; };
+teacher: { teacher: { k = 16; temperatures = [ 1.0, 2.0 ]; cache_dir = "$work/cache"; }; };
+distil: { training: { max_steps = 4; batch_size = 4; gradient_accumulation_steps = 2; learning_rate = 3e-3; temperature = 2.0; validation_steps = 2; }; };
+eval: { eval: { template = "tulu"; max_new_tokens = 8; categories = "code=$work/code.test.jsonl,talk=$work/talk.test.jsonl"; }; };
+generate: { generate: { max_new_tokens = 8; template = "tulu"; }; };
+CFG
+}

@@ -166,7 +166,7 @@ wait_for_parts() { # wait_for_parts NAME PID
 @test "run.share is refused where work is not cut, and when it is no k/n" {
     run "$bin/moe-train" model.path="$work/init/model" dataset.path="$work/shard/shard.h5" run.share=0/2 output.dir="$work/refused"
     [ "$status" -eq 2 ]
-    [[ $output == *"run.share is for programs that can cut their work: moe-score and moe-embed"* ]]
+    [[ $output == *"run.share is for programs that can cut their work: moe-score, moe-embed and moe-teacher"* ]]
     for share in 2/2 1 -1/2 a/b; do
         run score refused run.share=$share
         [ "$status" -eq 2 ]

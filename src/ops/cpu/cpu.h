@@ -49,7 +49,7 @@ static inline void mb_cpu_part(int64_t total, int64_t step, int64_t i, int64_t n
     X(grouped_linear) X(grouped_linear_dx) X(grouped_linear_dw)                                              \
     X(rms_norm) X(rms_norm_backward) X(layer_norm) X(swiglu) X(swiglu_backward) X(gelu) X(multiply) X(rope)  \
     X(cast) X(axpy) X(scale) X(clamp) X(clamp_backward) X(dropout)                                           \
-    X(embedding) X(embedding_backward) X(head_loss)                                                          \
+    X(embedding) X(embedding_backward) X(head_loss) X(rows_loss)                                             \
     X(attention) X(attention_backward)                                                                       \
     X(route) X(route_backward) X(gather) X(gather_backward) X(combine)                                       \
     X(combine_backward) X(adamw) X(sum_squares)

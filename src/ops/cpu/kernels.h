@@ -35,6 +35,20 @@ typedef struct mb_adamw_factors {
     float beta1, beta2, one_minus_beta1, one_minus_beta2, gradient_scale, step, inverse_root, epsilon, keep;
 } mb_adamw_factors;
 
+/* A row of an mb_teacher_rows. */
+typedef struct mb_teacher_row {
+    double temperature, beta;
+    const int32_t *opt_ids; /* [k]; NULL: dense, k is the row's n */
+    const float *logprob;   /* [k] */
+    int64_t k;
+    float tail;
+} mb_teacher_row;
+
+typedef struct mb_row_losses {
+    float ce, distance;
+    int32_t argmax;
+} mb_row_losses;
+
 typedef struct mb_kernels {
     const char *name;
     /* y = x rstd w for rows of d; backward adds dy x rstd to opt_dw[d]. */
@@ -59,9 +73,13 @@ typedef struct mb_kernels {
     float (*dot)(mb_act a, mb_act b, int64_t n);
     double (*sum_squares)(const float *x, int64_t n);
     void (*softmax)(const float *x, int64_t n, float *y);
-    /* -log softmax(x)[target] and the first largest; with weight != 0 x becomes weight * (softmax - onehot).
-     */
+    /* -log softmax(x)[target] and the first largest; with weight != 0 x becomes weight * (softmax - onehot),
+     * else it stays. */
     float (*cross_entropy)(float *x, int64_t n, int64_t target, float weight, int32_t *out_argmax);
+    /* A row x[n] beside a teacher's (ops.h, mb_ops_rows_loss); target -1: none. has_gradient: x becomes
+     * distil T dD/dx + task * (softmax - onehot); else it stays. room: [k] unless the teacher is dense. */
+    void (*teacher_loss)(float *x, int64_t n, int64_t target, const mb_teacher_row *teacher, float distil,
+                         float task, bool has_gradient, float *room, mb_row_losses *out);
     void (*adamw)(const mb_adamw_factors *f, int64_t n, const float *g, float *p, float *m, float *v);
 } mb_kernels;
 

@@ -6,8 +6,11 @@
  * 3. softmax and cross-entropy
  * 4. optimiser
  */
+#include <float.h>
+
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/simd.h"
+#include "ops/ops.h"
 
 /* The last vector of a range: n - i elements, at most W. */
 static inline mb_vf load_at(const float *p, int64_t i, int64_t n)
@@ -304,7 +307,7 @@ static float highest(const float *x, int64_t n)
 }
 
 /* y = exp(x - top); returns the sum, in f64 over blocks of 4096. */
-static double exponentials(const float *x, int64_t n, float top, float *y)
+static double exponentials(const float *x, int64_t n, float top, float *opt_y)
 {
     double sum = 0;
     mb_vf shift = vf_set(top);
@@ -313,7 +316,7 @@ static double exponentials(const float *x, int64_t n, float top, float *y)
         mb_vf s = vf_set(0);
         for (; i + W <= end; i += W) {
             mb_vf e = vf_exp(vf_load(x + i) - shift);
-            vf_store(y + i, e);
+            if (opt_y != NULL) vf_store(opt_y + i, e);
             s = s + e;
         }
         sum += (double)vf_sum(s);
@@ -321,7 +324,7 @@ static double exponentials(const float *x, int64_t n, float top, float *y)
         float last[W];
         vf_store(last, vf_exp(vf_load_part(x + i, end - i) - shift));
         for (int64_t j = i; j < end; j++) {
-            y[j] = last[j - i];
+            if (opt_y != NULL) opt_y[j] = last[j - i];
             sum += (double)last[j - i];
         }
     }
@@ -340,13 +343,15 @@ static float cross_entropy(float *x, int64_t n, int64_t target, float weight, in
     int64_t best = 0;
     while (best < n - 1 && x[best] != top) best++;
     *out_argmax = (int32_t)best;
-    double sum = exponentials(x, n, top, x);
+    double sum = exponentials(x, n, top, weight != 0 ? x : NULL);
     if (weight != 0) {
         scale((float)(weight / sum), x, n, x);
         x[target] -= weight;
     }
     return (float)(log(sum) + ((double)top - wanted));
 }
+
+#include "ops/cpu/rows_loops.h"
 
 /* ---- 4. optimiser ---- */
 
@@ -385,5 +390,6 @@ const mb_kernels MB_KERNELS_TABLE = {
     .sum_squares = sum_squares,
     .softmax = softmax,
     .cross_entropy = cross_entropy,
+    .teacher_loss = teacher_loss,
     .adamw = adamw,
 };

@@ -318,6 +318,7 @@ static void fill_table(mb_ops_table *table)
     mb_cuda_fill_linear(table);
     mb_cuda_fill_grouped(table);
     mb_cuda_fill_head(table);
+    mb_cuda_fill_rows_loss(table);
     mb_cuda_fill_attention(table);
     mb_cuda_fill_attention_backward(table);
     mb_cuda_fill_route(table);

@@ -98,6 +98,7 @@ void mb_cuda_fill_embed(mb_ops_table *table);     /* embed.cu: embedding, its ba
 void mb_cuda_fill_linear(mb_ops_table *table);    /* linear.cu: linear, _dx, _dw */
 void mb_cuda_fill_grouped(mb_ops_table *table);   /* grouped.cu */
 void mb_cuda_fill_head(mb_ops_table *table);      /* head.cu */
+void mb_cuda_fill_rows_loss(mb_ops_table *table); /* rows_loss.cu */
 void mb_cuda_fill_attention(mb_ops_table *table); /* attention.cu */
 void mb_cuda_fill_attention_backward(mb_ops_table *table); /* attention_backward.cu */
 void mb_cuda_fill_route(mb_ops_table *table);              /* route.cu: route, its backward, shift_columns */

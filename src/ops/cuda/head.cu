@@ -10,81 +10,12 @@
  *
  * The size of a chunk follows from sizes alone, so the order of dw's sums does too.
  *
- * 1. a row's loss 2. a row's gradient 3. a chunk 4. entries
+ * 1. a row's gradient 2. a chunk 3. entries
  */
+#include "ops/cuda/logits.cuh"
 #include "ops/cuda/product.h"
 
-enum { THREADS = 512, RUN = 8 };
-
-/* ---- 1. a row's loss ---- */
-
-/* Of some of a row's logits: the first largest, and the sum of exp(logit - largest). */
-typedef struct row_part {
-    float largest, sum;
-    int32_t index;
-} row_part;
-
-static __device__ __forceinline__ bool is_ahead(float x, int32_t x_index, float y, int32_t y_index)
-{
-    return x > y || (x == y && x_index < y_index);
-}
-
-/* 8 logits from `column` on; those beyond the vocabulary count as the least number. */
-static __device__ __forceinline__ void read_run(const float *logits, int64_t column, int64_t v, float x[RUN])
-{
-    const float4 a = *(const float4 *)(logits + column), b = *(const float4 *)(logits + column + 4);
-    x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
-    if (column + RUN <= v) return;
-#pragma unroll
-    for (int i = 0; i < RUN; i++) x[i] = column + i < v ? x[i] : -FLT_MAX;
-}
-
-/* What this thread's logits come to: every THREADS-th run of 8. */
-static __device__ __forceinline__ row_part read_part(const float *logits, int64_t v)
-{
-    row_part part = {-FLT_MAX, 0, INT32_MAX};
-    for (int64_t column = (int64_t)threadIdx.x * RUN; column < v; column += THREADS * RUN) {
-        float x[RUN], largest = part.largest;
-        read_run(logits, column, v, x);
-#pragma unroll
-        for (int i = 0; i < RUN; i++) {
-            if (!(x[i] > largest)) continue;
-            largest = x[i];
-            part.index = (int32_t)column + i;
-        }
-        part.sum *= expf(part.largest - largest);
-        part.largest = largest;
-#pragma unroll
-        for (int i = 0; i < RUN; i++)
-            if (column + i < v) part.sum += expf(x[i] - largest);
-    }
-    return part;
-}
-
-/* The block's parts together, in every thread. */
-static __device__ __forceinline__ row_part join_parts(row_part part, float *room, int32_t *index_room)
-{
-    const int lane = (int)threadIdx.x % 32;
-    const float own = part.largest;
-    for (int stage = 0; stage < 2; stage++) { /* over the warp, then over the warps' results */
-        for (int d = 16; d > 0; d >>= 1) {
-            const float largest = __shfl_xor_sync(0xffffffffu, part.largest, d);
-            const int32_t index = __shfl_xor_sync(0xffffffffu, part.index, d);
-            if (is_ahead(largest, index, part.largest, part.index))
-                part.largest = largest, part.index = index;
-        }
-        if (stage == 1) break;
-        if (lane == 0) room[threadIdx.x / 32] = part.largest, index_room[threadIdx.x / 32] = part.index;
-        __syncthreads();
-        part.largest = lane < THREADS / 32 ? room[lane] : -FLT_MAX;
-        part.index = lane < THREADS / 32 ? index_room[lane] : INT32_MAX;
-        __syncthreads();
-    }
-    part.sum = mb_block_sum(part.sum * expf(own - part.largest), room);
-    return part;
-}
-
-/* ---- 2. a row's gradient ---- */
+/* ---- 1. a row's gradient ---- */
 
 typedef struct head_rows {
     float *logits; /* [rows of the chunk, stride] */
@@ -95,11 +26,6 @@ typedef struct head_rows {
     const float *opt_row_weight; /* NULL: no gradient */
 } head_rows;
 
-static __device__ __forceinline__ void store_run(float *to, const float x[RUN])
-{
-    ((float4 *)to)[0] = make_float4(x[0], x[1], x[2], x[3]);
-    ((float4 *)to)[1] = make_float4(x[4], x[5], x[6], x[7]);
-}
 static __device__ __forceinline__ void store_run(mb_bf16 *to, const float x[RUN])
 {
     *(uint4 *)to = make_uint4(mb_pack_bf16(x[0], x[1]), mb_pack_bf16(x[2], x[3]), mb_pack_bf16(x[4], x[5]),
@@ -118,7 +44,7 @@ static __device__ __forceinline__ void write_gradient(float *logits, int64_t v, 
         const int64_t column = first + threadIdx.x * RUN;
         float x[RUN];
         if (column < v && weight != 0) {
-            read_run(logits, column, v, x);
+            read_run<true>(logits, column, v, x);
 #pragma unroll
             for (int i = 0; i < RUN; i++)
                 x[i] = expf(x[i] - largest) * scale - (column + i == target ? weight : 0);
@@ -140,7 +66,7 @@ template <typename T> static __global__ void __launch_bounds__(THREADS) finish_r
     const int32_t target = rows.targets[row];
     const bool is_target = target >= 0 && target < rows.v; /* what is none makes the loss NaN */
     const float wanted = is_target ? logits[target] : NAN;
-    const row_part part = join_parts(read_part(logits, rows.v), room, index_room);
+    const row_part part = join_parts(read_part<true>(logits, rows.v), room, index_room);
     if (threadIdx.x == 0) {
         rows.loss[row] = logf(part.sum) + part.largest - wanted;
         if (rows.opt_argmax != NULL) rows.opt_argmax[row] = part.index < rows.v ? part.index : 0;
@@ -149,7 +75,7 @@ template <typename T> static __global__ void __launch_bounds__(THREADS) finish_r
         write_gradient<T>(logits, rows.v, target, rows.opt_row_weight[row], part.largest, part.sum);
 }
 
-/* ---- 3. a chunk ---- */
+/* ---- 2. a chunk ---- */
 
 /* The op's arguments as all chunks see them. */
 typedef struct head_work {
@@ -186,7 +112,7 @@ static mb_status run_chunk(mb_ops *ops, const head_work *work, int64_t first, in
                         work->opt_dw, work->d);
 }
 
-/* ---- 4. entries ---- */
+/* ---- 3. entries ---- */
 
 /* Rows whose logits take 256 MiB, or 512 MiB where every chunk also reads and writes a whole dw; a
  * multiple of 128. */

@@ -88,6 +88,20 @@ static void test_collectives(void **state)
     mb_comm_destroy(&comm);
 }
 
+static void test_split(void **state)
+{
+    (void)state;
+    mb_comm *comm = create_self(), *part = NULL;
+    int64_t value = 7;
+    assert_int_equal(mb_comm_split(comm, 3, &part), MB_OK);
+    assert_true(part != comm && mb_comm_size(part) == 1 && mb_comm_rank(part) == 0);
+    assert_int_equal(mb_comm_allreduce_i64(part, &value, 1, MB_COMM_SUM), MB_OK);
+    assert_int_equal(value, 7);
+    mb_comm_destroy(&part);
+    assert_null(part);
+    mb_comm_destroy(&comm);
+}
+
 static void test_cut(void **state)
 {
     (void)state;
@@ -175,8 +189,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_create),   cmocka_unit_test(test_forced_self),
         cmocka_unit_test(test_bad_wish), cmocka_unit_test(test_collectives),
-        cmocka_unit_test(test_cut),      cmocka_unit_test(test_agree),
-        cmocka_unit_test(test_share),    cmocka_unit_test(test_queue),
+        cmocka_unit_test(test_split),    cmocka_unit_test(test_cut),
+        cmocka_unit_test(test_agree),    cmocka_unit_test(test_share),
+        cmocka_unit_test(test_queue),
     };
     return cmocka_run_group_tests(tests, NULL, check_leaks);
 }

@@ -142,6 +142,55 @@ static void bench_head(const bench *b)
     buffers_free(&all);
 }
 
+/* Losses of rows of logits as wide as a large vocabulary, beside the whole head of a narrow model. */
+static void bench_rows_loss(mb_ops *ops)
+{
+    enum { N = 512, V = 128256, K = 50, D = 64 };
+    buffers all = {.n = 0};
+    const double elements = (double)N * V;
+    mb_tensor logits = fixture_matrix(make(&all, (int64_t)N * V), N, V);
+    mb_tensor h = fixture_matrix(make(&all, N * D), N, D), dh = fixture_matrix(make(&all, N * D), N, D);
+    mb_tensor loss = mb_tensor_view1(MB_F32, make(&all, N), N),
+              far = mb_tensor_view1(MB_F32, make(&all, N), N);
+    float *weight = make(&all, N);
+    int32_t *targets = mb_calloc(N, sizeof *targets), *ids = mb_calloc(N * K, sizeof *ids);
+    mb_teacher_rows teacher = {
+        .temperature = 2, .distil_weight = 0.7, .task_weight = 0.3, .k = K, .ids = ids};
+    mb_weight w;
+    teacher.logprob = make(&all, N * K), teacher.tail = make(&all, N);
+    for (int64_t i = 0; i < N; i++) weight[i] = 1;
+    for (int64_t i = 0; i < N * K; i++) ids[i] = (int32_t)(i % K * 2503 + i / K);
+    mb_weight_init(&w, fixture_matrix(make(&all, (int64_t)V * D), V, D));
+    BENCH("head_loss 512x128256, D 64, dh", elements, "G logits/s",
+          mb_ops_head_loss(ops, &h, &w, targets, &loss, NULL, weight, &dh, NULL));
+    BENCH("rows_loss, no teacher", elements, "G logits/s",
+          mb_ops_rows_loss(ops, &logits, targets, NULL, &loss, NULL, NULL, NULL));
+    BENCH("rows_loss, no teacher, gradient", elements, "G logits/s",
+          mb_ops_rows_loss(ops, &logits, targets, NULL, &loss, NULL, NULL, weight));
+    const double temperatures[] = {1, 2, 1.7};
+    for (int t = 0; t < 3; t++)
+        for (int beta = 0; beta < 3; beta++) {
+            char name[64];
+            teacher.temperature = temperatures[t], teacher.beta = beta * 0.5;
+            snprintf(name, sizeof name, "rows_loss, k 50, T %g, beta %g, gradient", teacher.temperature,
+                     teacher.beta);
+            BENCH(name, elements, "G logits/s",
+                  mb_ops_rows_loss(ops, &logits, targets, &teacher, &loss, &far, NULL, weight));
+        }
+    teacher.opt_dense = make(&all, (int64_t)N * V);
+    teacher.temperature = 2;
+    for (int beta = 0; beta < 3; beta++) {
+        char name[64];
+        teacher.beta = beta * 0.5;
+        snprintf(name, sizeof name, "rows_loss, dense, T 2, beta %g, gradient", teacher.beta);
+        BENCH(name, elements, "G logits/s",
+              mb_ops_rows_loss(ops, &logits, targets, &teacher, &loss, &far, NULL, weight));
+    }
+    mb_weight_reset(&w);
+    mb_free(targets), mb_free(ids);
+    buffers_free(&all);
+}
+
 static void bench_rows(const bench *b)
 {
     buffers all = {.n = 0};
@@ -235,6 +284,7 @@ static void test_speed(void **state)
         bench_rows(b);
         bench_route(b);
     }
+    bench_rows_loss(ops);
     mb_ops_destroy(&ops);
 }
 
