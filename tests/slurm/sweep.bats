@@ -1,4 +1,4 @@
-# A sweep on the testbed: twelve points over two nodes, two of which fail; the table; going on with those two only. And one of study B.
+# A sweep on the testbed: twelve points over two nodes, two of which fail; the table; going on with those two only. And one each of studies B and D.
 
 bats_require_minimum_version 1.5.0
 
@@ -36,7 +36,7 @@ setup() {
 teardown_file() {
     load common.bash
     testbed_down
-    [ -n "${MB_KEEP:-}" ] || rm -rf checkpoints/slurm-sweep-test checkpoints/slurm-upcycle-test
+    [ -n "${MB_KEEP:-}" ] || rm -rf checkpoints/slurm-{sweep,upcycle,fuse}-test
 }
 
 sweep() { jobs/sweep.sh --slurm --run twelve --throttle 6 "$@" "$work/tiny.cfg"; }
@@ -145,4 +145,26 @@ SH
     ! compgen -G "$run_folder/point_*/reference*" || false
     [ "$(grep -ho '"reference": "[0-9a-f]*"' "$run_folder"/point_00?/dpo/done.json | sort -u)" = "\"reference\": \"$(hash_of "$run_folder/common/reference/scores.h5")\"" ]
     [ "$(hash_of "$run_folder/point_000/dpo/final")" != "$(hash_of "$run_folder/point_005/dpo/final")" ]
+}
+
+@test "study D: six students over temperature and weight learn from one stored teacher, itself an array of two" {
+    make_dialogs
+    make_fuse_study slurm-fuse-test "$work/fuse.cfg"
+    rm -rf checkpoints/slurm-fuse-test
+    run_folder=$PWD/checkpoints/slurm-fuse-test/six
+    run jobs/sweep.sh --slurm --run six --metric eval-distilled/perplexity "$work/fuse.cfg" study.foundation="$work/target/model" study.routers=token study.prompts= teacher.teacher.cache_dir= \
+        slurm.nodes=1 slurm.time=10 slurm.extra=--ntasks-per-node=1 teacher.slurm.array=2 distil.training.temperature=1,2 distil.training.distill_loss_weight=0.3,0.7,1
+    echo "$output"
+    [ "$status" -eq 0 ]
+    [ "$(tasks_of points)" = 0-5 ]
+    wait_for_end "$(job_of summary)" 180
+    cat "$run_folder"/logs/summary-*.log
+    grep -q 'slurm-fuse-test/six: 6 points: 6 done' "$run_folder/sweep.txt"
+    # Submitted once, made once by two elements and joined, and the same file for every student.
+    [ "$(grep -c -P '\tteacher\t' "$run_folder/jobs.tsv")" -eq 1 ]
+    [ "$(ls "$run_folder"/common/teacher/done-*of2.json | wc -l)" -eq 2 ]
+    ! compgen -G "$run_folder/point_*/teacher*" || false
+    used=$(grep -ho '"[a-z_.]*": "'"$(hash_of "$run_folder/common/teacher/teacher.h5")"'"' "$run_folder"/point_00?/distil/done.json | sort)
+    [ "$(wc -l <<< "$used")" -eq 6 ]
+    [ "$(hash_of "$run_folder/point_000/distil/final")" != "$(hash_of "$run_folder/point_005/distil/final")" ]
 }
