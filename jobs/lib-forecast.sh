@@ -5,19 +5,32 @@
 mb_forecast_study() {
     local stage failed='' said
     mb_total_seconds=0 mb_total_kept=0 mb_most_passing=0 mb_total_files=0
-    mb_forecasts=$(mktemp)
+    mb_forecasts=$(mktemp) mb_makers=$(mktemp)
+    mb_write_makers
     for stage in "${mb_chosen[@]}"; do
         case ${mb_program[$stage]} in script | moe-convert | moe-select) continue ;; esac
         mb_forecast_stage "$stage" || failed=1
     done
     said=$(cat "$mb_forecasts")
-    rm -f "$mb_forecasts"
+    rm -f "$mb_forecasts" "$mb_makers"
     [ -z "$failed" ] || mb_die "the study does not fit; nothing was submitted" 2
     [ -n "$said" ] || return 0
     printf '%-24s %9s %14s %9s %9s  %s\n' forecast ranks "memory a node" time "disk" "time by"
     printf '%s\n' "$said"
     awk -v s="$mb_total_seconds" -v k="$mb_total_kept" 'BEGIN {printf "together about %.1f min of computing without queues, %.1f GiB of files that stay\n\n", s / 60, k / 2^30}'
     mb_check_disk
+}
+
+# Every stage's folder, program and words, for what later ones take from it (src/stage/forecast_makers.h).
+mb_write_makers() {
+    local stage
+    for stage in "${mb_stages[@]}"; do
+        case $mb_part:${mb_is_varied[$stage]:-}:${mb_program[$stage]} in *:script | common:1:*) continue ;; esac # no point, no folder
+        mb_command "$stage"
+        printf '%s\t%s' "$(mb_folder "$stage")" "${mb_program[$stage]}"
+        printf '\t%s' "${mb_line[@]:1}"
+        printf '\n'
+    done > "$mb_makers"
 }
 
 # One stage by moe-config forecast, with the words that its program will get.
@@ -36,10 +49,10 @@ mb_forecast_stage() {
     [ "${mb_site_max_minutes:-0}" = 0 ] || limits+=("max_minutes=$((mb_site_max_minutes * ${mb_site_max_requeues:-20}))")
     [ -z "${mb_site_machine:-}" ] || limits+=("machine=conf/machine/$mb_site_machine.json")
     mb_command "$stage"
-    said=$("$mb_bin/moe-config" forecast "program=${mb_program[$stage]}" "nodes=$nodes" "ranks=$ranks" "threads=$threads" "${limits[@]}" "out=$out" -- "${mb_line[@]:1}" 2>&1) || code=$?
+    said=$("$mb_bin/moe-config" forecast "program=${mb_program[$stage]}" "nodes=$nodes" "ranks=$ranks" "threads=$threads" "${limits[@]}" "makers=$mb_makers" "out=$out" -- "${mb_line[@]:1}" 2>&1) || code=$?
     if [ "$code" -eq 2 ]; then
         printf 'stage %s: %s\n' "$stage" "$(grep -o 'error: .*' <<< "$said" | head -1 | cut -d' ' -f2-)" >&2
-    elif [ "$code" -eq 3 ] && [[ $said != *"$mb_out/"* ]]; then # a file from outside that is not there, or cannot be read
+    elif [ "$code" -eq 3 ] && [[ $said != *"cannot be forecast"* && $said != *"$mb_out/"* ]]; then # a file from outside that is not there, or cannot be read
         printf 'stage %s: %s\n' "$stage" "$(tail -1 <<< "$said" | sed "s/^moe-config: error: //")" >&2
         code=2
     elif [ "$code" -ne 0 ]; then

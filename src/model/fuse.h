@@ -57,6 +57,24 @@ bool mb_fuse_is_folder(const char *path);
 mb_status mb_fuse_open_folder(mb_ops *ops, const char *path, const mb_lm_options *options, mb_comm *opt_group,
                               mb_lm **out_lm);
 
+/* Of one that is not open: what decides the bytes it takes. */
+typedef struct mb_fuse_shape {
+    mb_fuse_kind kind;
+    int64_t count, router_hidden; /* as above */
+    bool train, is_spread;        /* the router trains; each member on a rank of its own (opt_group) */
+    const mb_arch *const *arch;   /* [count] */
+    const char *const *name;      /* [count] for messages */
+    const mb_lora_options *const *opt_adapter; /* [count], NULL where there is none */
+} mb_fuse_shape;
+typedef struct mb_fuse_plan {
+    mb_lm_plan bytes;        /* is_spread: of the rank whose member takes most */
+    int64_t router, tensors; /* elements and tensors of the routers */
+    int64_t most_of_block;   /* elements of the block with most of them */
+} mb_fuse_plan;
+/* As mb_lm_plan_open of the open model. MB_EDATA: layer level over different architectures. */
+mb_status mb_fuse_plan_get(const mb_fuse_shape *shape, const mb_lm_plan_options *options,
+                           mb_fuse_plan *out_plan);
+
 bool mb_lm_is_fused(const mb_lm *lm);
 mb_fuse_kind mb_fuse_get_kind(const mb_lm *lm);
 int64_t mb_fuse_members(const mb_lm *lm); /* 1 for an ordinary model */

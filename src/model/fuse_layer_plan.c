@@ -100,14 +100,17 @@ static void plan_layer(const struct mb_fuse *fuse, const plan_how *how, int64_t 
 void mb_fuse_layer_plan(const mb_lm *lm, const mb_lm_plan_options *options, mb_lm_plan *plan)
 {
     const struct mb_fuse *fuse = lm->fuse;
+    int64_t here = 0;
+    for (int64_t m = 0; m < fuse->count; m++) here += fuse->member[m].lm != NULL;
     const plan_how how = {.d = lm->arch.width,
                           .act = (int64_t)mb_dtype_bytes(lm->dtype),
-                          .here = fuse->group != NULL ? 1 : fuse->count,
+                          .here = here,
                           .trains = options->gradient && fuse->trains,
                           .recompute = options->recompute};
     plan_row row = {.kept = 8 * how.d + (how.act == 4 ? 0 : how.act * how.d) + 4 * fuse->count};
     if (!how.trains || how.recompute) row.kept += 4 * fuse->count * how.d; /* outputs that are not kept */
-    if (mb_ops_is_device(lm->ops)) row.kept += 4 * (5 * fuse->count + 1);  /* places of rows */
+    const bool on_device = lm->ops != NULL && mb_ops_is_device(lm->ops);
+    if (on_device) row.kept += 4 * (5 * fuse->count + 1); /* places of rows */
     plan_routers(fuse, &how, &row);
     for (int64_t l = 0; l < lm->arch.layers; l++) plan_layer(fuse, &how, l, &row);
     if (options->has_head) plan_head(&how, &row);

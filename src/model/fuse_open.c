@@ -220,6 +220,12 @@ done:
     return status;
 }
 
+mb_status mb_fuse_make_routers(struct mb_fuse *fuse)
+{
+    if (fuse->kind == MB_FUSE_TOKEN) return open_token_router(fuse);
+    return fuse->kind == MB_FUSE_LAYER ? open_layer_routers(fuse) : MB_OK;
+}
+
 /* ---- 5. open ---- */
 
 /* Everything that can go wrong before weights are read. */
@@ -237,8 +243,7 @@ static mb_status open_prepare(mb_lm *lm, const mb_fuse_options *o, const char *o
     fuse->seed = o->seed;
     MB_TRY(open_peek(fuse, o));
     MB_TRY(open_vocab(fuse));
-    if (o->kind == MB_FUSE_TOKEN) MB_TRY(open_token_router(fuse));
-    if (o->kind == MB_FUSE_LAYER) MB_TRY(open_layer_routers(fuse));
+    MB_TRY(mb_fuse_make_routers(fuse));
     MB_TRY(open_arch(lm));
     MB_TRY(mb_params_create_empty(lm->arch.layers, lm->ops, &lm->params));
     for (int64_t s = 0; s < fuse->stages; s++) MB_TRY(mb_fuse_router_add(&fuse->router[s], lm->params));

@@ -87,6 +87,9 @@ mb_kv_cache *mb_fuse_cache_of(const struct mb_fuse *fuse, mb_kv_cache *opt_cache
 /* As mb_fuse_open; with a folder the router comes from its router.safetensors. */
 mb_status mb_fuse_open_from(mb_ops *ops, const mb_fuse_options *options, const char *opt_folder,
                             mb_lm **out_lm);
+/* fuse->router and fuse->stages, by kind and the members' architectures; their parameters are not there yet.
+ * MB_EDATA as mb_fuse_layer_check. */
+mb_status mb_fuse_make_routers(struct mb_fuse *fuse);
 mb_status mb_fuse_write(mb_lm *lm, const char *folder);
 mb_status mb_fuse_plan_open(mb_lm *lm, const mb_lm_plan_options *options, mb_lm_plan *out_plan);
 

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/files.h"
+#include "model/fuse.h"
 #include "stage/forecast_files.h"
 #include "stage/forecast_time.h"
 #include "stage/machine_gpus.h"
@@ -38,6 +39,10 @@ static const mb_option options_table[] = {
                    NULL),
     MB_OPTION_TEXT(mb_config_forecast, arch, "arch", NULL, NULL,
                    "mode forecast: config.json (or a folder with one) of a model that is not there yet",
+                   NULL),
+    MB_OPTION_TEXT(mb_config_forecast, makers, "makers", NULL, NULL,
+                   "mode forecast: list of the study's stages (folder, program and words of each, parted by "
+                   "tabs), which say what models and data that are not there yet will be",
                    NULL),
     MB_OPTION_REAL(mb_config_forecast, records, "records", "0", 0, 1e15, "records",
                    "mode forecast: records of data that is not there yet", NULL),
@@ -87,7 +92,7 @@ typedef struct forecast {
     const mb_config_forecast *options;
     mb_forecast_stage stage;
     mb_forecast_model model, source;
-    bool has_model, has_source; /* passes go through it */
+    bool has_model, has_source; /* passes go through it; source: of scores, or a distillation's teacher */
     mb_forecast_data data;
     mb_forecast_machine machine;
     mb_forecast_layout layout;
@@ -123,7 +128,9 @@ static mb_status find_models(forecast *f)
         f->has_source = needs.source;
     }
     if (f->has_model) MB_TRY(mb_forecast_model_find(stage, NULL, arch, &f->model));
-    if (f->has_source) {
+    if (stage->program == MB_FORECAST_TRAIN)
+        MB_TRY(mb_forecast_model_find_teacher(stage, &f->source, &f->has_source));
+    if (f->has_source && stage->program == MB_FORECAST_SCORE) {
         MB_TRY(mb_forecast_model_find(stage, stage->own.score.source_model, arch, &f->source));
         if (!f->source.is_encoder) f->source.arch.trash = f->source.arch.declared_trash = 0;
         if (!needs.policy) f->source.has_adapter = false;
@@ -665,6 +672,7 @@ mb_status mb_config_forecast_run(const mb_config_forecast *options, const char *
     if (group != NULL) all[count++] = group;
     for (int64_t i = 0; i < n; i++) all[count++] = words[i];
     MB_TRY(mb_forecast_stage_open(options->program, all, count, &f.stage));
+    f.stage.makers = options->makers;
     MB_TRY(run_all(&f, threads, &problem));
 done:
     forecast_reset(&f);
@@ -677,7 +685,7 @@ done:
 
 /* ---- 7. in records ---- */
 
-mb_status mb_config_forecast_result(mb_program *program, const mb_arch *arch)
+mb_status mb_config_forecast_result(mb_program *program, const mb_lm *lm)
 {
     mb_status status = MB_OK;
     json_t *json = NULL;
@@ -685,7 +693,8 @@ mb_status mb_config_forecast_result(mb_program *program, const mb_arch *arch)
     double seconds = 0;
     int64_t bytes = 0;
     if (!mb_program_is_root(program) || program->run == NULL) goto done;
-    mb_forecast_model_shape(arch, shape);
+    mb_forecast_model_shape(mb_lm_arch(lm),
+                            mb_lm_is_fused(lm) ? mb_fuse_kind_name(mb_fuse_get_kind(lm)) : NULL, shape);
     MB_TRY(mb_runfolder_result(program->run, "model_shape", json_string(shape)));
     path = mb_program_path(program, "forecast.json");
     if (path == NULL || !mb_files_is_file(path) || mb_json_read(path, &json) != MB_OK) goto done;

@@ -6,12 +6,13 @@
 #ifndef MB_CONFIG_FORECAST_H
 #define MB_CONFIG_FORECAST_H
 
-#include "model/arch.h"
+#include "model/lm.h"
 #include "stage/program.h"
 
 typedef struct mb_config_forecast {
     char *program; /* program */
     char *arch;    /* arch */
+    char *makers;  /* makers */
     char *machine; /* machine */
     char *history; /* history */
     char *out;     /* out */
@@ -34,6 +35,6 @@ mb_status mb_config_forecast_run(const mb_config_forecast *options, const char *
 /* For the record of a run (rank 0): what `moe-config forecast out=<output.dir>/forecast.json` said before it:
  * results forecast_seconds, forecast_rank_bytes, forecast_source; and model_shape, by which later forecasts
  * find this record. Nothing but the last when there is no such file. */
-mb_status mb_config_forecast_result(mb_program *program, const mb_arch *arch);
+mb_status mb_config_forecast_result(mb_program *program, const mb_lm *lm);
 
 #endif

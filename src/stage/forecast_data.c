@@ -1,6 +1,7 @@
 /* forecast_data.c: records and tokens from a shard, from files of text, or from what is said.
  *
- * 1. lengths   2. a shard   3. files of text   4. which files   5. a training run   6. finding
+ * 1. lengths   2. a shard   3. files of text   4. which files   5. lines of prompts and categories
+ * 6. a training run   7. finding
  */
 #include "stage/forecast_data.h"
 
@@ -11,6 +12,7 @@
 
 #include "base/files.h"
 #include "learn/batches.h"
+#include "stage/forecast_makers.h"
 #include "stage/forecast_model.h"
 #include "store/shard_mix.h"
 #include "text/records.h"
@@ -93,6 +95,29 @@ done:
     return status;
 }
 
+/* Tokens of the largest micro-batch of a validation (trainer_memory.c). */
+static mb_status read_validation(const mb_train_program *own, mb_forecast_data *data)
+{
+    mb_status status = MB_OK;
+    mb_shard *shard = NULL;
+    mb_batches *batches = NULL;
+    mb_trainer_options one = own->trainer;
+    int64_t most = 0;
+    if (!is_shard(own->validation_path)) goto done;
+    MB_TRY(mb_shard_open(own->validation_path, 1 << 20, &shard));
+    one.subset_ratio = 1;
+    one.max_steps = 1;
+    one.max_tokens = 0;
+    if (mb_shard_count(shard) == 0) goto done;
+    MB_TRY(mb_batches_create(shard, &one, &batches));
+    MB_TRY(mb_batches_most_tokens(batches, &most));
+    data->validated = (double)most;
+done:
+    mb_batches_destroy(&batches);
+    mb_shard_close(&shard);
+    return status;
+}
+
 static mb_status read_shard(const mb_forecast_stage *stage, const char *files, double limit,
                             mb_forecast_data *data)
 {
@@ -110,7 +135,10 @@ static mb_status read_shard(const mb_forecast_stage *stage, const char *files, d
     }
     data->is_exact = true;
     snprintf(data->says, sizeof data->says, "%s", files);
-    if (stage->program == MB_FORECAST_TRAIN) MB_TRY(read_batches(shard, &stage->own.train.trainer, data));
+    if (stage->program == MB_FORECAST_TRAIN) {
+        MB_TRY(read_batches(shard, &stage->own.train.trainer, data));
+        MB_TRY(read_validation(&stage->own.train, data));
+    }
 done:
     mb_shard_close(&shard);
     return status;
@@ -244,9 +272,9 @@ done:
     return status;
 }
 
-/* What the mix draws of each input, all of its records taken as usable, and the sum. */
+/* What the mix draws of each input, or holds back, all of its records taken as usable, and the sum. */
 static mb_status mix_inputs(const mb_shard_build_options *build, const mb_shard_input *inputs, int64_t n,
-                            const lengths *each, lengths *all)
+                            bool held_back, const lengths *each, lengths *all)
 {
     mb_status status = MB_OK;
     mb_shard_draw *draws = NULL;
@@ -260,6 +288,7 @@ static mb_status mix_inputs(const mb_shard_build_options *build, const mb_shard_
         double kept = there;
         if (draw->is_drawn && draw->asked >= 0 && ((double)draw->asked < there || build->oversample))
             kept = (double)draw->asked;
+        if (held_back) kept = draw->is_drawn ? (double)draw->held : 0;
         const double share = each[i].count > 0 ? kept / each[i].count : 0;
         all->count += each[i].count * share;
         all->sum += each[i].sum * share;
@@ -272,7 +301,7 @@ done:
 }
 
 static mb_status read_files(const mb_shard_build_options *build, const char *opt_tokenizer,
-                            double bytes_per_token, double limit, mb_forecast_data *data)
+                            double bytes_per_token, double limit, bool held_back, mb_forecast_data *data)
 {
     mb_status status = MB_OK;
     mb_shard_input *inputs = NULL;
@@ -286,7 +315,7 @@ static mb_status read_files(const mb_shard_build_options *build, const char *opt
                        limit > 0 && (own <= 0 || limit < own) ? limit : own));
     MB_NEW_ARRAY(each, n);
     for (int64_t i = 0; i < n; i++) MB_TRY(read_input(&r, &inputs[i], data, &each[i], &is_sampled));
-    MB_TRY(mix_inputs(build, inputs, n, each, &all));
+    MB_TRY(mix_inputs(build, inputs, n, held_back, each, &all));
     take_lengths(&all, 1, data);
     data->has_loss_mask = true;
     snprintf(data->says, sizeof data->says, "%lld file%s of %.4g MB, %s, %s", (long long)n, n == 1 ? "" : "s",
@@ -336,11 +365,13 @@ static mb_status read_build(mb_forecast_stage *stage, const mb_shard_build_optio
                             mb_forecast_data *data)
 {
     mb_status status = MB_OK;
+    const char *dataset = mb_forecast_stage_dataset(stage);
+    const bool held_back = dataset != NULL && mb_str_is_suffix(dataset, "/validation.h5");
     char *tokenizer = find_tokenizer(stage, build);
     const double assumed =
         given->bytes_per_token > 0 ? given->bytes_per_token : mb_forecast_data_bytes_per_token(vocab);
     if (build->inputs == NULL) goto done;
-    MB_TRY(read_files(build, given->bytes_per_token > 0 ? NULL : tokenizer, assumed, limit, data));
+    MB_TRY(read_files(build, given->bytes_per_token > 0 ? NULL : tokenizer, assumed, limit, held_back, data));
 done:
     mb_free(tokenizer);
     return status;
@@ -361,6 +392,22 @@ static mb_status read_group(mb_forecast_stage *stage, const char *group, const m
 done:
     mb_forecast_stage_reset(&maker);
     mb_free(word);
+    return status;
+}
+
+/* The files of the stage that makes the shard. */
+static mb_status read_maker(mb_forecast_stage *stage, const mb_forecast_given *given, double limit,
+                            int64_t vocab, mb_forecast_data *data)
+{
+    mb_status status = MB_OK;
+    mb_forecast_stage maker = {0};
+    bool is_made;
+    MB_TRY(mb_forecast_makers_find(stage, mb_forecast_stage_dataset(stage), &maker, &is_made));
+    if (!is_made || maker.program != MB_FORECAST_SHARD) goto done;
+    status = read_build(stage, &maker.own.shard.build, given, limit, vocab, data);
+    if (status == MB_ENOTFOUND) status = MB_OK;
+done:
+    mb_forecast_stage_reset(&maker);
     return status;
 }
 
@@ -410,7 +457,81 @@ done:
     return status;
 }
 
-/* ---- 5. a training run ---- */
+/* ---- 5. lines of prompts and categories ---- */
+
+/* A line a record; of a large file its beginning says how long they are. Adds to *data. */
+static mb_status read_lines(const char *path, double bytes_per_token, double limit, mb_forecast_data *data)
+{
+    mb_status status = MB_OK;
+    FILE *file = fopen(path, "rb");
+    char *line = NULL;
+    size_t room = 0;
+    int64_t bytes;
+    lengths l = {0};
+    ssize_t n;
+    if (file == NULL) MB_RAISE(MB_ENOTFOUND, "%s cannot be read", path);
+    MB_TRY(mb_files_size(path, &bytes));
+    while (l.file_bytes < WHOLE_BYTES && (n = getline(&line, &room, file)) >= 0) {
+        l.file_bytes += (double)n;
+        if (n > 1) add_length(&l, (double)n / bytes_per_token, limit);
+    }
+    const double times = l.file_bytes > 0 ? fmax(1, (double)bytes / l.file_bytes) : 1;
+    const double before = data->tokens, squares = data->context * before;
+    data->records += l.count * times;
+    data->tokens += l.sum * times;
+    if (data->tokens > 0) data->context = (squares + l.squares * times) / data->tokens;
+    if (l.longest > data->longest) data->longest = l.longest;
+    data->text_bytes += (double)bytes;
+    data->is_known = data->is_known || l.count > 0;
+done:
+    free(line);
+    if (file != NULL) fclose(file);
+    return status;
+}
+
+/* Category files beside what else is evaluated. */
+static mb_status read_categories(const mb_eval_program *own, double bytes_per_token, double limit,
+                                 mb_forecast_data *data)
+{
+    mb_status status = MB_OK;
+    mb_named_paths files = {0};
+    const double records = data->records, tokens = data->tokens;
+    MB_TRY(mb_category_options_files(&own->category, &files));
+    for (int64_t i = 0; i < files.count; i++)
+        MB_TRY(read_lines(files.item[i].path, bytes_per_token, limit, data));
+    if (own->limit > 0 && data->records - records > (double)(own->limit * files.count)) {
+        const double share = (double)(own->limit * files.count) / (data->records - records);
+        data->tokens = tokens + (data->tokens - tokens) * share;
+        data->records = records + (double)(own->limit * files.count);
+    }
+    data->answers = data->records - records;
+    data->answer_tokens = data->tokens - tokens;
+    const size_t used = strlen(data->says);
+    snprintf(data->says + used, sizeof data->says - used,
+             "%s%lld category file%s, %.2f bytes per token assumed", used > 0 ? ", and " : "",
+             (long long)files.count, files.count == 1 ? "" : "s", bytes_per_token);
+    data->is_exact = false;
+done:
+    mb_named_paths_reset(&files);
+    return status;
+}
+
+/* moe-infer's file of prompts. */
+static mb_status read_prompts(const mb_infer_program *own, double bytes_per_token, double limit,
+                              mb_forecast_data *data)
+{
+    mb_status status = MB_OK;
+    MB_TRY(read_lines(own->input, bytes_per_token, limit, data));
+    if (own->limit > 0 && data->records > (double)own->limit) {
+        data->tokens *= (double)own->limit / data->records;
+        data->records = (double)own->limit;
+    }
+    snprintf(data->says, sizeof data->says, "%s, %.2f bytes per token assumed", own->input, bytes_per_token);
+done:
+    return status;
+}
+
+/* ---- 6. a training run ---- */
 
 /* Steps and tokens of a run over data that is not there record by record. width: token records that one
  * record of the text gives, 2 for pairs. */
@@ -441,7 +562,7 @@ static void plan_run(const mb_trainer_options *o, mb_forecast_data *data, double
     data->records = records * width;
 }
 
-/* ---- 6. finding ---- */
+/* ---- 7. finding ---- */
 
 static void take_given(const mb_forecast_given *given, double limit, mb_forecast_data *data)
 {
@@ -470,22 +591,48 @@ static const mb_shard_build_options *own_build(const mb_forecast_stage *stage)
     }
 }
 
+/* Category files and prompts, whose lines are counted. */
+static bool has_categories(const mb_forecast_stage *stage)
+{
+    return stage->program == MB_FORECAST_EVAL && stage->own.eval.category.files != NULL;
+}
+
+static bool has_prompts(const mb_forecast_stage *stage)
+{
+    return stage->program == MB_FORECAST_INFER && stage->own.infer.input != NULL &&
+           mb_files_is_file(stage->own.infer.input);
+}
+
+static mb_status find_dataset(mb_forecast_stage *stage, const mb_forecast_given *given, double limit,
+                              int64_t vocab, mb_forecast_data *data)
+{
+    mb_status status = MB_OK;
+    const char *dataset = mb_forecast_stage_dataset(stage);
+    const mb_shard_build_options *build = own_build(stage);
+    if (build == NULL && is_shard(dataset)) return read_shard(stage, dataset, limit, data);
+    if (build != NULL) return read_build(stage, build, given, limit, vocab, data);
+    MB_TRY(read_maker(stage, given, limit, vocab, data));
+    if (!data->is_known && stage->file != NULL && !(dataset == NULL && has_categories(stage)))
+        MB_TRY(read_study(stage, given, limit, vocab, data));
+done:
+    return status;
+}
+
 mb_status mb_forecast_data_find(mb_forecast_stage *stage, const mb_forecast_given *given, double limit,
                                 int64_t vocab, mb_forecast_data *out_data)
 {
     mb_status status = MB_OK;
     mb_forecast_data data = {0};
     const char *dataset = mb_forecast_stage_dataset(stage);
-    const mb_shard_build_options *build = own_build(stage);
-    const bool is_given = given->records > 0 || given->tokens > 0;
-    if (is_given)
+    const double assumed =
+        given->bytes_per_token > 0 ? given->bytes_per_token : mb_forecast_data_bytes_per_token(vocab);
+    if (given->records > 0 || given->tokens > 0)
         take_given(given, limit, &data);
-    else if (build == NULL && is_shard(dataset))
-        MB_TRY(read_shard(stage, dataset, limit, &data));
-    else if (build != NULL)
-        MB_TRY(read_build(stage, build, given, limit, vocab, &data));
-    else if (stage->file != NULL)
-        MB_TRY(read_study(stage, given, limit, vocab, &data));
+    else if (has_prompts(stage))
+        MB_TRY(read_prompts(&stage->own.infer, assumed, limit, &data));
+    else
+        MB_TRY(find_dataset(stage, given, limit, vocab, &data));
+    if (has_categories(stage)) MB_TRY(read_categories(&stage->own.eval, assumed, limit, &data));
     if (!data.is_known)
         snprintf(data.says, sizeof data.says,
                  "%s is not there, and nothing says how much it will hold; give "

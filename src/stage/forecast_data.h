@@ -2,10 +2,11 @@
  *
  * Layer: stage.  Uses: forecast_stage, store (shard, shard_build), learn (batches), text.
  *
- * In this order: the shard itself (exact); records= and tokens= as given; the files that the study's group of
- * the shard's stage lists, read whole when small and sampled at even places when not, with the stage's
- * tokenizer where it is there and by assumed bytes per token where it is not; else, as an upper bound, the
- * largest of the study's shard groups.
+ * In this order: the shard itself (exact); records= and tokens= as given; the files that the stage that makes
+ * it (forecast_makers.h), or the study's group of that name, lists, read whole when small and sampled at even
+ * places when not, with the stage's tokenizer where it is there and by assumed bytes per token where it is
+ * not; else, as an upper bound, the largest of the study's shard groups. Prompts and category files are
+ * counted by lines and bytes.
  */
 #ifndef MB_FORECAST_DATA_H
 #define MB_FORECAST_DATA_H
@@ -24,9 +25,12 @@ typedef struct mb_forecast_data {
     double longest;         /* tokens of the longest record, as cut */
     double text_bytes;      /* of the input files; 0: not looked at */
     bool has_loss_mask;
-    char says[400]; /* where the figures are from */
+    double answers;       /* of category files: records, each of which may be answered; */
+    double answer_tokens; /* their tokens, among `tokens` */
+    char says[400];       /* where the figures are from */
     /* Of a training stage: */
     double most;         /* tokens of a micro-batch at most */
+    double validated;    /* of one of a validation, whose shard is there; else 0 */
     double steps;        /* of the run */
     double run_tokens;   /* of the run; 0: unknown */
     double epoch_writes; /* times weights are written */

@@ -13,6 +13,7 @@
 #define WEIGHT_FILE_BYTES 5e9   /* weights are cut into files of this size */
 #define RECORD_BYTES      65536 /* done.json, run.log, progress, lease */
 #define RECORD_FILES      8
+#define FUSE_BYTES        2000 /* fuse.json: members, hashes, how they are mixed */
 
 static void add(mb_forecast_files *out, const char *kind, double bytes, double files, bool is_passing)
 {
@@ -44,7 +45,17 @@ static void add_training(const mb_forecast_stage *stage, const mb_forecast_model
     const double states = o->save_total_limit > 0 ? (double)o->save_total_limit + 1 : data->epoch_writes + 1,
                  writes = data->epoch_writes;
     const mb_dtype dtype = written_dtype(o->stored_dtype, &model->arch);
-    if (memory->adapter > 0) {
+    if (memory->router > 0) { /* fuse.json and router.safetensors */
+        const double bytes =
+            mb_forecast_bytes_weights(memory->router, memory->router_tensors, MB_F32) + FUSE_BYTES;
+        const bool has_best =
+            !mb_str_equal(o->save_best, "false") && stage->own.train.validation_path != NULL;
+        add(out, "routers", writes * bytes, writes * 3, false);
+        if (has_best) { /* an earlier best goes when a state that knows of the new one is there */
+            add(out, "best router", bytes, 4, false);
+            add(out, "an earlier best", bytes, 2, true);
+        }
+    } else if (memory->adapter > 0) {
         const double bytes = mb_forecast_bytes_weights(memory->adapter, 2 * memory->tensors, MB_F32);
         add(out, "adapters", writes * bytes, writes * 3, false);
     } else if (mb_str_equal(o->save, "delta")) {

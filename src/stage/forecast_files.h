@@ -9,7 +9,7 @@
 #include "stage/forecast_memory.h"
 #include "stage/forecast_model.h"
 
-enum { MB_FORECAST_FILES_MAX = 6 };
+enum { MB_FORECAST_FILES_MAX = 8 };
 
 typedef struct mb_forecast_file {
     const char *kind;

@@ -92,6 +92,10 @@ static const char *const work_keys[] = {"model.dtype",
                                         "training.zero",
                                         "training.constraint_loss",
                                         "training.balance_scope",
+                                        "fuse.mixing",
+                                        "fuse.router_hidden",
+                                        "fuse.members_on",
+                                        "teacher.quantize",
                                         "score.scores",
                                         "score.score_layers",
                                         "backend",
@@ -113,6 +117,14 @@ static const char *default_of(const mb_forecast_stage *stage, const char *key)
     return option != NULL && option->default_text != NULL ? option->default_text : "";
 }
 
+/* A teacher that is asked while training costs more than one whose answers are read. */
+static bool has_same_teacher(const mb_forecast_stage *stage, const json_t *config)
+{
+    if (!mb_forecast_stage_is_distil(stage)) return true;
+    const char *text = json_string_value(json_object_get(config, "teacher.store"));
+    return (text != NULL && text[0] != 0) == (stage->own.train.objective.teacher_store != NULL);
+}
+
 /* "auto" may have come to either: what a record's provenance says it ran on counts. */
 static bool is_same_device(const mb_forecast_stage *stage, const json_t *json)
 {
@@ -125,7 +137,7 @@ static bool is_same_work(const mb_forecast_stage *stage, const json_t *mine, con
     const json_t *config = json_object_get(json, "config");
     const char *program = json_string_value(json_object_get(json, "program"));
     if (!mb_str_equal(program, mb_forecast_stage_name(stage->program)) || !json_is_object(config) ||
-        !is_same_device(stage, json))
+        !is_same_device(stage, json) || !has_same_teacher(stage, config))
         return false;
     for (size_t i = 0; i < sizeof work_keys / sizeof *work_keys; i++) {
         const char *key = work_keys[i], *a = json_string_value(json_object_get(mine, key)),
@@ -175,7 +187,7 @@ static bool has_shape(const past_records *records, const past_record *record, co
     if (said != NULL) return mb_str_equal(said, shape);
     const char *hash = json_string_value(json_object_get(json_object_get(record->json, "inputs"), "model"));
     bool found = find_by_hash(records, hash, &arch) || read_arch(record->folder, "final", &arch);
-    if (found) mb_forecast_model_shape(&arch, theirs);
+    if (found) mb_forecast_model_shape(&arch, NULL, theirs);
     mb_arch_reset(&arch);
     return found && mb_str_equal(theirs, shape);
 }
@@ -242,7 +254,7 @@ mb_status mb_forecast_history_find(const mb_forecast_stage *stage, const mb_fore
     if (opt_near != NULL && mb_files_is_folder(opt_near)) MB_TRY(collect(records, opt_near, DEPTH));
     if (mb_files_is_folder(folder)) MB_TRY(collect(records, folder, DEPTH));
     MB_TRY(mb_config_resolved(stage->tables, stage->table_count, &mine));
-    mb_forecast_model_shape(&model->arch, shape);
+    mb_forecast_model_shape(&model->arch, mb_forecast_model_kind(model), shape);
     best.looked_at = records->count;
     for (int64_t i = 0; i < records->count; i++) {
         const past_record *record = &records->record[i];

@@ -37,7 +37,9 @@ typedef struct mb_forecast_memory {
     double node; /* of the ranks of one node */
     /* Of the model, by the way: */
     double parameters, tensors;     /* in all, adapters left out */
+    double teacher;                 /* parameters of a model that is asked while another trains */
     double trained;                 /* elements */
+    double router, router_tensors;  /* elements and tensors of a fused model's routers */
     double adapter, adapter_active; /* an adapter's elements; those a token passes */
 } mb_forecast_memory;
 
@@ -45,8 +47,9 @@ const char *mb_forecast_memory_name(mb_forecast_memory_kind kind); /* "blocks br
 /* Does it lie on the GPU where a stage computes on one? */
 bool mb_forecast_memory_is_of_gpu(mb_forecast_memory_kind kind);
 
-/* opt_source: of moe-score, the unconverted model, NULL when no score needs it; router: whether one needs the
- * converted one. ranks in all, node_ranks of them on a node. MB_EUSAGE: more ranks than lanes. */
+/* opt_source: of moe-score, the unconverted model, NULL when no score needs it; of a distillation, the
+ * teacher that is asked while training. ranks in all, node_ranks of them on a node. MB_EUSAGE: more ranks
+ * than lanes. */
 mb_status mb_forecast_memory_get(mb_forecast_stage *stage, const mb_forecast_model *opt_model,
                                  const mb_forecast_model *opt_source, const mb_forecast_data *data,
                                  int64_t ranks, int64_t node_ranks, mb_forecast_memory *out_memory);

@@ -1,6 +1,7 @@
 /* forecast_model.c: shapes from folders, and from what a study says about folders to come.
  *
- * 1. names in paths   2. a folder or a file   3. the study's word   4. adapters   5. the model
+ * 1. names in paths   2. a folder or a file   3. the study's word   4. the stage that makes it   5. adapters
+ * 6. a folder to come   7. the stage's model   8. the teacher
  */
 #include "stage/forecast_model.h"
 
@@ -10,14 +11,17 @@
 
 #include "base/files.h"
 #include "model/convert_upcycle.h"
+#include "stage/forecast_fuse.h"
+#include "stage/forecast_makers.h"
+#include "stage/train_teacher.h"
 
 /* ---- 1. names in paths ---- */
 
 /* Parts of a stage's folder that are no stage: "final", "model", "epoch_3", "shard.h5", "scores.h5". */
 static bool is_inside(const char *name, size_t n)
 {
-    static const char *const parts[] = {"final",     "model",         "shard.h5",
-                                        "scores.h5", "embeddings.h5", "adapter"};
+    static const char *const parts[] = {"final",   "model", "shard.h5",    "scores.h5",     "embeddings.h5",
+                                        "adapter", "best",  "best_router", "validation.h5", "teacher.h5"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (strlen(parts[i]) == n && memcmp(parts[i], name, n) == 0) return true;
     return n > 6 && memcmp(name, "epoch_", 6) == 0;
@@ -182,7 +186,66 @@ done:
     return status;
 }
 
-/* ---- 4. adapters ---- */
+/* ---- 4. the stage that makes it ---- */
+
+static mb_status add_upcycled(const mb_convert_upcycle_options *options, mb_forecast_model *model)
+{
+    mb_status status = MB_OK;
+    mb_convert_upcycle_plan plan = {0};
+    MB_TRY(mb_convert_upcycle_plan_create(&model->arch, model->says, options, &plan));
+    mb_arch_reset(&model->arch);
+    model->arch = plan.arch;
+done:
+    return status;
+}
+
+/* What moe-convert makes of its model. */
+static mb_status read_converted(mb_forecast_stage *maker, mb_forecast_model *model, bool *out_found)
+{
+    mb_status status = MB_OK;
+    const mb_convert_program *own = &maker->own.convert;
+    mb_arch *arch = &model->arch;
+    if (mb_str_equal(maker->mode, "init"))
+        return own->config != NULL ? read_shape(own->config, model, out_found) : MB_OK;
+    if (own->model.path == NULL) return MB_OK;
+    MB_TRY(mb_forecast_model_at(maker, own->model.path, NULL, model));
+    *out_found = !model->is_encoder && model->fused == NULL;
+    if (!*out_found) goto done;
+    if (mb_str_equal(maker->mode, "upcycle")) MB_TRY(add_upcycled(&own->upcycle, model));
+    if (mb_str_equal(maker->mode, "trash") && arch->trash == 0)
+        arch->trash = own->trash.trash_experts > 0 ? own->trash.trash_experts : arch->picks;
+    if (mb_str_equal(maker->mode, "plain")) {
+        arch->experts += arch->trash;
+        arch->trash = arch->declared_trash = 0;
+    }
+done:
+    return status;
+}
+
+/* *out_maker: name of the stage (mb_free), NULL: none makes it. */
+static mb_status read_maker(const mb_forecast_stage *stage, const char *path, mb_forecast_model *model,
+                            bool *out_found, char **out_maker)
+{
+    mb_status status = MB_OK;
+    mb_forecast_stage maker;
+    bool is_made;
+    MB_TRY(mb_forecast_makers_find(stage, path, &maker, &is_made));
+    if (!is_made) goto done;
+    *out_maker = mb_forecast_model_stage_of(maker.common.output_dir != NULL ? maker.common.output_dir : path);
+    if (maker.program == MB_FORECAST_CONVERT) MB_TRY(read_converted(&maker, model, out_found));
+    if (maker.program == MB_FORECAST_TRAIN) {
+        MB_TRY(mb_forecast_model_find(&maker, NULL, NULL, model));
+        model->has_adapter = false; /* one would be named as such */
+        *out_found = true;
+    }
+done:
+    mb_forecast_stage_reset(&maker);
+    return status;
+}
+
+/* ---- 5. adapters ---- */
+
+static mb_status find_adapter(const mb_forecast_stage *stage, const char *path, mb_forecast_model *model);
 
 static mb_status study_adapter(const mb_forecast_stage *stage, const char *path, mb_forecast_model *model)
 {
@@ -209,16 +272,41 @@ done:
     return status;
 }
 
+/* Of the stage that trains it. */
+static mb_status maker_adapter(const mb_forecast_stage *stage, const char *path, mb_forecast_model *model,
+                               bool *out_found)
+{
+    mb_status status = MB_OK;
+    mb_forecast_stage maker;
+    bool is_made;
+    const mb_train_program *own = &maker.own.train;
+    *out_found = false;
+    MB_TRY(mb_forecast_makers_find(stage, path, &maker, &is_made));
+    if (!is_made || maker.program != MB_FORECAST_TRAIN || own->lora_targets == NULL) goto done;
+    if (own->model.adapter != NULL) /* it trains on */
+        MB_TRY(find_adapter(&maker, own->model.adapter, model));
+    else
+        model->adapter = (mb_lora_options){
+            .r = own->lora_r, .alpha = own->lora_alpha, .targets = mb_strdup(own->lora_targets)};
+    if (model->adapter.targets == NULL) MB_RAISE(MB_ENOMEM, "no memory for the modules of an adapter");
+    *out_found = true;
+done:
+    mb_forecast_stage_reset(&maker);
+    return status;
+}
+
 static mb_status find_adapter(const mb_forecast_stage *stage, const char *path, mb_forecast_model *model)
 {
     mb_status status = MB_OK;
+    bool found = false;
     char *file = mb_files_join(path, "adapter_config.json");
     if (file == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
     if (mb_files_is_file(file)) {
         MB_TRY(mb_lora_read_options(path, &model->adapter));
         model->adapter.opt_folder = NULL; /* by its targets: nothing of it is read */
     } else {
-        MB_TRY(study_adapter(stage, path, model));
+        MB_TRY(maker_adapter(stage, path, model, &found));
+        if (!found) MB_TRY(study_adapter(stage, path, model));
     }
     model->has_adapter = true;
     const size_t used = strlen(model->says);
@@ -229,7 +317,50 @@ done:
     return status;
 }
 
-/* ---- 5. the model ---- */
+/* ---- 6. a folder to come ---- */
+
+static mb_status find_shape(mb_forecast_stage *stage, const char *path, mb_forecast_model *model,
+                            bool *out_found, char **out_maker)
+{
+    mb_status status = MB_OK;
+    char *name = mb_forecast_model_stage_of(path);
+    if (name == NULL) MB_RAISE(MB_ENOMEM, "no memory for a name");
+    *out_found = mb_fuse_is_folder(path);
+    if (*out_found)
+        MB_TRY(mb_forecast_fuse_from_folder(stage, path, model));
+    else
+        MB_TRY(read_shape(path, model, out_found));
+    if (!*out_found && stage->file != NULL) MB_TRY(read_study(stage, name, model, out_found));
+    if (!*out_found) MB_TRY(read_maker(stage, path, model, out_found, out_maker));
+    if (!*out_found && stage->arch != NULL) MB_TRY(read_shape(stage->arch, model, out_found));
+done:
+    mb_free(name);
+    return status;
+}
+
+mb_status mb_forecast_model_at(mb_forecast_stage *stage, const char *path, const char *opt_adapter,
+                               mb_forecast_model *out_model)
+{
+    mb_status status = MB_OK;
+    bool found = false;
+    char *maker = NULL;
+    *out_model = (mb_forecast_model){0};
+    MB_TRY(find_shape(stage, path, out_model, &found, &maker));
+    if (!found && maker != NULL)
+        MB_RAISE(MB_EUNSUPPORTED, "%s cannot be forecast: what stage %s will make of its model is not known",
+                 path, maker);
+    if (!found)
+        MB_RAISE(MB_EUSAGE,
+                 "%s is not there, and no study file says what model it will be; give arch=CONFIG.JSON (or a "
+                 "folder with one)",
+                 path);
+    if (opt_adapter != NULL && out_model->fused == NULL) MB_TRY(find_adapter(stage, opt_adapter, out_model));
+done:
+    mb_free(maker);
+    return status;
+}
+
+/* ---- 7. the stage's model ---- */
 
 static mb_status declare_trash(const mb_model_options *options, mb_arch *arch)
 {
@@ -240,53 +371,143 @@ static mb_status declare_trash(const mb_model_options *options, mb_arch *arch)
     return MB_OK;
 }
 
+/* training.student_init: a parent by the keys, or the member of this name of a fused teacher (train_model.c).
+ */
+static mb_status find_student(mb_forecast_stage *stage, const char *word, mb_forecast_model *model)
+{
+    mb_status status = MB_OK;
+    const mb_train_program *own = &stage->own.train;
+    const bool is_first = mb_str_equal(word, "foundation");
+    mb_forecast_model teacher = {0};
+    const char *folder = own->fuse.router != NULL ? own->fuse.router : own->teacher,
+               *path = is_first ? own->fuse.foundation : own->fuse.sft,
+               *adapter = is_first ? own->fuse.foundation_adapter : own->fuse.sft_adapter;
+    if (!is_first && !mb_str_equal(word, "sft")) return mb_forecast_model_at(stage, word, NULL, model);
+    if (path != NULL) return mb_forecast_model_at(stage, path, adapter, model);
+    if (folder != NULL) MB_TRY(mb_forecast_model_at(stage, folder, NULL, &teacher));
+    for (int64_t m = 0; teacher.fused != NULL && m < teacher.fused->count; m++) {
+        if (!mb_str_equal(teacher.fused->name[m], word)) continue;
+        *model = teacher.fused->member[m];
+        teacher.fused->member[m] = (mb_forecast_model){0};
+        goto done;
+    }
+    MB_RAISE(MB_EUSAGE,
+             "training.student_init = %s: fuse.%s is missing; give it, or a fused teacher that has it", word,
+             word);
+done:
+    mb_forecast_model_reset(&teacher);
+    return status;
+}
+
+/* Where neither a path nor a shape is given: the group's own name says whose model it is. */
+static mb_status find_by_group(mb_forecast_stage *stage, mb_forecast_model *model)
+{
+    mb_status status = MB_OK;
+    bool found = false;
+    const char *name = stage->program == MB_FORECAST_EVAL ? "target"
+                       : stage->group != NULL             ? stage->group
+                                                          : "";
+    if (stage->file != NULL) MB_TRY(read_study(stage, name, model, &found));
+    if (!found)
+        MB_RAISE(MB_EUSAGE, "model.path is not there (it is not given), and no study file says what model it "
+                            "will be; give arch=CONFIG.JSON (or a folder with one)");
+done:
+    return status;
+}
+
+/* Fused models run, and their routers train; other programs take none. */
+static mb_status check_fused(const mb_forecast_stage *stage, const mb_forecast_model *model)
+{
+    const bool is_btm = mb_forecast_stage_is_btm(stage);
+    if (is_btm && model->fused == NULL)
+        return mb_fail(MB_EUSAGE,
+                       "training.objective = btm trains the router of a fused model, and %s is an ordinary "
+                       "one; give fuse.foundation and fuse.sft, or fuse.router",
+                       model->says);
+    if (model->fused == NULL || is_btm) return MB_OK;
+    if (stage->program == MB_FORECAST_TRAIN)
+        return mb_fail(MB_EUSAGE, "%s: a fused model's router trains with training.objective=btm",
+                       model->says);
+    if (mb_forecast_stage_fuse(stage) == NULL)
+        return mb_fail(MB_EUSAGE, "%s: %s takes no fused models", model->says,
+                       mb_forecast_stage_name(stage->program));
+    return MB_OK;
+}
+
+static mb_status find_own(mb_forecast_stage *stage, mb_forecast_model *model)
+{
+    const mb_model_options *options = mb_forecast_stage_model(stage);
+    const mb_fuse_options_stage *fuse = mb_forecast_stage_fuse(stage);
+    const char *path = options != NULL ? options->path : NULL;
+    if (mb_forecast_fuse_is_given(stage)) {
+        if (fuse->router != NULL) return mb_forecast_model_at(stage, fuse->router, NULL, model);
+        return mb_forecast_fuse_from_keys(stage, fuse, mb_forecast_stage_is_btm(stage), model);
+    }
+    if (path != NULL) return mb_forecast_model_at(stage, path, options->adapter, model);
+    if (mb_forecast_stage_is_distil(stage) && stage->own.train.student_init != NULL)
+        return find_student(stage, stage->own.train.student_init, model);
+    return find_by_group(stage, model);
+}
+
 mb_status mb_forecast_model_find(mb_forecast_stage *stage, const char *opt_path, const char *opt_arch,
                                  mb_forecast_model *out_model)
 {
     mb_status status = MB_OK;
     bool found = false;
     const mb_model_options *options = mb_forecast_stage_model(stage);
-    const char *path = opt_path != NULL ? opt_path : options != NULL ? options->path : NULL;
-    char *name = NULL;
     *out_model = (mb_forecast_model){0};
-    if (opt_arch != NULL) {
+    if (opt_arch != NULL && !mb_forecast_fuse_is_given(stage)) {
         MB_TRY(read_shape(opt_arch, out_model, &found));
         if (!found) MB_RAISE(MB_ENOTFOUND, "arch=%s: no config.json, and no folder with one", opt_arch);
+        if (options != NULL && options->adapter != NULL && opt_path == NULL)
+            MB_TRY(find_adapter(stage, options->adapter, out_model));
+    } else if (opt_path != NULL) {
+        MB_TRY(mb_forecast_model_at(stage, opt_path, NULL, out_model));
+    } else {
+        stage->arch = opt_arch;
+        MB_TRY(find_own(stage, out_model));
     }
-    if (!found && path != NULL) MB_TRY(read_shape(path, out_model, &found));
-    /* Where neither is there, the group's own name says whose model it is. */
-    name =
-        path != NULL ? mb_forecast_model_stage_of(path) : mb_strdup(stage->group != NULL ? stage->group : "");
-    if (name == NULL) MB_RAISE(MB_ENOMEM, "no memory for a name");
-    if (!found && stage->file != NULL) {
-        const bool is_eval = stage->program == MB_FORECAST_EVAL && path == NULL;
-        MB_TRY(read_study(stage, is_eval ? "target" : name, out_model, &found));
-    }
-    if (!found)
-        MB_RAISE(MB_EUSAGE,
-                 "%s is not there%s, and no study file says what model it will be; give "
-                 "arch=CONFIG.JSON (or a folder with one)",
-                 path != NULL ? path : "model.path", path != NULL ? "" : " (it is not given)");
     if (out_model->is_encoder) goto done;
-    MB_TRY(declare_trash(options != NULL ? options : &(mb_model_options){0}, &out_model->arch));
-    if (options != NULL && options->adapter != NULL && opt_path == NULL)
-        MB_TRY(find_adapter(stage, options->adapter, out_model));
+    if (opt_path == NULL) MB_TRY(check_fused(stage, out_model));
+    if (out_model->fused == NULL)
+        MB_TRY(declare_trash(options != NULL ? options : &(mb_model_options){0}, &out_model->arch));
 done:
-    mb_free(name);
     return status;
+}
+
+/* ---- 8. the teacher ---- */
+
+mb_status mb_forecast_model_find_teacher(mb_forecast_stage *stage, mb_forecast_model *out_model,
+                                         bool *out_found)
+{
+    const mb_train_program *own = &stage->own.train;
+    *out_model = (mb_forecast_model){0};
+    *out_found = mb_forecast_stage_is_distil(stage) && mb_train_teacher_is_online(own);
+    if (!*out_found) return MB_OK;
+    if (own->teacher != NULL)
+        return mb_forecast_model_at(stage, own->teacher, own->teacher_adapter, out_model);
+    if (own->fuse.router != NULL) return mb_forecast_model_at(stage, own->fuse.router, NULL, out_model);
+    return mb_forecast_fuse_from_keys(stage, &own->fuse, false, out_model);
 }
 
 void mb_forecast_model_reset(mb_forecast_model *model)
 {
+    mb_forecast_fuse_reset(&model->fused);
     if (!model->is_encoder) mb_arch_reset(&model->arch);
     mb_free((char *)model->adapter.targets);
     *model = (mb_forecast_model){0};
 }
 
-void mb_forecast_model_shape(const mb_arch *a, char out_text[200])
+const char *mb_forecast_model_kind(const mb_forecast_model *model)
 {
-    snprintf(out_text, 200, "L%lld D%lld H%lld/%lldx%lld F%lld/%lld E%lld+%lld K%lld V%lld%s",
+    return model->fused != NULL ? mb_fuse_kind_name(model->fused->kind) : NULL;
+}
+
+void mb_forecast_model_shape(const mb_arch *a, const char *opt_kind, char out_text[200])
+{
+    snprintf(out_text, 200, "L%lld D%lld H%lld/%lldx%lld F%lld/%lld E%lld+%lld K%lld V%lld%s%s%s",
              (long long)a->layers, (long long)a->width, (long long)a->heads, (long long)a->kv_heads,
              (long long)a->head_width, (long long)a->ffn, (long long)a->dense_ffn, (long long)a->experts,
-             (long long)a->trash, (long long)a->picks, (long long)a->vocab, a->tied_head ? " tied" : "");
+             (long long)a->trash, (long long)a->picks, (long long)a->vocab, a->tied_head ? " tied" : "",
+             opt_kind != NULL ? " " : "", opt_kind != NULL ? opt_kind : "");
 }

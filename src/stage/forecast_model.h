@@ -6,7 +6,8 @@
  * the study file: study.selector and study.target (folders), or study.selector_config and study.target_config
  * (config.json of models made on the spot). Which of the two: a path whose stage has "target" in its name, or
  * that a stage after it trains or evaluates, is the target's; with the trash experts that moe-convert adds
- * where the path's stage converts or warms up.
+ * where the path's stage converts or warms up. Where the study file does not say, the stage that makes the
+ * folder does (forecast_makers.h): moe-train its own model, moe-convert what it is given.
  */
 #ifndef MB_FORECAST_MODEL_H
 #define MB_FORECAST_MODEL_H
@@ -14,8 +15,11 @@
 #include "model/encoder_config.h"
 #include "stage/forecast_stage.h"
 
+typedef struct mb_forecast_fused mb_forecast_fused; /* forecast_fuse.h */
+
 typedef struct mb_forecast_model {
     bool is_encoder;
+    mb_forecast_fused *fused;  /* several models as one; NULL: an ordinary model */
     mb_arch arch;              /* of a decoder */
     mb_encoder_config encoder; /* of an encoder */
     bool has_adapter;          /* on top of the decoder, read from a folder */
@@ -23,14 +27,24 @@ typedef struct mb_forecast_model {
     char says[512];            /* where the shape is from */
 } mb_forecast_model;
 
-/* The model at `path` (NULL: that of the stage's own options). opt_arch: config.json, or a folder that has
- * one, that counts instead. MB_EUSAGE when nothing says what the model is. Reset in any case. */
+/* The model of the stage's own options, or, of moe-score, that at opt_path. opt_arch: config.json, or a
+ * folder that has one, that counts instead of it (of a fused model: of the members that are not there).
+ * MB_EUSAGE when nothing says what the model is, MB_EUNSUPPORTED when a stage makes it and does not say that.
+ * Reset in any case. */
 mb_status mb_forecast_model_find(mb_forecast_stage *stage, const char *opt_path, const char *opt_arch,
                                  mb_forecast_model *out_model);
+/* The model in the folder `path`, now or later, and an adapter on it. Errors as above. */
+mb_status mb_forecast_model_at(mb_forecast_stage *stage, const char *path, const char *opt_adapter,
+                               mb_forecast_model *out_model);
+/* Of a distillation, the teacher that is asked while training; *out_found false: there is none. */
+mb_status mb_forecast_model_find_teacher(mb_forecast_stage *stage, mb_forecast_model *out_model,
+                                         bool *out_found);
 void mb_forecast_model_reset(mb_forecast_model *model);
 
-/* Shape in one word for records and comparing: equal for models of equal cost. buffer of 200 bytes. */
-void mb_forecast_model_shape(const mb_arch *arch, char out_text[200]);
+/* Shape in one word for records and comparing: equal for models of equal cost. opt_kind: of a fused model. */
+void mb_forecast_model_shape(const mb_arch *arch, const char *opt_kind, char out_text[200]);
+/* opt_kind of a model: NULL where it is an ordinary one. */
+const char *mb_forecast_model_kind(const mb_forecast_model *model);
 
 /* The name of the stage that makes a file: ".../run1/finetune-all/final" -> "finetune-all" (mb_free; NULL on
  * no memory). */

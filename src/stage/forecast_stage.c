@@ -229,13 +229,6 @@ done:
     return status;
 }
 
-/* A fused teacher's members are of one size: the first stands for them. */
-static mb_status name_model(mb_teacher_program *own)
-{
-    const char *path = mb_fuse_options_path(&own->fuse, &own->model);
-    return own->model.path == NULL && path != NULL ? set_text(&own->model.path, path) : MB_OK;
-}
-
 mb_status mb_forecast_stage_open(const char *opt_program, const char *const *words, int64_t n,
                                  mb_forecast_stage *out_stage)
 {
@@ -246,7 +239,6 @@ mb_status mb_forecast_stage_open(const char *opt_program, const char *const *wor
     MB_TRY(choose_program(out_stage, opt_program));
     add_tables(out_stage);
     MB_TRY(apply(out_stage, words, n));
-    if (out_stage->program == MB_FORECAST_TEACHER) MB_TRY(name_model(&out_stage->own.teacher));
 done:
     return status;
 }
@@ -285,15 +277,34 @@ mb_model_options *mb_forecast_stage_model(mb_forecast_stage *stage)
     }
 }
 
-int64_t mb_forecast_stage_members(const mb_forecast_stage *stage)
+const mb_fuse_options_stage *mb_forecast_stage_fuse(const mb_forecast_stage *stage)
 {
-    int64_t members = 1;
-    const mb_teacher_program *own = &stage->own.teacher;
-    const mb_model_options none = {0};
-    if (stage->program == MB_FORECAST_TEACHER && own->fuse.foundation != NULL &&
-        mb_fuse_options_members(&own->fuse, &none, &members) != MB_OK)
-        mb_status_reset(); /* the program says it */
-    return members;
+    switch (stage->program) {
+    case MB_FORECAST_TRAIN:
+        return &stage->own.train.fuse;
+    case MB_FORECAST_SCORE:
+        return &stage->own.score.fuse;
+    case MB_FORECAST_EVAL:
+        return &stage->own.eval.fuse;
+    case MB_FORECAST_INFER:
+        return &stage->own.infer.fuse;
+    case MB_FORECAST_TEACHER:
+        return &stage->own.teacher.fuse;
+    default:
+        return NULL;
+    }
+}
+
+bool mb_forecast_stage_is_btm(const mb_forecast_stage *stage)
+{
+    return stage->program == MB_FORECAST_TRAIN && mb_str_equal(stage->own.train.objective.objective, "btm");
+}
+
+bool mb_forecast_stage_is_distil(const mb_forecast_stage *stage)
+{
+    const char *objective = stage->own.train.objective.objective;
+    return stage->program == MB_FORECAST_TRAIN &&
+           (mb_str_equal(objective, "distil") || mb_str_equal(objective, "distill"));
 }
 
 const char *mb_forecast_stage_dataset(const mb_forecast_stage *stage)

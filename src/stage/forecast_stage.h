@@ -31,11 +31,14 @@ typedef struct mb_forecast_common {
 
 typedef struct mb_forecast_stage {
     mb_forecast_program program;
-    char *mode;        /* NULL: none was given */
-    char *file;        /* study file, NULL: none */
-    char *group;       /* NULL: none */
-    bool on_gpu;       /* it computes on GPUs, one of a rank; said by whoever knows the nodes */
-    mb_config *config; /* of file and group, for keys that no table has */
+    char *mode;         /* NULL: none was given */
+    char *file;         /* study file, NULL: none */
+    char *group;        /* NULL: none */
+    bool on_gpu;        /* it computes on GPUs, one of a rank; said by whoever knows the nodes */
+    mb_config *config;  /* of file and group, for keys that no table has */
+    const char *makers; /* list of the study's stages (forecast_makers.h); NULL: none. Borrowed */
+    const char *arch;   /* config.json of models that are not there; NULL: none. Borrowed */
+    int64_t depth;      /* stages that were asked on the way to this one */
     union {
         mb_shard_program shard;
         mb_convert_program convert;
@@ -63,8 +66,11 @@ void mb_forecast_stage_reset(mb_forecast_stage *stage);
 
 /* The model that the stage opens; NULL: none. Borrowed. */
 mb_model_options *mb_forecast_stage_model(mb_forecast_stage *stage);
-/* Models that are run for it: 1, or of a teacher that keys of fuse.* name the members. */
-int64_t mb_forecast_stage_members(const mb_forecast_stage *stage);
+/* Its keys of fused models; NULL: it has none. Borrowed. */
+const mb_fuse_options_stage *mb_forecast_stage_fuse(const mb_forecast_stage *stage);
+/* Is it moe-train with training.objective=btm; with distil? */
+bool mb_forecast_stage_is_btm(const mb_forecast_stage *stage);
+bool mb_forecast_stage_is_distil(const mb_forecast_stage *stage);
 /* The shard or file it reads, as named; NULL: none. Borrowed. */
 const char *mb_forecast_stage_dataset(const mb_forecast_stage *stage);
 /* A key of the study file as text (mb_free), NULL when it is not there or empty. */

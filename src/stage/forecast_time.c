@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/files.h"
+#include "stage/forecast_fuse.h"
 #include "store/share.h"
 
 /* Of one process, measured on two cores of a Zen 4 kind (docs/PERFORMANCE.md, docs/forecast.md). */
@@ -22,7 +23,11 @@
 #define WRITE_BYTES_PER_SECOND 0.7e9
 #define TOUCH_BYTES_PER_SECOND 1e9
 #define START_SECONDS          0.1
-#define MPI_START_SECONDS      1.0
+/* Elements whose touching takes as long as a column of a stored teacher's row: finding the likeliest, and the
+ * sum of one temperature. */
+#define TEACHER_ELEMENTS     25.0
+#define TEMPERATURE_ELEMENTS 17.0
+#define MPI_START_SECONDS    1.0
 
 /* ---- 1. what is asked ---- */
 
@@ -54,10 +59,23 @@ static int64_t asked_blocks(const mb_forecast_stage *stage, const mb_arch *arch)
 
 /* ---- 2. costs of a token ---- */
 
+/* A forward over all blocks; wide: all columns of the vocabulary are wanted. */
+static mb_forecast_cost pass_cost(const mb_forecast_model *model, bool head, bool wide, double context)
+{
+    if (model->fused != NULL) return mb_forecast_fuse_cost(model, head, wide, context);
+    return mb_forecast_cost_forward(&model->arch, model->arch.layers, head, false, context);
+}
+
+static bool has_recompute(const mb_train_program *own)
+{
+    return mb_str_equal(own->trainer.recompute, "blocks") || mb_str_equal(own->trainer.recompute, "true");
+}
+
 static mb_forecast_cost train_cost(const mb_forecast_stage *stage, const mb_forecast_model *model,
                                    const mb_forecast_data *data, const mb_forecast_memory *memory)
 {
     const mb_train_program *own = &stage->own.train;
+    if (model->fused != NULL) return mb_forecast_fuse_cost_train(model, has_recompute(own), data->context);
     mb_lora_options storage;
     const mb_lora_options *lora;
     char *train = NULL;
@@ -69,8 +87,7 @@ static mb_forecast_cost train_cost(const mb_forecast_stage *stage, const mb_fore
                                                       : is_router  ? MB_FORECAST_ROUTER
                                                                    : MB_FORECAST_ALL,
                                            .adapter_active = memory->adapter_active,
-                                           .recompute = mb_str_equal(own->trainer.recompute, "blocks") ||
-                                                        mb_str_equal(own->trainer.recompute, "true"),
+                                           .recompute = has_recompute(own),
                                            .copies =
                                                mb_str_equal(own->objective.objective, "router_warmup") &&
                                                mb_str_equal(own->objective.constraint_loss, "pair_rank"),
@@ -88,7 +105,9 @@ static mb_forecast_cost score_cost(const mb_forecast_stage *stage, const mb_fore
                                    const mb_forecast_model *opt_source, double context)
 {
     mb_forecast_cost sum = {0};
-    if (opt_source != NULL) {
+    if (opt_source != NULL && opt_source->fused != NULL) {
+        sum = mb_forecast_fuse_cost(opt_source, true, false, context);
+    } else if (opt_source != NULL) {
         const mb_arch *arch = &opt_source->arch;
         const bool head = mb_forecast_time_needs(stage).head;
         const int64_t blocks = head ? arch->layers : asked_blocks(stage, arch);
@@ -109,6 +128,15 @@ static mb_forecast_cost encoder_cost(const mb_encoder_config *c, double context)
                               .elements = per_layer * (double)c->layers};
 }
 
+/* Of a column, in touched elements. */
+static double teacher_columns(const mb_teacher_maker_options *options)
+{
+    mb_teacher_shape shape = {0};
+    if (mb_teacher_parse_temperatures(options->temperatures, &shape) != MB_OK)
+        mb_status_reset(); /* the program says it */
+    return TEACHER_ELEMENTS + TEMPERATURE_ELEMENTS * (double)shape.temperatures;
+}
+
 static mb_forecast_cost cost_of(const mb_forecast_stage *stage, const mb_forecast_model *opt_model,
                                 const mb_forecast_model *opt_source, const mb_forecast_data *data,
                                 const mb_forecast_memory *memory)
@@ -116,23 +144,22 @@ static mb_forecast_cost cost_of(const mb_forecast_stage *stage, const mb_forecas
     mb_forecast_cost cost = {0};
     switch (stage->program) {
     case MB_FORECAST_TRAIN:
-        return train_cost(stage, opt_model, data, memory);
+        cost = train_cost(stage, opt_model, data, memory);
+        return opt_source == NULL
+                   ? cost
+                   : mb_forecast_cost_sum(cost, pass_cost(opt_source, true, true, data->context));
     case MB_FORECAST_SCORE:
         return score_cost(stage, opt_model, opt_source, data->context);
     case MB_FORECAST_EMBED:
         if (opt_model->is_encoder) return encoder_cost(&opt_model->encoder, data->context);
-        return mb_forecast_cost_forward(&opt_model->arch, opt_model->arch.layers, false, false,
-                                        data->context);
+        return pass_cost(opt_model, false, false, data->context);
     case MB_FORECAST_TEACHER:
-        for (int64_t m = 0; m < mb_forecast_stage_members(stage); m++)
-            cost =
-                mb_forecast_cost_sum(cost, mb_forecast_cost_forward(&opt_model->arch, opt_model->arch.layers,
-                                                                    true, false, data->context));
+        cost = pass_cost(opt_model, true, true, data->context);
+        cost.elements += teacher_columns(&stage->own.teacher.maker) * (double)opt_model->arch.vocab;
         return cost;
     case MB_FORECAST_EVAL:
     case MB_FORECAST_INFER:
-        cost = mb_forecast_cost_forward(&opt_model->arch, opt_model->arch.layers,
-                                        stage->program == MB_FORECAST_EVAL, false, data->context);
+        cost = pass_cost(opt_model, stage->program == MB_FORECAST_EVAL, false, data->context);
         cost.forward += 2 * memory->adapter_active;
         return cost;
     default:
@@ -154,19 +181,35 @@ static mb_forecast_step step_of(const mb_forecast_stage *stage, const mb_forecas
                               .weights = memory->parameters * (double)mb_dtype_bytes(dtype)};
 }
 
-/* Answers of moe-infer: a step reads all weights once for a batch of sequences. */
+/* Answers to generate: how many, of so many tokens at most, so many at a time. */
+typedef struct answers {
+    double count, tokens, batch;
+} answers;
+
+static answers answers_of(const mb_forecast_stage *stage, const mb_forecast_data *data)
+{
+    if (stage->program == MB_FORECAST_EVAL) {
+        const mb_category_program *o = &stage->own.eval.category;
+        return (answers){o->generate ? data->answers : 0, (double)o->max_new_tokens,
+                         (double)o->batch_sequences};
+    }
+    const mb_generate_options *o = &stage->own.infer.generate;
+    return (answers){data->records * (double)o->samples, (double)o->max_new_tokens,
+                     (double)o->batch_sequences};
+}
+
+/* A step reads all weights once for a batch of sequences. */
 static double decode_seconds(const mb_forecast_stage *stage, const mb_forecast_model *model,
                              const mb_forecast_data *data, const mb_forecast_memory *memory,
-                             const mb_forecast_cost *cost, const mb_forecast_machine *machine,
-                             const mb_forecast_layout *layout, mb_dtype dtype, int bits)
+                             const mb_forecast_machine *machine, const mb_forecast_layout *layout,
+                             mb_dtype dtype, int bits)
 {
-    const mb_generate_options *o = &stage->own.infer.generate;
-    const double answers = data->records * (double)o->samples, tokens = answers * (double)o->max_new_tokens,
-                 batch = fmax(1, fmin((double)o->batch_sequences, answers / (double)layout->ranks)),
+    const answers a = answers_of(stage, data);
+    const double tokens = a.count * a.tokens, batch = fmax(1, fmin(a.batch, a.count / (double)layout->ranks)),
                  bytes = bits == 0 ? (double)mb_dtype_bytes(dtype) : bits / 8.0,
                  read = memory->parameters * bytes / (1e9 * machine->memory_gb_per_s);
-    mb_forecast_cost one = *cost;
-    one.forward += 2.0 * (double)model->arch.width * (double)model->arch.vocab;
+    mb_forecast_cost one = pass_cost(model, true, true, data->context);
+    one.forward += 2 * memory->adapter_active;
     return tokens * (mb_forecast_token_seconds(&one, machine, layout, dtype, bits) +
                      read / batch / (double)(layout->nodes > 0 ? layout->nodes : 1));
 }
@@ -200,9 +243,8 @@ static double rate_seconds(mb_forecast_stage *stage, const mb_forecast_model *op
         const mb_forecast_step step = step_of(stage, memory, lm.dtype);
         seconds += data->steps * mb_forecast_step_seconds(&step, machine, layout);
     }
-    if (stage->program == MB_FORECAST_INFER)
-        seconds +=
-            decode_seconds(stage, opt_model, data, memory, cost, machine, layout, lm.dtype, lm.frozen_bits);
+    if (stage->program == MB_FORECAST_INFER || stage->program == MB_FORECAST_EVAL)
+        seconds += decode_seconds(stage, opt_model, data, memory, machine, layout, lm.dtype, lm.frozen_bits);
     return seconds;
 }
 
@@ -235,7 +277,7 @@ static double file_seconds(const mb_forecast_stage *stage, const mb_forecast_dat
                            const mb_forecast_memory *memory, const mb_forecast_machine *machine,
                            int64_t ranks, bool is_measured)
 {
-    const double weights = 4 * memory->parameters,
+    const double weights = 4 * (memory->parameters + memory->teacher),
                  own = memory->rank - memory->bytes[MB_FORECAST_PROGRAM] - memory->bytes[MB_FORECAST_DATA];
     double seconds = weights / (1e9 * machine->disk_read_gb_per_s) + weights / LOAD_BYTES_PER_SECOND +
                      (ranks > 1 ? MPI_START_SECONDS : START_SECONDS);
@@ -243,9 +285,9 @@ static double file_seconds(const mb_forecast_stage *stage, const mb_forecast_dat
     seconds += own / TOUCH_BYTES_PER_SECOND;
     if (stage->program == MB_FORECAST_TRAIN) {
         const bool is_delta = mb_str_equal(stage->own.train.trainer.save, "delta");
-        const double one = memory->adapter > 0 ? 4 * memory->adapter
-                           : is_delta          ? 4 * memory->trained
-                                               : weights,
+        const double one = memory->adapter > 0              ? 4 * memory->adapter
+                           : is_delta || memory->router > 0 ? 4 * memory->trained
+                                                            : 4 * memory->parameters,
                      disk = 1e9 * machine->disk_write_gb_per_s,
                      states = data->epoch_writes - 1; /* none after the last step */
         seconds += data->epoch_writes * one * (1 / disk + 1 / WRITE_BYTES_PER_SECOND);
@@ -292,7 +334,9 @@ static mb_status time_model(mb_forecast_stage *stage, const mb_forecast_model *o
     const mb_forecast_cost cost = cost_of(stage, opt_model, opt_source, data, memory);
     const bool is_training = stage->program == MB_FORECAST_TRAIN;
     time->tokens = is_training ? data->run_tokens : data->tokens;
-    if (stage->program == MB_FORECAST_EVAL) time->tokens += task_tokens(stage, opt_model->arch.vocab);
+    if (stage->program == MB_FORECAST_EVAL) /* answers read their prompts once more */
+        time->tokens += task_tokens(stage, opt_model->arch.vocab) +
+                        (stage->own.eval.category.generate ? data->answer_tokens : 0);
     mb_share share = {0};
     MB_TRY(mb_share_parse(stage->common.share, &share));
     if (!mb_share_is_whole(share)) time->tokens /= (double)share.of; /* an element of an array */

@@ -11,6 +11,7 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "stage/file_cache.h"
 
 /* ---- 1. table ---- */
 
@@ -59,16 +60,9 @@ const mb_option *mb_fuse_option_table(int64_t *out_count)
 
 /* ---- 2. members ---- */
 
-/* Members and the storage of their texts. */
-typedef struct members {
-    int64_t count;
-    mb_fuse_member member[MB_FUSE_MAX_MEMBERS];
-    char **folder, **weight; /* items of fuse.more and fuse.more_weights */
-    int64_t folders, weights;
-    char name[MB_FUSE_MAX_MEMBERS][32];
-} members;
+typedef mb_fuse_options_list members;
 
-static void reset_members(members *m)
+void mb_fuse_options_list_reset(members *m)
 {
     mb_option_list_free(&m->folder, m->folders);
     mb_option_list_free(&m->weight, m->weights);
@@ -107,8 +101,7 @@ done:
     return status;
 }
 
-/* The members as the keys say; reset in any case. */
-static mb_status get_members(const mb_fuse_options_stage *fuse, members *m)
+mb_status mb_fuse_options_list_get(const mb_fuse_options_stage *fuse, members *m)
 {
     mb_status status = MB_OK;
     *m = (members){.count = 2};
@@ -141,14 +134,14 @@ done:
 
 /* ---- 3. checks ---- */
 
-static bool has_members(const mb_fuse_options_stage *fuse)
+bool mb_fuse_options_has_members(const mb_fuse_options_stage *fuse)
 {
     return fuse->foundation != NULL || fuse->sft != NULL || fuse->more != NULL;
 }
 
 bool mb_fuse_options_is_given(const mb_fuse_options_stage *fuse)
 {
-    return fuse->router != NULL || has_members(fuse);
+    return fuse->router != NULL || mb_fuse_options_has_members(fuse);
 }
 
 const char *mb_fuse_options_path(const mb_fuse_options_stage *fuse, const mb_model_options *model)
@@ -159,7 +152,7 @@ const char *mb_fuse_options_path(const mb_fuse_options_stage *fuse, const mb_mod
 
 static mb_status check_names(const mb_fuse_options_stage *fuse, const mb_model_options *model)
 {
-    const bool by_members = has_members(fuse);
+    const bool by_members = mb_fuse_options_has_members(fuse);
     if (model->path != NULL && mb_fuse_options_is_given(fuse))
         return mb_fail(MB_EUSAGE, "model.path and %s both name a model; leave one of them out",
                        fuse->router != NULL ? "fuse.router" : "fuse.foundation, fuse.sft");
@@ -206,13 +199,22 @@ mb_status mb_fuse_options_check(const mb_fuse_options_stage *fuse, const mb_mode
     else if (mb_str_equal(fuse->members_on, "ranks"))
         MB_RAISE(MB_EUSAGE, "fuse.members_on = ranks needs a fused model: fuse.foundation and fuse.sft, "
                             "fuse.router, or a fused folder as model.path");
-    if (has_members(fuse)) MB_TRY(get_members(fuse, &m));
+    if (mb_fuse_options_has_members(fuse)) MB_TRY(mb_fuse_options_list_get(fuse, &m));
     if (fuse->router != NULL && !mb_fuse_is_folder(fuse->router))
         MB_RAISE(MB_EUSAGE, "fuse.router = %s is no folder of a fused model (it has no fuse.json)",
                  fuse->router);
 done:
-    reset_members(&m);
+    mb_fuse_options_list_reset(&m);
     return status;
+}
+
+mb_status mb_fuse_options_refuse_ranks(const mb_fuse_options_stage *fuse, const char *program)
+{
+    if (!mb_str_equal(fuse->members_on, "ranks")) return MB_OK;
+    return mb_fail(MB_EUSAGE,
+                   "fuse.members_on = ranks is for moe-infer and moe-teacher; %s shares its records out over "
+                   "the ranks, each with all members (fuse.members_on = all)",
+                   program);
 }
 
 /* A path as fuse.json has it: from its folder, unless it begins at the root. */
@@ -279,14 +281,14 @@ mb_status mb_fuse_options_members(const mb_fuse_options_stage *fuse, const mb_mo
     members m = {0};
     const char *path = mb_fuse_options_path(fuse, model);
     *out_members = 1;
-    if (has_members(fuse)) {
-        MB_TRY(get_members(fuse, &m));
+    if (mb_fuse_options_has_members(fuse)) {
+        MB_TRY(mb_fuse_options_list_get(fuse, &m));
         *out_members = m.count;
     } else if (path != NULL && mb_fuse_is_folder(path)) {
         MB_TRY(count_members(path, out_members));
     }
 done:
-    reset_members(&m);
+    mb_fuse_options_list_reset(&m);
     return status;
 }
 
@@ -327,7 +329,7 @@ static mb_status open_new(const mb_fuse_options_stage *fuse, const mb_lm_options
     mb_status status = MB_OK;
     members m = {0};
     const bool by_token = mb_str_equal(fuse->router_type, "token_level");
-    MB_TRY(get_members(fuse, &m));
+    MB_TRY(mb_fuse_options_list_get(fuse, &m));
     const mb_fuse_options fused = {.kind = !new_router ? MB_FUSE_ENSEMBLE
                                            : by_token  ? MB_FUSE_TOKEN
                                                        : MB_FUSE_LAYER,
@@ -346,7 +348,7 @@ static mb_status open_new(const mb_fuse_options_stage *fuse, const mb_lm_options
     MB_TRY(mb_fuse_open(ops, &fused, out_lm));
     show(*out_lm, fuse->foundation);
 done:
-    reset_members(&m);
+    mb_fuse_options_list_reset(&m);
     return status;
 }
 
@@ -360,7 +362,7 @@ mb_status mb_fuse_options_open(const mb_fuse_options_stage *fuse, const mb_model
     if (!mb_fuse_options_is_given(fuse) && (model->path == NULL || !mb_fuse_is_folder(model->path)))
         return mb_model_options_open(model, ops, train, NULL, seed, out_lm);
     MB_TRY(mb_model_options_storage(model, &lm));
-    if (has_members(fuse))
+    if (mb_fuse_options_has_members(fuse))
         MB_TRY(open_new(fuse, &lm, ops, opt_group, new_router, out_lm));
     else
         MB_TRY(open_folder(mb_fuse_options_path(fuse, model), &lm, ops, opt_group, out_lm));
@@ -384,7 +386,7 @@ mb_status mb_fuse_options_begin_run(mb_program *program, const mb_fuse_options_s
                                   {"sft_adapter", fuse->sft_adapter},
                                   {"router", fuse->router}};
     const int64_t owns = (int64_t)(sizeof own / sizeof own[0]);
-    MB_TRY(get_members(fuse, &m));
+    MB_TRY(mb_fuse_options_list_get(fuse, &m));
     MB_NEW_ARRAY(name, n + owns + m.count);
     MB_NEW_ARRAY(path, n + owns + m.count);
     for (int64_t i = 0; i < n; i++) name[i] = names[i], path[i] = paths[i];
@@ -397,16 +399,10 @@ mb_status mb_fuse_options_begin_run(mb_program *program, const mb_fuse_options_s
     }
     MB_TRY(mb_program_begin_run_list(program, name, path, n, out_is_done));
 done:
-    reset_members(&m);
+    mb_fuse_options_list_reset(&m);
     mb_free(name);
     mb_free(path);
     return status;
-}
-
-static mb_status add_hash(const mb_program *program, json_t *what, const char *input)
-{
-    const char *hash = mb_runfolder_input_hash(program->run, input);
-    return hash == NULL ? MB_OK : mb_json_set(what, input, json_string(hash));
 }
 
 mb_status mb_fuse_options_add_key(const mb_program *program, const mb_fuse_options_stage *fuse, json_t *what)
@@ -415,10 +411,11 @@ mb_status mb_fuse_options_add_key(const mb_program *program, const mb_fuse_optio
     mb_status status = MB_OK;
     char more[32];
     if (!mb_fuse_options_is_given(fuse)) return MB_OK;
-    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) MB_TRY(add_hash(program, what, inputs[i]));
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
+        MB_TRY(mb_file_cache_add_input(program, what, inputs[i]));
     for (int i = 0; i < MB_FUSE_MAX_MEMBERS; i++) {
         snprintf(more, sizeof more, "more_%d", i);
-        MB_TRY(add_hash(program, what, more));
+        MB_TRY(mb_file_cache_add_input(program, what, more));
     }
     if (fuse->router != NULL) goto done;
     MB_TRY(mb_json_set(what, "mixing", json_string(fuse->mixing)));

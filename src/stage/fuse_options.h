@@ -32,10 +32,25 @@ typedef struct mb_fuse_options_stage {
 } mb_fuse_options_stage;
 const mb_option *mb_fuse_option_table(int64_t *out_count);
 
-/* Do the keys name a model (members or fuse.router)? */
+/* Do the keys name a model (members or fuse.router)? Do they name members? */
 bool mb_fuse_options_is_given(const mb_fuse_options_stage *fuse);
+bool mb_fuse_options_has_members(const mb_fuse_options_stage *fuse);
+
+/* Members with the storage of their texts; what the keys hold is borrowed. */
+typedef struct mb_fuse_options_list {
+    int64_t count;
+    mb_fuse_member member[MB_FUSE_MAX_MEMBERS];
+    char **folder, **weight; /* items of fuse.more and fuse.more_weights */
+    int64_t folders, weights;
+    char name[MB_FUSE_MAX_MEMBERS][32];
+} mb_fuse_options_list;
+/* Those of fuse.foundation, fuse.sft and fuse.more; reset in any case. MB_EUSAGE as check. */
+mb_status mb_fuse_options_list_get(const mb_fuse_options_stage *fuse, mb_fuse_options_list *list);
+void mb_fuse_options_list_reset(mb_fuse_options_list *list);
 /* MB_EUSAGE: contradicting keys, a member without its folder, weights that fit no member. */
 mb_status mb_fuse_options_check(const mb_fuse_options_stage *fuse, const mb_model_options *model);
+/* MB_EUSAGE where members are asked for on ranks of their own: for programs that have no such groups. */
+mb_status mb_fuse_options_refuse_ranks(const mb_fuse_options_stage *fuse, const char *program);
 /* Members of the model that open will give: 1 for an ordinary folder; reads the folder of a fused one. */
 mb_status mb_fuse_options_members(const mb_fuse_options_stage *fuse, const mb_model_options *model,
                                   int64_t *out_members);

@@ -116,6 +116,7 @@ static mb_status run(mb_program *program)
         MB_RAISE(MB_EUSAGE, "eval.reference needs pairs: give dataset.path, a token shard of them");
     if (own->routing && own->shard_path == NULL)
         MB_RAISE(MB_EUSAGE, "eval.routing needs records: give dataset.path, a token shard");
+    MB_TRY(mb_fuse_options_refuse_ranks(&own->fuse, "moe-eval"));
     status = mb_eval_tasks_open(own, &tasks);
     if (status == MB_OK) status = mb_category_options_files(&own->category, &categories);
     MB_TRY(mb_comm_agree(program->comm, status));

@@ -52,6 +52,7 @@ static mb_status open_models(mb_program *program, const mb_scorer_needs *needs, 
     mb_score_program *own = program->own;
     mb_status status = MB_OK;
     own->model.opt_comm = program->comm;
+    MB_TRY(mb_fuse_options_refuse_ranks(&own->fuse, "moe-score"));
     MB_TRY(mb_fuse_options_check(&own->fuse, &own->model));
     if (needs->router) {
         if (mb_fuse_options_is_given(&own->fuse))
@@ -109,7 +110,7 @@ done:
 
 /* The models through the shard. */
 static mb_status score(mb_program *program, const mb_scorer_needs *needs, mb_shard *shard,
-                       const char *out_path, const mb_score_cache *cache)
+                       const char *out_path, const mb_file_cache *cache)
 {
     mb_score_program *own = program->own;
     mb_status status = MB_OK;
@@ -128,8 +129,9 @@ static mb_status score(mb_program *program, const mb_scorer_needs *needs, mb_sha
     MB_TRY(mb_energy_report_end(program, &energy, "record", report.skipped_parts > 0 ? 0 : report.records));
     MB_TRY(mb_score_memory_report(program, router, source, needs->head, report.activation_bytes));
     if (router != NULL || source != NULL)
-        MB_TRY(mb_config_forecast_result(program, mb_lm_arch(router != NULL ? router : source)));
-    MB_TRY(mb_comm_agree(program->comm, mb_score_cache_keep(program, cache, out_path)));
+        MB_TRY(mb_config_forecast_result(program, router != NULL ? router : source));
+    mb_file_cache_keep(program, cache, out_path);
+    MB_TRY(mb_comm_agree(program->comm, mb_file_cache_record(program, cache)));
     MB_TRY(finish(program, &report, out_path));
 done:
     mb_energy_report_reset(&energy);
@@ -147,7 +149,7 @@ static mb_status run(mb_program *program)
     mb_shard *shard = NULL;
     char *out_path = NULL;
     mb_scorer_needs needs;
-    mb_score_cache cache = {0};
+    mb_file_cache cache = {0};
     if (own->shard_path == NULL) MB_RAISE(MB_EUSAGE, "dataset.path is missing: the token shard to score");
     if (!program->is_dry_run) {
         const char *const names[] = {"model", "adapter", "source_model", "dataset"};
@@ -162,13 +164,15 @@ static mb_status run(mb_program *program)
     if (needs.policy) MB_TRY(check_policy(own, &needs));
     MB_TRY(mb_program_open_ops(program));
     MB_TRY(mb_comm_agree(program->comm, mb_shard_open(own->shard_path, 0, &shard)));
-    if (!program->is_dry_run) MB_TRY(mb_score_cache_begin(program, shard, out_path, &cache));
+    if (!program->is_dry_run)
+        MB_TRY(
+            mb_file_cache_begin(program, own->cache_dir, mb_score_cache_describe, shard, out_path, &cache));
     if (cache.is_hit)
         MB_TRY(mb_score_cache_finish(program, shard, &cache, out_path));
     else
         MB_TRY(score(program, &needs, shard, out_path, &cache));
 done:
-    mb_score_cache_reset(&cache);
+    mb_file_cache_reset(&cache);
     mb_free(out_path);
     mb_shard_close(&shard);
     return status;

@@ -48,12 +48,12 @@ done:
 
 /* The file's figures where it is whole; then the parts are not needed any more, neither those of shares that
  * came late. */
-static mb_status finish(mb_program *program, const mb_teacher_cache *cache, const char *path)
+static mb_status finish(mb_program *program, const mb_file_cache *cache, const char *path)
 {
     mb_status status = MB_OK;
     const bool is_whole = mb_share_is_whole(program->share);
     if (mb_program_is_root(program)) {
-        status = mb_teacher_cache_record(program, cache);
+        status = mb_file_cache_record(program, cache);
         if (status == MB_OK && is_whole) status = mb_teacher_report_file(program, path);
     }
     MB_TRY(mb_comm_agree(program->comm, status));
@@ -81,7 +81,7 @@ done:
 }
 
 /* The model through the shard. */
-static mb_status make(mb_program *program, mb_shard *shard, const char *path, const mb_teacher_cache *cache)
+static mb_status make(mb_program *program, mb_shard *shard, const char *path, const mb_file_cache *cache)
 {
     mb_teacher_program *own = program->own;
     mb_status status = MB_OK;
@@ -107,8 +107,8 @@ static mb_status make(mb_program *program, mb_shard *shard, const char *path, co
             report.skipped_parts > 0 ? "; parts of an earlier run were used" : "");
     MB_TRY(mb_energy_report_end(program, &energy, "record", report.skipped_parts > 0 ? 0 : report.records));
     MB_TRY(mb_teacher_report_memory(program, lm, &forecast, report.activation_bytes));
-    MB_TRY(mb_config_forecast_result(program, mb_lm_arch(lm)));
-    MB_TRY(mb_comm_agree(program->comm, mb_teacher_cache_keep(program, cache, path)));
+    MB_TRY(mb_config_forecast_result(program, lm));
+    mb_file_cache_keep(program, cache, path);
     MB_TRY(record(program, &report));
     MB_TRY(finish(program, cache, path));
 done:
@@ -126,7 +126,7 @@ static mb_status run(mb_program *program)
     bool is_done = false;
     mb_shard *shard = NULL;
     char *path = NULL;
-    mb_teacher_cache cache = {0};
+    mb_file_cache cache = {0};
     const char *const names[] = {"model", "adapter", "dataset"};
     const char *const paths[] = {own->model.path, own->model.adapter, own->shard_path};
     if (own->shard_path == NULL)
@@ -139,13 +139,14 @@ static mb_status run(mb_program *program)
     if (is_done) goto done;
     MB_TRY(mb_program_open_ops(program));
     MB_TRY(mb_comm_agree(program->comm, mb_shard_open(own->shard_path, 0, &shard)));
-    if (!program->is_dry_run) MB_TRY(mb_teacher_cache_begin(program, shard, path, &cache));
+    if (!program->is_dry_run)
+        MB_TRY(mb_file_cache_begin(program, own->cache_dir, mb_teacher_cache_describe, shard, path, &cache));
     if (cache.is_hit)
         MB_TRY(finish(program, &cache, path));
     else
         MB_TRY(make(program, shard, path, &cache));
 done:
-    mb_teacher_cache_reset(&cache);
+    mb_file_cache_reset(&cache);
     mb_free(path);
     mb_shard_close(&shard);
     return status;

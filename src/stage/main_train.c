@@ -80,7 +80,7 @@ static mb_status train(mb_program *program, mb_lm *lm, mb_shard *shard)
     MB_TRY(mb_program_result_int(program, "tokens", report.tokens));
     MB_TRY(mb_program_result_real(program, "train_seconds", report.seconds));
     MB_TRY(mb_train_data_results(program, &report));
-    MB_TRY(mb_config_forecast_result(program, mb_lm_arch(lm)));
+    MB_TRY(mb_config_forecast_result(program, lm));
     if (report.has_best && mb_program_is_root(program)) MB_TRY(mb_program_output(program, "best"));
     MB_TRY(mb_program_finish_run(program, "final", "metrics.h5", NULL));
     if (mb_program_is_root(program)) MB_TRY(remove_state(program));

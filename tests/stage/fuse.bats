@@ -85,6 +85,45 @@ teardown_file() { [ -n "${MB_KEEP:-}" ] || rm -rf checkpoints/fuse-test; }
     grep -q '"adapter": "' "$given/btm-token/best_router/fuse.json"
 }
 
+@test "--slurm --dry-run: every stage has a forecast before anything is there, whatever the study is; what is wrong is refused" {
+    local stages case lines
+    export MB_SITE=generic
+    check() { # check STAGES WORDS...: a line of the table for each, none without a forecast, and a job for each
+        run jobs/fuse.sh --slurm --dry-run --run dry "$work/tiny.cfg" "${@:2}"
+        echo "$output"
+        [ "$status" -eq 0 ]
+        [[ $output != *"no forecast"* ]]
+        for stage in $1; do grep -Eq "^$stage +[0-9]+ +[0-9.]+ GiB +[0-9.]+ min" <<< "$output"; done
+        lines=$(grep -Ec '^[a-z-]+ +[0-9]+ +[0-9.]+ GiB' <<< "$output")
+        [ "$lines" -eq "$(wc -w <<< "$1")" ]
+        [ "$(grep -c '^sbatch' <<< "$output")" -gt "$lines" ]
+        [ ! -e checkpoints/fuse-test/dry ]
+    }
+    check "tokenizer shard-foundation foundation shard-sft sft shard-fuse btm-token btm-layer teacher teacher-heldout distil compare $(echo {eval,generate}-{foundation,sft,ensemble,btm-token,btm-layer,distilled})"
+    check "shard-fuse btm-token btm-layer distil control compare $(echo eval-{foundation,sft,ensemble,btm-token,btm-layer,distilled,control})" "${parents[@]}" study.prompts= study.teacher=btm-layer \
+        study.teacher_store=false study.control=true
+    check "shard-sft sft shard-fuse btm-token distil compare $(echo eval-{foundation,sft,ensemble,btm-token,distilled})" "${parents[0]}" "${parents[2]}" study.prompts= study.routers=token study.teacher=ensemble \
+        study.teacher_store=false {sft,distil}.training.peft_mode=lora {sft,distil}.training.lora.r=4
+    for case in study.sft=/nowhere/sft study.foundation=/nowhere/foundation distil.training.temperatur=1 btm.training.zero=3; do
+        run jobs/fuse.sh --slurm --dry-run --run dry "$work/tiny.cfg" "${parents[@]}" "$case"
+        echo "$output"
+        [ "$status" -eq 2 ]
+        [[ $output != *"sbatch"* ]]
+    done
+}
+
+@test "members on ranks of their own: refused by programs that share records out" {
+    local members=(fuse.foundation="$PWD/$run_folder/foundation/final" fuse.sft="$PWD/$run_folder/sft/final" fuse.members_on=ranks)
+    run "$bin/moe-eval" "${members[@]}" eval.categories="code=$work/code.test.jsonl" output.dir="$work/ranks"
+    echo "$output"
+    [ "$status" -eq 2 ]
+    [[ $output == *"fuse.members_on = ranks is for moe-infer and moe-teacher; moe-eval shares its records out over the ranks"* ]]
+    run "$bin/moe-score" "${members[@]}" score.scores=perplexity dataset.path="$run_folder/shard-fuse/shard.h5" output.dir="$work/ranks"
+    echo "$output"
+    [ "$status" -eq 2 ]
+    [[ $output == *"moe-score shares its records out"* ]]
+}
+
 @test "--dry-run prints every command; wrong settings are refused before anything runs" {
     run jobs/fuse.sh --local --dry-run --run dry "$work/tiny.cfg"
     [ "$status" -eq 0 ]

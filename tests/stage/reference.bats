@@ -160,7 +160,7 @@ PYTHON
     touch "$work/no-folder"
     run score lonely score.cache_dir="$work/no-folder/cache"
     [ "$status" -eq 0 ]
-    [[ $output == *"the table is not kept for other runs"* ]]
+    [[ $output == *"the file is not kept for other runs"* ]]
     [ "$(hash_of "$work/lonely/scores.h5")" = "$expected" ]
 }
 
