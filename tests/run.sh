@@ -43,6 +43,7 @@ run_once() {
     not_ok=$(grep -E '^not ok ' "$log" | grep -vciE '# skip')
     plan=$(sed -n 's/^1\.\.\([0-9]*\).*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
     [ "$plan" -eq $((ok + not_ok + skip)) ] || { not_ok=$((not_ok + 1)); echo "# planned $plan tests, saw $((ok + not_ok + skip - 1))" >> "$log"; }
+    [ "$plan" -gt 0 ] || [ "$not_ok" -gt 0 ] || { not_ok=1; echo "# no test ran" >> "$log"; }
     [ "$code" -eq 0 ] || [ "$not_ok" -gt 0 ] || { not_ok=1; echo "# ended with code $code" >> "$log"; }
     printf '%-44s %4d passed %3d failed %3d skipped  %3d s\n' "$name" "$ok" "$not_ok" "$skip" $((SECONDS - started))
     grep -iE '^(# skipped:|ok .*# skip)' "$log" | sed 's/^# skipped:/   /; s/^ok [0-9]* *-* */    /' | sort | uniq -c | head -5

@@ -143,5 +143,6 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_a_closed_model_takes_what_an_open_one_does),
                                        cmocka_unit_test(test_members_on_ranks),
                                        cmocka_unit_test(test_other_architectures_are_named)};
+    cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, cases_no_leaks);
 }
