@@ -11,6 +11,7 @@
 function judge(folder, stage, suffix, element,    i, made) {
     J_state = J_text = J_job = J_nodes = J_why = J_cause = J_log = J_dead = ""
     J_base = 0
+    if (element == -1 && stage in array_of) element = element_of[stage]
     pick_jobs(stage, element)
     made = record_time(folder "/done" suffix ".json")
     i = active_pick(element)
@@ -28,12 +29,13 @@ function set_state(state, text) {
 }
 
 # Submissions that hold this unit, oldest first.
-function pick_jobs(stage, element,    i) {
+function pick_jobs(stage, element,    i, name) {
     picks = 0
     if (element == -2) return
+    name = stage in array_of ? array_of[stage] : stage
     for (i = 1; i <= job_count; i++) {
         if (job_line[job_id[i]] != i) continue # the number was given again to a later job
-        if (element >= 0 ? job_name[i] == stage && has_task(i, element) : job_name[i] == (tasks[stage] > 0 ? stage "/join" : stage) && job_tasks[i] == "-") pick[++picks] = i
+        if (element >= 0 ? job_name[i] == name && has_task(i, element) : job_name[i] == (tasks[stage] > 0 ? stage "/join" : stage) && job_tasks[i] == "-") pick[++picks] = i
     }
 }
 

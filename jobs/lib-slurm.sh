@@ -53,6 +53,7 @@ mb_resource() {
 # Elements of the array a stage is cut into; 0: one job. A study's slurm.array counts for the stages that can be cut.
 mb_shares() {
     local n=0
+    [ -z "${mb_array_of[$1]:-}" ] || { printf 0; return; } # an element of an array already
     case ${mb_program[$1]} in moe-score | moe-embed | moe-teacher) n=$(mb_resource "$1" array) ;; esac # nothing else can be cut
     [[ ${n:-0} =~ ^[0-9]+$ ]] || mb_die "stage $1: slurm.array = $n: a number of elements is needed"
     printf '%s' "${n:-0}"
@@ -155,8 +156,8 @@ mb_sbatch() {
     while [ $# -gt 0 ] && [ "$1" != -- ]; do flags+=("$1"); shift; done
     shift
     # One job per stage and run at a time, on top of the lease; not for the elements of an array, which it would put in a row.
-    if [ "$tasks" = - ]; then flags+=("--dependency=${after:+afterok:${after//,/:},}singleton")
-    elif [ -n "$after" ]; then flags+=("--dependency=afterok:${after//,/:}")
+    if [ "$tasks" = - ]; then flags+=("--dependency=${after:+$(mb_dependency "$after"),}singleton")
+    elif [ -n "$after" ]; then flags+=("--dependency=$(mb_dependency "$after")")
     fi
     flags+=("--export=ALL,MB_ROOT=$mb_root,MB_SITE=$mb_site,MB_RUN=$mb_out,MB_STAGE=$folder${mb_export:-}")
     command=(sbatch "${flags[@]}" "slurm/$template.sbatch" "$@")
@@ -171,6 +172,15 @@ mb_sbatch() {
     [ -s "$mb_out/jobs.tsv" ] || printf 'time\tstage\tjob\ttasks\tafter\tlog\tcommand\n' > "$mb_out/jobs.tsv"
     printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$name" "$mb_id" "$tasks" "${after:--}" "$log" "$(printf '%q ' "${command[@]}")" >> "$mb_out/jobs.tsv"
     printf '%-28s job %-9s %s%s\n' "$name" "$mb_id" "$([ "$tasks" = - ] || printf 'elements %s ' "$tasks")" "${after:+after $after}"
+}
+
+# "afterok:1:2,aftercorr:3" of ids with commas: those of mb_one_by_one, arrays, are waited for element by element.
+mb_dependency() {
+    local id all='' each=''
+    for id in ${1//,/ }; do
+        case ",${mb_one_by_one:-}," in *",$id,"*) each=$each:$id ;; *) all=$all:$id ;; esac
+    done
+    printf '%s' "${all:+afterok$all}${all:+${each:+,}}${each:+aftercorr$each}"
 }
 
 # A busy controller is asked again; what was submitted stays, and the same command goes on from there.
@@ -199,10 +209,15 @@ mb_try_sbatch() {
 mb_submit_study() {
     local stage waited_for='' id leaves=()
     [ -n "$mb_dry_run" ] || mb_begin_submission
-    declare -gA mb_job=()
+    declare -gA mb_job=() mb_submitted=()
     mb_read_jobs
     mb_read_queue
-    for stage in "${mb_chosen[@]}"; do mb_submit_stage "$stage"; done
+    for stage in "${mb_chosen[@]}"; do
+        case ${mb_array_of[$stage]:-} in
+        '') mb_submit_stage "$stage" ;;
+        *) [ "$stage" != "$(mb_last_element "${mb_array_of[$stage]}")" ] || mb_submit_elements "${mb_array_of[$stage]}" ;;
+        esac
+    done
     [ -n "$mb_dry_run" ] || printf 'jobs/status.sh %s tells how it goes; the same command again goes on after a failure\n' "$mb_run_name"
     [ "$mb_part" = common ] || return 0
     for stage in "${mb_chosen[@]}"; do waited_for=$waited_for,${mb_after[$stage]}; done
@@ -244,6 +259,96 @@ mb_submit_stage() {
     n=$(mb_shares "$stage")
     if [ "$n" -gt 0 ]; then mb_submit_array "$stage" "$n" "$after"; else mb_submit_job "$stage" "$stage" "$after"; fi
     mb_job[$stage]=$mb_id
+}
+
+# The last of an array's elements that this call has.
+mb_last_element() {
+    local stage last=''
+    for stage in "${mb_chosen[@]}"; do [ "${mb_array_of[$stage]:-}" != "$1" ] || last=$stage; done
+    printf '%s' "$last"
+}
+
+# mb_submit_elements NAME: the elements of an array that are not done, as one job; each element runs the command of its own stage.
+mb_submit_elements() {
+    local name=$1 stage first='' after='' own todo=() numbers='' throttle file
+    for stage in ${mb_elements[$name]}; do
+        case " ${mb_chosen[*]} " in *" $stage "*) ;; *) continue ;; esac
+        own=$(mb_waits_for "$stage")
+        mb_job[$stage]=''
+        if [ -z "$own" ] && mb_is_done "$stage"; then
+            [ -n "$mb_dry_run" ] || printf '%-28s done\n' "$stage"
+            continue
+        fi
+        first=${first:-$stage}
+        todo+=("$stage")
+        after=$after${after:+${own:+,}}$own
+    done
+    [ ${#todo[@]} -gt 0 ] || return 0
+    after=$(tr , '\n' <<< "$after" | awk 'NF && !seen[$0]++' | paste -sd, -)
+    if mb_is_active "$name"; then mb_keep_job "$name" "$after" array
+    else
+        for stage in "${todo[@]}"; do numbers=$numbers${numbers:+,}${mb_element_of[$stage]}; done
+        mb_submitted[$name]=,$numbers,
+        numbers=$(mb_ranges "$numbers")
+        mb_find_one_by_one "$after" "${todo[@]}"
+        throttle=$(mb_resource "$first" throttle)
+        throttle=${throttle:-${mb_site_throttle:-}}
+        file=$(mb_write_elements "$name" "${todo[@]}")
+        mb_resource_flags "$first"
+        mb_sbatch "$name" "$mb_out/arrays" element "$after" "$numbers" "--array=$numbers${throttle:+%$throttle}" "${mb_flags[@]}" -- "$file"
+        mb_one_by_one=''
+    fi
+    for stage in "${todo[@]}"; do mb_job[$stage]=$mb_id; done
+}
+
+# Rising numbers with commas as sbatch wants them: "0,1,2,5" as "0-2,5".
+mb_ranges() {
+    tr , '\n' <<< "$1" | awk '
+        NR > 1 && $1 == last + 1 {last = $1; next}
+        NR > 1 {out = out (first == last ? first : first "-" last) ","}
+        {first = last = $1}
+        END {print out (first == last ? first : first "-" last)}'
+}
+
+# Sets mb_one_by_one: the ids of arrays that each of these elements waits for by its own number only, where that number was submitted.
+mb_find_one_by_one() {
+    local ids=$1 id stage other is_whole
+    shift
+    mb_one_by_one=''
+    for id in ${ids//,/ }; do
+        is_whole=''
+        for stage in "$@"; do
+            for other in ${mb_after[$stage]//,/ }; do
+                [ "${mb_job[$other]:-}" = "$id" ] || continue
+                [ "${mb_element_of[$other]:-}" = "${mb_element_of[$stage]}" ] || is_whole=1
+            done
+            case ${mb_submitted[$(mb_array_with "$id")]:-} in *",${mb_element_of[$stage]},"*) ;; *) is_whole=1 ;; esac
+        done
+        [ -n "$is_whole" ] || mb_one_by_one=$mb_one_by_one${mb_one_by_one:+,}$id
+    done
+}
+
+# Name of the array that was submitted as this job; "none".
+mb_array_with() {
+    local stage
+    for stage in "${!mb_job[@]}"; do
+        if [ "${mb_job[$stage]}" = "$1" ] && [ -n "${mb_array_of[$stage]:-}" ]; then printf '%s' "${mb_array_of[$stage]}"; return; fi
+    done
+    printf none
+}
+
+# mb_write_elements NAME STAGE...: what every element runs, as slurm/element.sbatch reads it: number, folder, program, its words. Prints the file,
+# named by its content: one that a queued array reads is never changed.
+mb_write_elements() {
+    local name=$1 stage text='' file
+    shift
+    for stage in "$@"; do
+        mb_command "$stage"
+        text+=$(printf '%s\t%s\t%s\t' "${mb_element_of[$stage]}" "$(mb_folder "$stage")" "${mb_program[$stage]}"; printf '%q ' "${mb_line[@]:1}")$'\n'
+    done
+    file=$mb_out/arrays/$name-$(cksum <<< "$text" | cut -d' ' -f1).tsv
+    [ -n "$mb_dry_run" ] || { mkdir -p "$mb_out/arrays" && printf '%s' "$text" > "$file.$$" && mv "$file.$$" "$file"; }
+    printf '%s' "$file"
 }
 
 # mb_submit_job NAME STAGE AFTER: keep the job of this name, or submit one.

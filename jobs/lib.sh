@@ -105,7 +105,7 @@ mb_open_study() {
     *) mb_out=$mb_root/checkpoints/$mb_study/$mb_run${mb_seed:+/seed_$mb_seed} ;;
     esac
     mb_run_name=${mb_out#"$mb_root"/checkpoints/}
-    declare -gA mb_program=() mb_group=() mb_words=() mb_after=() mb_is_varied=()
+    declare -gA mb_program=() mb_group=() mb_words=() mb_after=() mb_is_varied=() mb_array_of=() mb_element_of=() mb_elements=()
     mb_stages=()
 }
 
@@ -159,6 +159,21 @@ mb_add_stage() {
     done
     mb_stages+=("$stage")
     mb_program[$stage]=$program mb_group[$stage]=$group mb_after[$stage]=$after
+}
+
+# mb_array NAME STAGE...: these stages, the last ones named, are elements of one array of jobs; elements of two arrays that wait for each
+# other by equal numbers do so one by one.
+mb_array() {
+    local name=$1 stage other i=0
+    shift
+    [ -z "${mb_program[$name]:-}${mb_elements[$name]:-}" ] || mb_die "array $name: the name is taken" 1
+    [ "$*" = "${mb_stages[*]: -$#}" ] || mb_die "array $name: its elements are not the stages named last" 1
+    mb_elements[$name]=$*
+    for stage in "$@"; do
+        for other in ${mb_after[$stage]//,/ }; do [ "${mb_array_of[$other]:-}" != "$name" ] || mb_die "array $name: $stage waits for $other" 1; done
+        mb_array_of[$stage]=$name mb_element_of[$stage]=$i
+        i=$((i + 1))
+    done
 }
 
 mb_has_stage() { [ -n "${mb_program[$1]:-}" ]; }
@@ -259,9 +274,10 @@ mb_write_graph() {
     mkdir -p "$mb_out"
     printf 'jobs/%s%s\n' "$(basename "$0")" "$mb_call" > "$mb_out/command"
     {
-        printf 'stage\tprogram\tafter\ttasks\n'
+        printf 'stage\tprogram\tafter\ttasks\telement\n'
         for stage in "${mb_stages[@]}"; do
-            printf '%s\t%s\t%s\t%s\n' "$stage" "${mb_program[$stage]}" "${mb_after[$stage]:--}" "$(mb_shares "$stage")"
+            printf '%s\t%s\t%s\t%s\t%s\n' "$stage" "${mb_program[$stage]}" "${mb_after[$stage]:--}" "$(mb_shares "$stage")" \
+                "${mb_array_of[$stage]:--}${mb_element_of[$stage]:+:${mb_element_of[$stage]}}"
         done
     } > "$mb_out/study.tsv.$$"
     mv "$mb_out/study.tsv.$$" "$mb_out/study.tsv"

@@ -228,8 +228,8 @@ function read_listing(    line, field) {
     }
 }
 
-# read_graph(file): stages[1..stage_count], program[], after[], tasks[] by stage.
-function read_graph(file,    line, field, n) {
+# read_graph(file): stages[1..stage_count], program[], after[], tasks[] by stage; of a stage that is an element of an array of stages array_of[], element_of[].
+function read_graph(file,    line, field, element, n) {
     stage_count = 0
     while ((getline line < file) > 0) {
         n = split(line, field, "\t")
@@ -238,7 +238,7 @@ function read_graph(file,    line, field, n) {
         program[field[1]] = field[2]
         after[field[1]] = field[3] == "-" ? "" : field[3]
         tasks[field[1]] = n >= 4 ? field[4] + 0 : 0
-        part[field[1]] = n >= 5 ? field[5] : ""
+        if (n >= 5 && split(field[5], element, ":") == 2) { array_of[field[1]] = element[1]; element_of[field[1]] = element[2] + 0 }
     }
     close(file)
 }

@@ -78,12 +78,14 @@ function add_span(name, ready, start, end, elapsed, is_array) {
     if (end > run_end + 0) run_end = end
 }
 
-# The row a job counts for: its stage; an element of a sweep's array is a point.
-function row_of(base, id,    name) {
+# The row a job counts for: its stage; an element of an array of stages is the stage, one of a sweep's array a point.
+function row_of(base, id,    name, stage) {
     name = stage_of[base]
     sub(/\/join$/, "", name)
-    if (program[name] != "sweep" || id !~ /_[0-9]+$/) return name
+    if (id !~ /_[0-9]+$/) return name
     sub(/.*_/, "", id)
+    for (stage in array_of) if (array_of[stage] == name && element_of[stage] == id + 0) return stage
+    if (program[name] != "sweep") return name
     return sprintf("point_%03d", id)
 }
 

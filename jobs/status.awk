@@ -12,7 +12,7 @@ function report_stage(base, stage,    folder) {
     add_row(stage)
     if (tasks[stage] > 0) report_array(folder, stage)
     else report_job(folder, stage)
-    if (r_state[rows] ~ /^(failed|cancelled)$/ || r_failed[rows]) bad_stage[stage] = bad_stage[stage "/join"] = 1
+    if (r_state[rows] ~ /^(failed|cancelled)$/ || r_failed[rows]) bad_stage[stage] = bad_stage[stage "/join"] = bad_stage[stage in array_of ? array_of[stage] : stage] = 1
     count_state(r_state[rows], r_failed[rows])
 }
 

@@ -172,3 +172,29 @@ eval: { eval: { template = "tulu"; max_new_tokens = 8; categories = "code=$work/
 generate: { generate: { max_new_tokens = 8; template = "tulu"; }; };
 CFG
 }
+
+# make_array_study NAME: $work/arrays.sh and $work/arrays.cfg: a tokenizer and a shard for each of three lists of records, as two arrays of which
+# the second waits for the first one by one, a shard of the whole, and a line of text at the end.
+make_array_study() {
+    cat > "$work/arrays.cfg" <<CFG
+study: { name = "$1"; };
+dataset: { max_length = 96; };
+tok: { tokenizer: { vocab_size = 300; }; };
+CFG
+    cat > "$work/arrays.sh" <<SCRIPT
+#!/usr/bin/env bash
+. "$PWD/jobs/lib.sh"
+mb_usage() { echo "arrays.sh"; }
+mb_parse_args "\$@"
+mb_open_study
+inputs=("a=$work/a.jsonl" "b=$work/b.jsonl" "a=$work/a.jsonl,b=$work/b.jsonl")
+for i in 0 1 2; do mb_stage tok-\$i moe-shard tokenizer tok dataset.inputs="\${inputs[i]}"; done
+mb_array tok tok-0 tok-1 tok-2
+for i in 0 1 2; do mb_stage shard-\$i moe-shard build shard tokenizer.path=@tok-\$i dataset.inputs="\${inputs[i]}"; done
+mb_array shard shard-0 shard-1 shard-2
+mb_stage whole moe-shard build shard tokenizer.path=@tok-1 dataset.inputs="\${inputs[2]}"
+mb_script say printf 'all is there\n'
+mb_run_study
+SCRIPT
+    chmod +x "$work/arrays.sh"
+}
