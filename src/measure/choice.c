@@ -343,19 +343,20 @@ static mb_status run_tiles(mb_lm *lm, const choice_work *work, mb_comm_queue *qu
     choice_item *items = NULL;
     mb_progress progress;
     int64_t unit;
-    mb_progress_start(&progress, work->task->name, "tiles", 0, work->tile_count);
+    const bool has_progress = work->task->name != NULL;
+    if (has_progress) mb_progress_start(&progress, work->task->name, "tiles", 0, work->tile_count);
     MB_NEW_ARRAY(answers->data, work->request_count + 1);
     MB_NEW_ARRAY(items, work->request_count + 1);
     MB_TRY(mb_lm_pass_create(lm, &pass));
     for (;;) {
-        if (mb_stop_is_set()) MB_RAISE(MB_ESTOPPED, "stopped in task %s; run again", work->task->name);
+        if (mb_stop_is_set()) MB_RAISE(MB_ESTOPPED, "stopped in %s; run again", work->task->path);
         MB_TRY(mb_comm_queue_next(queue, &unit));
         if (unit < 0) break;
         MB_TRY(run_tile(work, pass, mb_lm_arch(lm)->vocab, mb_ops_threads(mb_lm_ops(lm)),
                         work->tile_first[unit], work->tile_first[unit + 1], &tile, items, answers));
-        mb_progress_step(&progress, unit + 1, NULL);
+        if (has_progress) mb_progress_step(&progress, unit + 1, NULL);
     }
-    mb_progress_end(&progress, work->tile_count, NULL);
+    if (has_progress) mb_progress_end(&progress, work->tile_count, NULL);
 done:
     mb_lm_pass_destroy(&pass);
     mb_tile_destroy(&tile);

@@ -34,8 +34,8 @@ void mb_choice_result_reset(mb_choice_result *result);
  * -length, packed into tiles of tile_tokens; a question's requests with one input are scored by one pass over
  * it. max_length: model length; longer inputs are cut from the left; MB_EDATA when a continuation alone is
  * longer. softmax_dtype: MB_F32, or MB_BF16 (log-probabilities and their sums rounded as a bf16 model of the
- * harness gives them, so that its exact ties are there too). Collective; the same on every rank and for any
- * number of them. */
+ * harness gives them, so that its exact ties are there too). A task without a name has no progress line: its
+ * caller's does. Collective; the same on every rank and for any number of them. */
 mb_status mb_choice_run(mb_comm *comm, mb_lm *lm, const mb_task *task, const mb_tokenizer *tokenizer,
                         int64_t max_length, int64_t tile_tokens, mb_dtype softmax_dtype, double near_tie,
                         mb_choice_result *out_result);
