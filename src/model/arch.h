@@ -53,6 +53,8 @@ typedef struct mb_arch {
     bool router_bias;        /* routers pick by p + b, b [E + trash] a tensor of each (select_moe alone) */
     double router_aux_loss_coef;
     mb_dtype stored_dtype; /* of the checkpoint's tensors */
+    int packed_bits;       /* of the layers' matrices in the folder: 4 (packed_config.h); 0: not quantised */
+    int64_t packed_group;  /* columns of most of them that share a scale; 0: all of a row */
     int64_t bos, eos, pad; /* -1: none */
     json_t *config;        /* the config.json it came from (owned), so that unknown harmless fields survive a
                               conversion; may be NULL */

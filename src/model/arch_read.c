@@ -12,6 +12,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "model/arch.h"
+#include "model/packed_config.h"
 
 #define READ_TYPES "llama, mistral, qwen2, qwen3, olmoe, mixtral, qwen3_moe and select_moe are"
 
@@ -47,9 +48,6 @@ static mb_status read_refuse(const json_t *config, const char *where)
         MB_RAISE(MB_EUNSUPPORTED, "%s: hidden_act '%s' is not supported; only 'silu' is", where, activation);
     MB_TRY(mb_json_opt_bool(config, "mlp_bias", where, &mlp_bias));
     if (mlp_bias) MB_RAISE(MB_EUNSUPPORTED, "%s: mlp_bias true is not supported", where);
-    if (read_is_set(config, "quantization_config"))
-        MB_RAISE(MB_EUNSUPPORTED, "%s: quantization_config is not supported; use the unquantised checkpoint",
-                 where);
     MB_TRY(mb_json_opt_real(config, "partial_rotary_factor", where, &partial));
     if (partial != 1)
         MB_RAISE(MB_EUNSUPPORTED, "%s: partial_rotary_factor %g is not supported; only 1 is", where, partial);
@@ -383,6 +381,7 @@ mb_status mb_arch_from_json(const json_t *config, const char *where, mb_arch *ou
     MB_TRY(read_moe_layers(config, where, &arch));
     MB_TRY(read_rest(config, where, &arch));
     MB_TRY(read_rotary(config, where, &arch));
+    MB_TRY(mb_packed_config_read(config, where, &arch.packed_bits, &arch.packed_group));
     MB_TRY(mb_arch_check(&arch, where));
     arch.config = json_deep_copy(config);
     if (arch.config == NULL) MB_RAISE(MB_ENOMEM, "%s: no memory for a copy", where);

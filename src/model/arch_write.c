@@ -168,6 +168,7 @@ static mb_status write_rest(const mb_arch *arch, json_t *config)
         MB_TRY(mb_json_set(config, "attention_bias", json_boolean(arch->attention_bias)));
     MB_TRY(mb_json_set(config, "torch_dtype", json_string(write_dtype(arch->stored_dtype))));
     json_object_del(config, "dtype");
+    if (arch->packed_bits == 0) json_object_del(config, "quantization_config");
     MB_TRY(write_ids(arch, config));
 done:
     return status;

@@ -33,6 +33,12 @@ mb_status mb_convert_merge(mb_ops *ops, const char *source, const char *adapter,
     mb_lm *lm = NULL;
     const mb_lm_options options = {.path = source, .opt_adapter = adapter, .train = "none"};
     MB_TRY(mb_lm_open(ops, &options, &lm));
+    if (lm->arch.packed_bits != 0)
+        MB_RAISE(
+            MB_EUSAGE,
+            "%s: is quantised (%d bits), an adapter cannot be merged into it; merge it into the model it "
+            "was made from, and quantise the result (moe-quantize does both)",
+            source, lm->arch.packed_bits);
     MB_TRY(mb_lora_merge(&lm->lora, ops, lm->params));
     lm->lora.is_on = false; /* from here on a plain model */
     MB_TRY(convert_publish(lm, NULL, target));

@@ -18,6 +18,9 @@ mb_status mb_convert_folder_open(mb_convert_folder *f, const char *source)
         MB_RAISE(MB_EUSAGE, "%s: is a delta on another model; write it in full first (moe-convert full)",
                  source);
     MB_TRY(mb_arch_read(source, &f->arch));
+    if (f->arch.packed_bits != 0)
+        MB_RAISE(MB_EUSAGE, "%s: is quantised (%d bits); convert the model it was made from", source,
+                 f->arch.packed_bits);
     MB_TRY(mb_safetensors_open(source, &f->source_file));
 done:
     mb_free(delta);

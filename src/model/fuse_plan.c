@@ -49,7 +49,7 @@ static void add_mixing(mb_lm *lm, const mb_lm_plan_options *options, mb_lm_plan 
 {
     for (int64_t i = 0; i < mb_params_count(lm->params); i++) {
         const mb_param *param = mb_params_at(lm->params, i);
-        *(param->trained ? &plan->trained : &plan->weights) += mb_params_bytes(lm->params, param);
+        *(param->trained ? &plan->trained : &plan->weights) += mb_params_bytes(param);
     }
     plan->gradients = options->gradient ? plan->trained : 0;
     if (lm->fuse->kind == MB_FUSE_LAYER)

@@ -15,6 +15,7 @@
 
 #include "base/files.h"
 #include "model/fuse_state.h"
+#include "model/packed_io.h"
 #include "store/contenthash.h"
 
 #define LM_CHAIN_MAX 16
@@ -299,6 +300,11 @@ static mb_status lm_store(mb_lm *lm, const mb_lm_options *options)
         MB_RAISE(MB_EUSAGE, "model.dtype %s: f32 and bf16 are there", mb_dtype_name(options->dtype));
     if (options->frozen_bits != 0 && options->frozen_bits != 8 && options->frozen_bits != 4)
         MB_RAISE(MB_EUSAGE, "frozen weights of %d bits: 8 and 4 are there", options->frozen_bits);
+    if (options->frozen_bits != 0 && lm->arch.packed_bits != 0)
+        MB_RAISE(MB_EUSAGE,
+                 "%s: is quantised already (%d bits in its folder); leave model.quantize out, or give the "
+                 "model it was made from",
+                 options->path, lm->arch.packed_bits);
     lm->dtype = options->dtype;
     lm->input_gradient = options->input_gradient;
     mb_params_store(lm->params, options->dtype, options->frozen_bits, group);
@@ -326,6 +332,7 @@ static mb_status lm_prepare(mb_lm *lm, const mb_lm_options *options, lm_chain *c
     MB_TRY(mb_lm_patterns(options->train != NULL ? options->train : "none", lm->lora.is_on, &lm->arch,
                           patterns));
     MB_TRY(lm_store(lm, options));
+    if (lm->arch.packed_bits != 0) MB_TRY(mb_packed_io_mark(lm->params, chain->base));
     mb_params_spread(lm->params, options->opt_comm, options->shard, options->share);
 done:
     return status;

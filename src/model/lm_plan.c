@@ -176,7 +176,7 @@ static size_t plan_slots(const mb_arch *arch, mb_params *params, const mb_lm_pla
         size_t bytes = 0;
         for (int64_t i = 0; i < mb_params_count(params); i++)
             if (mb_params_at(params, i)->block == b && !mb_params_at(params, i)->is_carried)
-                bytes += mb_params_bytes(params, mb_params_at(params, i));
+                bytes += mb_params_bytes(mb_params_at(params, i));
         if (b < 0)
             embedding = bytes;
         else if (b == arch->layers)
@@ -196,7 +196,7 @@ static void plan_weights(const mb_arch *arch, mb_params *params, const mb_lm_pla
     size_t frozen = 0, carried = 0;
     for (int64_t i = 0; i < mb_params_count(params); i++) {
         const mb_param *param = mb_params_at(params, i);
-        const size_t bytes = mb_params_bytes(params, param);
+        const size_t bytes = mb_params_bytes(param);
         *(param->trained ? &plan->trained : param->is_carried ? &carried : &frozen) += bytes;
         if (param->value.dims == 2)
             plan->packed +=
@@ -240,8 +240,11 @@ mb_status mb_lm_plan_get(const mb_arch *arch, const char *train, const mb_lora_o
     MB_TRY(mb_params_create(arch, NULL, &params));
     if (opt_lora != NULL) MB_TRY(mb_lora_attach(&lora, opt_lora, arch, params));
     MB_TRY(mb_lm_patterns(train, opt_lora != NULL, arch, &patterns));
-    mb_params_store(params, options->dtype, options->frozen_bits,
-                    options->frozen_group > 0 ? options->frozen_group : MB_LM_GROUP);
+    const int64_t group = arch->packed_bits != 0 ? arch->packed_group : options->frozen_group;
+    mb_params_store(params, options->dtype, arch->packed_bits != 0 ? arch->packed_bits : options->frozen_bits,
+                    group > 0                ? group
+                    : arch->packed_bits != 0 ? arch->width /* a scale per row, of about so many columns */
+                                             : MB_LM_GROUP);
     MB_TRY(mb_params_choose(params, patterns));
     MB_TRY(plan_all(arch, params, options, out_plan));
 done:

@@ -235,13 +235,19 @@ done:
 /* Decide what a parameter is kept in. */
 static void params_choose_storage(const mb_params *params, mb_param *param)
 {
-    const bool in_layer = param->block >= 0 && param->block < params->layers;
+    const bool in_layer = mb_params_is_in_layer(params, param);
     param->value.dtype = MB_F32;
+    param->bits = param->is_packed ? 4 : 0;
+    if (param->is_packed) param->value.dtype = MB_U8;
+    if (param->is_packed) return;
     if (param->trained || param->value.dims != 2 || mb_params_choose_is_router(param) ||
         mb_params_choose_is_lora(param))
         return;
     param->value.dtype = params->frozen_dtype;
-    if (params->frozen_bits != 0 && in_layer) param->value.dtype = params->frozen_bits == 8 ? MB_I8 : MB_U8;
+    if (params->frozen_bits == 0 || !in_layer) return;
+    param->value.dtype = params->frozen_bits == 8 ? MB_I8 : MB_U8;
+    param->bits = params->frozen_bits;
+    param->group = params->group;
 }
 
 mb_status mb_params_choose(mb_params *params, const char *patterns)
@@ -254,6 +260,11 @@ mb_status mb_params_choose(mb_params *params, const char *patterns)
     for (int64_t i = 0; i < params->count; i++) {
         mb_param *param = &params->list[i];
         param->trained = param->trained && !param->is_carried;
+        if (param->trained && param->is_packed)
+            MB_RAISE(MB_EUSAGE,
+                     "%s is kept in 4 bits in the model's folder and cannot train; train an adapter over it "
+                     "(training.peft_mode=lora), or the model it was quantised from",
+                     param->name);
         param->flat = param->trained ? params->trained_count : -1;
         params_choose_storage(params, param);
         if (param->is_carried) params->carried_count += param->value.shape[0];
@@ -273,22 +284,22 @@ static size_t params_lines(size_t bytes)
 }
 
 /* Bytes of one frozen tensor in its block's buffer, and of its scales: whole 64-byte lines. */
-static size_t params_room(const mb_params *params, const mb_param *param, size_t *out_scale)
+static size_t params_room(const mb_param *param, size_t *out_scale)
 {
     const int64_t n = param->value.shape[0], k = param->value.shape[1];
     *out_scale = 0;
     if (param->value.dtype != MB_I8 && param->value.dtype != MB_U8)
         return params_lines((size_t)(n * k) * mb_dtype_bytes(param->value.dtype));
-    *out_scale = params_lines((size_t)(n * mb_quantise_groups(k, params->group)) * sizeof(float));
-    return params_lines((size_t)(n * mb_quantise_row_bytes(k, params->frozen_bits)));
+    *out_scale = params_lines((size_t)(n * mb_quantise_groups(k, param->group)) * sizeof(float));
+    return params_lines((size_t)(n * mb_quantise_row_bytes(k, param->bits)));
 }
 
-size_t mb_params_bytes(const mb_params *params, const mb_param *param)
+size_t mb_params_bytes(const mb_param *param)
 {
     size_t scale, value;
     if (param->trained || param->is_carried)
         return (size_t)(param->value.shape[0] * param->value.shape[1]) * sizeof(float);
-    value = params_room(params, param, &scale);
+    value = params_room(param, &scale);
     return value + scale;
 }
 
@@ -299,10 +310,10 @@ static size_t params_lay_out(mb_params *params, int64_t block)
     for (int64_t i = 0; i < params->count; i++) {
         mb_param *param = &params->list[i];
         if (param->block != block || param->is_carried) continue;
-        param->bytes = mb_params_bytes(params, param);
+        param->bytes = mb_params_bytes(param);
         if (param->trained) continue;
         param->at = bytes;
-        param->scale_at = params_room(params, param, &scale);
+        param->scale_at = params_room(param, &scale);
         bytes += param->bytes;
     }
     return bytes;
@@ -330,17 +341,17 @@ static bool params_is_quantised(const mb_param *param)
     return param->value.dtype == MB_I8 || param->value.dtype == MB_U8;
 }
 
-static void params_init_weight(const mb_params *params, mb_param *param)
+static void params_init_weight(mb_param *param)
 {
     const int64_t n = param->value.shape[0], k = param->value.shape[1];
     if (!params_is_quantised(param)) {
         mb_weight_init(&param->weight, param->value);
         return;
     }
-    const mb_tensor scale = mb_tensor_view2(MB_F32, param->scale, n, mb_quantise_groups(k, params->group));
+    const mb_tensor scale = mb_tensor_view2(MB_F32, param->scale, n, mb_quantise_groups(k, param->group));
     mb_tensor value = param->value;
-    value.shape[1] = mb_quantise_row_bytes(k, params->frozen_bits);
-    mb_weight_init_quantised(&param->weight, value, params->frozen_bits, k, params->group, scale);
+    value.shape[1] = mb_quantise_row_bytes(k, param->bits);
+    mb_weight_init_quantised(&param->weight, value, param->bits, k, param->group, scale);
 }
 
 void mb_params_store(mb_params *params, mb_dtype dtype, int bits, int64_t group)
@@ -442,7 +453,7 @@ mb_status mb_params_seal(mb_params *params, const char *patterns)
         param->staging = params->staging;
         if (param->trained && params->trained != NULL)
             param->value.data = (float *)params->trained->data + param->flat;
-        if (param->value.dims == 2) params_init_weight(params, param);
+        if (param->value.dims == 2) params_init_weight(param);
     }
     params->is_sealed = true;
 done:
@@ -483,6 +494,11 @@ mb_param *mb_params_find(mb_params *params, const char *name)
     for (int64_t i = 0; params->sorted == NULL && i < params->count; i++)
         if (strcmp(params->list[i].name, name) == 0) return &params->list[i];
     return NULL;
+}
+
+bool mb_params_is_in_layer(const mb_params *params, const mb_param *param)
+{
+    return param->block >= 0 && param->block < params->layers;
 }
 
 mb_status mb_params_acquire(mb_params *params, int64_t block)

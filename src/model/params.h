@@ -47,6 +47,9 @@ typedef struct mb_param {
     bool from_delta;   /* read from a delta folder: differs from the base whether it trains or not */
     bool is_carried;   /* changes without a gradient: f32, whole on every rank, saved with what trains */
     bool was_read;     /* of a carried one: a folder held it */
+    bool is_packed;    /* its folder holds it in 4 bits (packed_io.h), and so it is kept */
+    int bits;          /* it is kept in: 8, 4; 0: not quantised */
+    int64_t group;     /* of a quantised one: columns that share a scale */
     float lora_scale;  /* of a lora_B: what its product is multiplied by */
     struct mb_staging *staging; /* the way to values on a device; NULL: they lie in the host's memory */
 } mb_param;
@@ -81,17 +84,23 @@ mb_status mb_params_describe_storage(const mb_params *params, mb_str *text);
 /* Collective: all values were set; what is spread is seen by all. */
 mb_status mb_params_filled(mb_params *params);
 /* Bytes a parameter takes as it is (to be) kept. */
-size_t mb_params_bytes(const mb_params *params, const mb_param *param);
+size_t mb_params_bytes(const mb_param *param);
 /* A parameter's values as f32 in the host's memory, whatever and wherever it is kept in, and back (rounded,
  * quantised). [elements]. The array is free again when set returns, and later ops see the values. */
 mb_status mb_params_get_f32(const mb_param *param, float *out);
 mb_status mb_params_set_f32(mb_param *param, const float *value);
-/* Decide what trains, allocate everything. MB_EUSAGE when a pattern matches nothing (names the nearest). */
+/* Of one kept in 4 bits: its rows [N, (K + 1) / 2] and scales [N, ceil(K / group)], as they are, and back. */
+mb_status mb_params_get_packed(const mb_param *param, uint8_t *out_rows, float *out_scale);
+mb_status mb_params_set_packed(mb_param *param, const uint8_t *rows, const float *scale);
+/* Decide what trains, allocate everything. MB_EUSAGE when a pattern matches nothing (names the nearest), or a
+ * tensor that its folder holds in 4 bits. */
 mb_status mb_params_seal(mb_params *params, const char *patterns);
 
 int64_t mb_params_count(const mb_params *params);
 mb_param *mb_params_at(mb_params *params, int64_t i);
 mb_param *mb_params_find(mb_params *params, const char *name); /* NULL when absent */
+
+bool mb_params_is_in_layer(const mb_params *params, const mb_param *param); /* of a decoder layer */
 
 mb_status mb_params_acquire(mb_params *params, int64_t block);
 void mb_params_release(mb_params *params, int64_t block);
@@ -160,7 +169,8 @@ mb_status mb_params_randomise(mb_params *params, uint64_t seed, double std);
 /* Write HF weights (LoRA tensors left out) into folder: model.safetensors or shards. only_trained: just the
  * trained tensors (and those carried, or that came from a delta), as `stem` delta. Carried ones are f32 in
  * any dtype. opt_source: the folder the frozen ones were read from, which are kept rounded (bf16, quantised)
- * in memory and written as they are there; without it a quantised tensor is MB_EUNSUPPORTED. */
+ * in memory and written as they are there; without it a quantised tensor is MB_EUNSUPPORTED. What the folder
+ * holds in 4 bits is written so. */
 mb_status mb_params_write(mb_params *params, const char *folder, const char *stem, mb_dtype dtype,
                           int64_t shard_bytes, bool only_trained, const char *opt_source);
 

@@ -8,6 +8,7 @@
 
 #include "base/files.h"
 #include "base/log.h"
+#include "model/packed_io.h"
 #include "model/params_source.h"
 #include "store/safetensors.h"
 
@@ -20,7 +21,7 @@ static void params_warn_extra(mb_params *params, const mb_safetensors *file, con
     int64_t n = 0;
     for (int64_t i = 0; i < mb_safetensors_count(file); i++) {
         const char *name = mb_safetensors_name(file, i);
-        if (mb_params_source_is_known(params, name)) continue;
+        if (mb_params_source_is_known(params, name) || mb_packed_io_is_known(params, name)) continue;
         if (first == NULL) first = name;
         n++;
     }
@@ -39,6 +40,10 @@ mb_status mb_params_read(mb_params *params, const char *folder)
         mb_param *param = mb_params_at(params, i);
         if (strstr(param->name, ".lora_") != NULL) continue;
         if (param->is_carried && !mb_params_source_has(file, param)) continue;
+        if (param->is_packed) {
+            MB_TRY(mb_packed_io_load(file, folder, param));
+            continue;
+        }
         MB_TRY(mb_params_source_find(file, folder, param, &source));
         MB_TRY(mb_params_source_load(&source, folder, param));
         param->was_read = true;
@@ -66,6 +71,9 @@ mb_status mb_params_read_delta(mb_params *params, const char *folder)
         if (param == NULL)
             MB_RAISE(MB_EDATA, "%s: tensor %s is none of the model's; the delta belongs to another base",
                      path, name);
+        if (param->is_packed)
+            MB_RAISE(MB_EDATA, "%s: tensor %s is kept in 4 bits in the base, and a delta cannot change it",
+                     path, name);
         MB_TRY(mb_params_source_find(file, path, param, &source));
         MB_TRY(mb_params_source_load(&source, path, param));
         param->from_delta = param->was_read = true;
@@ -87,7 +95,7 @@ static bool params_is_written(const mb_param *param, bool only_trained)
 /* Does memory hold a tensor rounded whose folder has it as it was? */
 static bool params_is_rounded(const mb_param *param)
 {
-    return param->value.dtype != MB_F32 && !param->from_delta;
+    return param->value.dtype != MB_F32 && !param->from_delta && !param->is_packed;
 }
 
 static bool params_has_rounded(mb_params *params, bool only_trained)
@@ -125,10 +133,26 @@ static mb_status params_declare(mb_params *params, mb_safetensors_writer *writer
     for (int64_t i = 0; i < mb_params_count(params); i++) {
         const mb_param *param = mb_params_at(params, i);
         if (!params_is_written(param, only_trained)) continue;
+        if (param->is_packed) {
+            MB_TRY(mb_packed_io_declare(writer, param->name, param->value.shape[0], param->value.shape[1],
+                                        param->group, MB_F32));
+            continue;
+        }
         MB_TRY(mb_safetensors_writer_declare(writer, param->name, param->is_carried ? MB_F32 : dtype,
                                              param->value.dims, param->value.shape));
     }
 done:
+    return status;
+}
+
+static mb_status params_write_packed(const mb_param *param, mb_safetensors_writer *writer)
+{
+    mb_status status = MB_OK;
+    mb_packed_io_matrix matrix = {0};
+    MB_TRY(mb_packed_io_get(param, &matrix));
+    MB_TRY(mb_packed_io_write(writer, param->name, &matrix));
+done:
+    mb_packed_io_reset(&matrix);
     return status;
 }
 
@@ -147,6 +171,10 @@ mb_status mb_params_write(mb_params *params, const char *folder, const char *ste
         const mb_param *param = mb_params_at(params, i);
         const int64_t n = mb_tensor_count(&param->value);
         if (!params_is_written(param, only_trained)) continue;
+        if (param->is_packed) {
+            MB_TRY(params_write_packed(param, writer));
+            continue;
+        }
         MB_FREE(value);
         MB_NEW_ARRAY(value, n);
         MB_TRY(params_value(param, file, opt_source, folder, value));

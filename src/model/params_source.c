@@ -86,6 +86,19 @@ bool mb_params_source_has(const mb_safetensors *file, const mb_param *param)
            (source_renamed(param->name, other, sizeof other) && source_name(file, other) != NULL);
 }
 
+bool mb_params_source_name(const mb_safetensors *file, const mb_param *param, const char *suffix,
+                           char *out_name, size_t bytes)
+{
+    char text[200], other[200];
+    const char *name;
+    snprintf(text, sizeof text, "%s%s", param->name, suffix);
+    name = source_name(file, text);
+    if (name == NULL && source_renamed(text, other, sizeof other)) name = source_name(file, other);
+    if (name == NULL) return false;
+    snprintf(out_name, bytes, "%s", name);
+    return true;
+}
+
 /* ---- 2. finding ---- */
 
 static mb_status source_whole(const mb_safetensors *file, const char *folder, const char *name,

@@ -26,6 +26,9 @@ typedef struct mb_params_source {
 bool mb_params_source_has(const mb_safetensors *file, const mb_param *param);
 mb_status mb_params_source_find(const mb_safetensors *file, const char *folder, const mb_param *param,
                                 mb_params_source *out_source);
+/* The file's tensor called as the parameter, under any of its names, with `suffix` behind. */
+bool mb_params_source_name(const mb_safetensors *file, const mb_param *param, const char *suffix,
+                           char *out_name, size_t bytes);
 /* Is this tensor of a file some parameter's? */
 bool mb_params_source_is_known(mb_params *params, const char *name);
 /* Into the parameter: copied where the file's dtype is the one it is kept in, else converted once. MB_EDATA

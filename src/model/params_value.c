@@ -4,6 +4,7 @@
  * 2. get and set
  * 3. initial values
  */
+#include <assert.h>
 #include <string.h>
 
 #include "base/hash.h"
@@ -90,6 +91,55 @@ mb_status mb_params_set_f32(mb_param *param, const float *value)
             mb_dtype_from_f32(param->value.dtype, value, mb_tensor_count(&param->value), param->value.data));
     }
     if (param->value.dims == 2) mb_weight_changed(&param->weight);
+done:
+    mb_free(whole.value.data);
+    return status;
+}
+
+static size_t value_scale_bytes(const mb_param *param)
+{
+    return (size_t)(param->value.shape[0] * mb_quantise_groups(param->value.shape[1], param->group)) *
+           sizeof(float);
+}
+
+mb_status mb_params_get_packed(const mb_param *param, uint8_t *out_rows, float *out_scale)
+{
+    mb_status status = MB_OK;
+    mb_param whole = {0};
+    assert(param->bits == 4);
+    if (param->shard != NULL || param->staging != NULL) {
+        MB_TRY(value_whole(param, &whole));
+        MB_TRY(param->shard != NULL
+                   ? mb_params_shard_read(param->shard, param, whole.value.data)
+                   : mb_staging_get(param->staging, param->value.data, param->bytes, whole.value.data));
+        MB_TRY(mb_params_get_packed(&whole, out_rows, out_scale));
+        goto done;
+    }
+    memcpy(out_rows, param->value.data, mb_tensor_bytes(&param->weight.tensor));
+    memcpy(out_scale, param->scale, value_scale_bytes(param));
+done:
+    mb_free(whole.value.data);
+    return status;
+}
+
+mb_status mb_params_set_packed(mb_param *param, const uint8_t *rows, const float *scale)
+{
+    mb_status status = MB_OK;
+    mb_param whole = {0};
+    assert(param->bits == 4);
+    if (param->is_elsewhere) goto done;
+    if (param->shard != NULL || param->staging != NULL) {
+        MB_TRY(value_whole(param, &whole));
+        MB_TRY(mb_params_set_packed(&whole, rows, scale));
+        if (param->shard != NULL)
+            MB_TRY(mb_params_shard_put(param->shard, param, whole.value.data));
+        else
+            MB_TRY(mb_staging_put(param->staging, whole.value.data, param->bytes, param->value.data));
+    } else {
+        memcpy(param->value.data, rows, mb_tensor_bytes(&param->weight.tensor));
+        memcpy(param->scale, scale, value_scale_bytes(param));
+    }
+    mb_weight_changed(&param->weight);
 done:
     mb_free(whole.value.data);
     return status;

@@ -148,6 +148,7 @@ mb_status mb_projection_forward(const mb_projection_context *context, mb_project
     mb_status status = MB_OK;
     const mb_arena_mark mark = mb_arena_mark_get(context->arena);
     const mb_tensor *bias = projection->bias != NULL ? &projection->bias->value : NULL;
+    if (context->opt_tap != NULL) MB_TRY(context->opt_tap->one(context->opt_tap->context, projection, x));
     MB_TRY(mb_ops_linear(context->ops, x, &projection->weight->weight, bias, accumulate, y));
     if (projection->lora_a != NULL && !context->no_adapter) {
         mb_tensor dropped, h;
@@ -228,6 +229,8 @@ mb_status mb_projection_group_forward(const mb_projection_context *context, mb_p
 {
     mb_status status = MB_OK;
     const mb_arena_mark mark = mb_arena_mark_get(context->arena);
+    if (context->opt_tap != NULL)
+        MB_TRY(context->opt_tap->group(context->opt_tap->context, group, dispatch, x));
     MB_TRY(mb_ops_grouped_linear(context->ops, x, dispatch->offsets, group->count, group->weights, y));
     if (group->lora_a != NULL && !context->no_adapter) {
         mb_tensor dropped, h, part;

@@ -29,14 +29,24 @@ typedef struct mb_projection_group {
     uint32_t sub;
 } mb_projection_group;
 
+/* Somebody who looks at what goes into projections in the forward pass, before they run (model/gptq). x: act
+ * [rows, K], of a group sorted by expert (dispatch). All in the backend's memory; ops may be queued. */
+typedef struct mb_projection_tap {
+    void *context;
+    mb_status (*one)(void *context, const mb_projection *projection, const mb_tensor *x);
+    mb_status (*group)(void *context, const mb_projection_group *group, const mb_dispatch *dispatch,
+                       const mb_tensor *x);
+} mb_projection_tap;
+
 /* What a call needs to know of its pass. Temporaries come from the arena and are given back. */
 typedef struct mb_projection_context {
     mb_ops *ops;
     mb_arena *arena;
     float dropout;
     uint64_t seed;
-    const int64_t *row_index; /* of the rows of x, for dropout; NULL: no dropout */
-    bool no_adapter;          /* forward without the adapter: y = W x + b */
+    const int64_t *row_index;         /* of the rows of x, for dropout; NULL: no dropout */
+    bool no_adapter;                  /* forward without the adapter: y = W x + b */
+    const mb_projection_tap *opt_tap; /* of forwards */
 } mb_projection_context;
 
 /* Parameters called `<prefix>.weight`, `.bias`, `.lora_A.weight`, `.lora_B.weight` (the first must exist:

@@ -34,6 +34,7 @@ mb_status mb_ops_cpu_fill(mb_ops *ops)
         MB_RAISE(MB_EUNSUPPORTED, "MB_ISA=%s: not known, or not on this processor; unset it", isa);
     }
     cpu->dequant = mb_dequant_get(cpu->kernels->name);
+    cpu->int4 = mb_int4_get(cpu->kernels->name);
     MB_TRY(mb_dense_create(getenv("MB_OPS_DENSE"), strcmp(cpu->kernels->name, "avx512") == 0, ops->threads,
                            &cpu->dense));
 #define MB_CPU_ENTRY(op) ops->table.op = mb_##op##_cpu;

@@ -7,6 +7,7 @@
 
 #include "ops/cpu/dense.h"
 #include "ops/cpu/dequant.h"
+#include "ops/cpu/int4.h"
 #include "ops/cpu/kernels.h"
 #include "ops/ops_table.h"
 
@@ -14,6 +15,7 @@ typedef struct mb_cpu {
     mb_dense *dense;
     const mb_kernels *kernels;
     const mb_dequant *dequant;
+    mb_int4_multiply int4; /* of f32 rows */
 } mb_cpu;
 
 static inline mb_cpu *mb_cpu_get(mb_ops *ops)

@@ -340,8 +340,44 @@ static mb_product product_of(const linear_work *work, const job *j)
                         .ldc = work->out.ld};
 }
 
+/* Do our own loops for quantised weights take the job? */
+static bool is_int4(mb_ops *ops, const linear_work *work, const job *j)
+{
+    const mb_weight *w = work->weights[j->group];
+    if (work->direction != MB_FORWARD) return false;
+    if (!work->in.is_bf16) return mb_int4_is_fast(w);
+    return j->rows <= MB_INT4_FEW && mb_dense_has_panels(mb_cpu_get(ops)->dense) && mb_int4_is_fast_bf16(w);
+}
+
+static mb_status run_int4(mb_ops *ops, int thread, const linear_work *work, const job *j)
+{
+    mb_cpu *cpu = mb_cpu_get(ops);
+    const mb_weight *w = work->weights[j->group];
+    const size_t bytes = work->in.is_bf16 ? mb_int4_room_bf16(w) : MB_INT4_ROOM;
+    void *room = mb_dense_thread_block(cpu->dense, thread, MB_DENSE_STAGE, bytes);
+    if (room == NULL) return MB_ENOMEM;
+    const mb_int4_product product = {.w = w,
+                                     .m = j->rows,
+                                     .n = j->columns,
+                                     .row = j->column,
+                                     .x = rows_at(&work->in, j->row, 0),
+                                     .ldx = work->in.ld,
+                                     .opt_bias = work->opt_bias != NULL ? work->opt_bias + j->column : NULL,
+                                     .y = rows_at(&work->out, j->row, j->column),
+                                     .ldy = work->out.ld,
+                                     .accumulate = work->accumulate,
+                                     .is_y_bf16 = work->out.is_bf16,
+                                     .is_rounded = work->is_rounded};
+    if (work->in.is_bf16)
+        mb_int4_few_bf16(&product, room);
+    else
+        cpu->int4(&product, room);
+    return MB_OK;
+}
+
 static mb_status run_job(mb_ops *ops, int thread, const linear_work *work, const job *j)
 {
+    if (is_int4(ops, work, j)) return run_int4(ops, thread, work, j);
     mb_status status = MB_OK;
     mb_cpu *cpu = mb_cpu_get(ops);
     mb_product product = product_of(work, j);

@@ -19,6 +19,7 @@
 
 #include <string.h>
 
+#include "ops/cpu/int4.h"
 #include "ops/cpu/panels.h"
 #include "ops/ops_table.h"
 
@@ -202,6 +203,12 @@ mb_status mb_packed_block_panels(mb_dense *dense, int thread, const mb_dequant *
     *out = panels;
     if (w->bits == 0) {
         fill(w, d, column, columns, panels);
+        return MB_OK;
+    }
+    if (d == MB_FORWARD && mb_int4_is_fast_bf16(w)) {
+        void *room = mb_dense_thread_block(dense, thread, MB_DENSE_STAGE, mb_int4_room_bf16(w));
+        if (room == NULL) return MB_ENOMEM;
+        mb_int4_panels(w, column, columns, mb_panels_stride(w->width), panels, room);
         return MB_OK;
     }
     float *stage = mb_dense_thread_block(dense, thread, MB_DENSE_STAGE,
