@@ -13,8 +13,8 @@
 #include "base/log.h"
 #include "model/fuse.h"
 #include "stage/category_files.h"
+#include "stage/eval_generate.h"
 #include "stage/eval_speed.h"
-#include "stage/infer_parts.h"
 #include "store/contenthash.h"
 #include "text/records.h"
 
@@ -172,107 +172,47 @@ done:
 
 /* ---- 4. generating ---- */
 
-/* The options of a run over this file of prompts, greedy. */
-static mb_status set_generation(const work *w, const char *prompts, mb_infer_program *infer,
-                                mb_option_table tables[2])
-{
-    mb_status status = MB_OK;
-    const mb_category_program *o = &w->own->category;
-    tables[0] = (mb_option_table){.target = infer};
-    tables[0].options = mb_program_options_infer(&tables[0].count);
-    tables[1] = (mb_option_table){.target = &infer->generate};
-    tables[1].options = mb_generate_option_table(&tables[1].count);
-    for (int i = 0; i < 2; i++) MB_TRY(mb_option_defaults(&tables[i]));
-    MB_TRY(set_text(&infer->input, prompts));
-    MB_TRY(set_text(&infer->tokenizer, w->tokenizer_path));
-    MB_TRY(set_text(&infer->template_dir, o->template_dir));
-    MB_TRY(set_text(&infer->generate.stop, o->stop));
-    infer->generate.max_new_tokens = o->max_new_tokens;
-    infer->generate.batch_sequences = o->batch_sequences;
-    infer->generate.batch_tokens = MB_CATEGORY_BATCH_TOKENS;
-done:
-    return status;
-}
-
-static mb_status add_cost(mb_comm *comm, const mb_generate_report *mine, mb_category_entry *entry)
-{
-    mb_status status = MB_OK;
-    int64_t sums[] = {mine->prompt_tokens, mine->tokens, mine->step_tokens};
-    double longest[] = {mine->seconds, mine->step_seconds};
-    MB_TRY(mb_comm_allreduce_i64(comm, sums, 3, MB_COMM_SUM));
-    MB_TRY(mb_comm_minmax_f64(comm, longest, 2, MB_COMM_MAX));
-    entry->prompt_tokens = sums[0];
-    entry->generated_tokens = sums[1];
-    entry->generate_seconds = longest[0];
-    entry->step_tokens = sums[2];
-    entry->step_seconds = longest[1];
-done:
-    return status;
-}
-
-/* All prompts answered, their parts joined at `joined` by the first rank. */
-static mb_status answer_prompts(work *w, const char *name, mb_infer_program *infer, int64_t prompts,
-                                const char *joined, mb_category_entry *entry)
-{
-    mb_status status = MB_OK;
-    mb_comm *comm = w->program->comm;
-    mb_infer_prompts *open = NULL;
-    mb_infer_parts *parts = NULL;
-    mb_generate_report report = {0};
-    int64_t lines = 0, bad = 0;
-    char *key = mb_str_format("%.16s%s", w->key, name), hash[MB_HASH_TEXT] = "",
-         *left_out = part_path(w, name, ".left-out.jsonl");
-    if (key != NULL) mb_hash_bytes(key, strlen(key), hash);
-    status = key != NULL && left_out != NULL ? mb_infer_prompts_open(infer, w->tokenizer_path, &open)
-                                             : mb_fail(MB_ENOMEM, "no memory for a path");
-    MB_TRY(mb_comm_agree(comm, status));
-    MB_TRY(mb_infer_parts_open(comm, open, infer, NULL, w->folder, hash,
-                               mb_generate_longest(w->lm, &infer->generate), &parts));
-    const int64_t share = (prompts + mb_comm_size(comm) - 1) / mb_comm_size(comm);
-    if (infer->generate.batch_sequences > share) infer->generate.batch_sequences = share;
-    const mb_generate_source source = mb_infer_parts_source(parts, false, NULL);
-    status = mb_generate_run(w->lm, mb_infer_prompts_tokenizer(open), &w->ends, &infer->generate, &source,
-                             &report);
-    MB_TRY(mb_comm_agree(comm, status));
-    if (mb_program_is_root(w->program)) status = mb_infer_parts_join(parts, joined, left_out, &lines, &bad);
-    MB_TRY(mb_comm_agree(comm, status));
-    if (bad > 0)
-        mb_warn("%s: %lld prompts could not be answered (too long for the model, or empty); they count as "
-                "answered wrongly",
-                entry->name, (long long)bad);
-    MB_TRY(add_cost(comm, &report, entry));
-done:
-    mb_infer_parts_close(&parts);
-    mb_infer_prompts_close(&open);
-    mb_free(key);
-    mb_free(left_out);
-    return status;
-}
-
 static mb_status generate(work *w, const mb_category *category, mb_answer_match match,
                           mb_category_entry *entry)
 {
     mb_status status = MB_OK;
+    const mb_category_program *o = &w->own->category;
     const bool is_root = mb_program_is_root(w->program);
-    const int64_t prompts = count_prompts(category);
-    mb_infer_program infer = {0};
-    mb_option_table tables[2] = {{0}};
+    mb_eval_generate_cost cost = {0};
     char *asked = part_path(w, entry->name, ".prompts.jsonl"),
          *joined = part_path(w, entry->name, ".answers.jsonl"),
+         *left_out = part_path(w, entry->name, ".left-out.jsonl"),
          *name = mb_str_format("answers_%s.jsonl", entry->name),
          *path = name != NULL ? mb_program_path(w->program, name) : NULL;
-    if (asked == NULL || joined == NULL || path == NULL) status = mb_fail(MB_ENOMEM, "no memory for a path");
-    if (status == MB_OK) status = set_generation(w, asked, &infer, tables);
+    const mb_eval_generate what = {.name = entry->name,
+                                   .prompts = asked,
+                                   .count = count_prompts(category),
+                                   .folder = w->folder,
+                                   .key = w->key,
+                                   .joined = joined,
+                                   .left_out = left_out,
+                                   .tokenizer_path = w->tokenizer_path,
+                                   .template_dir = o->template_dir,
+                                   .opt_stop = o->stop,
+                                   .ends = &w->ends,
+                                   .max_new_tokens = o->max_new_tokens,
+                                   .batch_sequences = o->batch_sequences};
+    if (asked == NULL || joined == NULL || left_out == NULL || path == NULL)
+        status = mb_fail(MB_ENOMEM, "no memory for a path");
     if (status == MB_OK && is_root) status = write_prompts(category, asked);
     MB_TRY(mb_comm_agree(w->program->comm, status));
-    MB_TRY(answer_prompts(w, entry->name, &infer, prompts, joined, entry));
+    MB_TRY(mb_eval_generate_run(w->program->comm, w->lm, &what, &cost));
+    entry->prompt_tokens = cost.prompt_tokens;
+    entry->generated_tokens = cost.generated_tokens;
+    entry->generate_seconds = cost.seconds;
+    entry->step_tokens = cost.step_tokens;
+    entry->step_seconds = cost.step_seconds;
     if (is_root) status = read_answers(category, match, joined, path, &entry->result);
     MB_TRY(mb_comm_agree(w->program->comm, status));
 done:
-    for (int i = 0; i < 2; i++)
-        if (tables[i].target != NULL) mb_option_free(&tables[i]);
     mb_free(asked);
     mb_free(joined);
+    mb_free(left_out);
     mb_free(name);
     mb_free(path);
     return status;

@@ -1,6 +1,6 @@
 /* eval_categories: perplexity and accuracy of one model on category files.
  *
- * Layer: stage.  Uses: measure (category), serve (generate), infer_prompts, infer_parts, category_files.
+ * Layer: stage.  Uses: measure (category), serve (generate), eval_generate, category_files.
  *
  * Category by category: losses of all records, then greedy answers to those that expect one, then which are
  * right. Each leaves a file in <output.dir>/parts when it is whole, and answers come in parts of their own,

@@ -1,10 +1,12 @@
-/* moe-eval: perplexity and routing of token shards, multiple choice by lm-evaluation-harness's rules, and
- * category files; compare: such evaluations of several models side by side. */
+/* moe-eval: perplexity and routing of token shards, multiple choice by lm-evaluation-harness's rules,
+ * category files, and files of unified questions; compare: such evaluations of several models side by side.
+ */
 #include "base/clock.h"
 #include "stage/energy_report.h"
 #include "stage/eval_categories.h"
 #include "stage/eval_compare.h"
 #include "stage/eval_files.h"
+#include "stage/eval_questions.h"
 #include "stage/eval_shard.h"
 #include "stage/eval_tasks.h"
 #include "stage/model_options.h"
@@ -47,6 +49,7 @@ static mb_status evaluate(mb_program *program, mb_lm *lm, const mb_eval_tasks *t
     if (own->shard_path != NULL) MB_TRY(mb_eval_shard_run(program, lm, results, file));
     if (tasks->count > 0) MB_TRY(mb_eval_tasks_run(program, lm, tasks, results, file));
     if (categories->count > 0) MB_TRY(mb_eval_categories_run(program, lm, categories, results));
+    if (own->questions != NULL) MB_TRY(mb_eval_questions_run(program, lm, results, file));
     MB_TRY(mb_energy_report_end(program, &energy, "", 0));
     if (mb_program_is_root(program)) {
         status = mb_h5_close(&file);
@@ -66,7 +69,7 @@ done:
     return status;
 }
 
-/* Inputs of the record: model, adapter, shards and the files of every task and category. */
+/* Inputs of the record: model, adapter, shards, questions and the files of every task and category. */
 static mb_status begin(mb_program *program, const mb_eval_tasks *tasks, const mb_named_paths *categories,
                        bool *out_is_done)
 {
@@ -74,7 +77,7 @@ static mb_status begin(mb_program *program, const mb_eval_tasks *tasks, const mb
     const mb_eval_program *own = program->own;
     const char **names = NULL, **paths = NULL;
     char **labels = NULL;
-    int64_t n = 4;
+    int64_t n = 5;
     MB_NEW_ARRAY(names, tasks->count + categories->count + n);
     MB_NEW_ARRAY(paths, tasks->count + categories->count + n);
     MB_NEW_ARRAY(labels, categories->count + 1);
@@ -82,6 +85,7 @@ static mb_status begin(mb_program *program, const mb_eval_tasks *tasks, const mb
     names[1] = "adapter", paths[1] = own->model.adapter;
     names[2] = "dataset", paths[2] = own->shard_path;
     names[3] = "reference", paths[3] = own->reference;
+    names[4] = "questions", paths[4] = own->questions;
     for (int64_t i = 0; i < tasks->count; ++i, ++n) {
         names[n] = tasks->task[i]->name;
         paths[n] = tasks->task[i]->path;
@@ -109,9 +113,10 @@ static mb_status run(mb_program *program)
     mb_eval_tasks tasks = {0};
     mb_named_paths categories = {0};
     if (program->mode != NULL || own->category.inputs != NULL) return mb_eval_compare_run(program);
-    if (own->shard_path == NULL && own->tasks == NULL && own->category.files == NULL)
-        MB_RAISE(MB_EUSAGE,
-                 "nothing to evaluate: give dataset.path (perplexity), eval.tasks or eval.categories");
+    if (own->shard_path == NULL && own->tasks == NULL && own->category.files == NULL &&
+        own->questions == NULL)
+        MB_RAISE(MB_EUSAGE, "nothing to evaluate: give dataset.path (perplexity), eval.tasks, "
+                            "eval.categories or eval.questions");
     if (own->reference != NULL && own->shard_path == NULL)
         MB_RAISE(MB_EUSAGE, "eval.reference needs pairs: give dataset.path, a token shard of them");
     if (own->routing && own->shard_path == NULL)
@@ -119,6 +124,7 @@ static mb_status run(mb_program *program)
     MB_TRY(mb_fuse_options_refuse_ranks(&own->fuse, "moe-eval"));
     status = mb_eval_tasks_open(own, &tasks);
     if (status == MB_OK) status = mb_category_options_files(&own->category, &categories);
+    if (status == MB_OK) status = mb_eval_questions_check(own);
     MB_TRY(mb_comm_agree(program->comm, status));
     if (program->is_dry_run) goto done;
     MB_TRY(begin(program, &tasks, &categories, &is_done));
@@ -140,9 +146,10 @@ int main(int argc, char **argv)
 {
     static const mb_program_spec spec = {
         .name = "moe-eval",
-        .purpose = "perplexity and routing of token shards, multiple choice by lm-evaluation-harness's "
-                   "rules, perplexity and accuracy on category files, the same on 1 and on N ranks; compare: "
-                   "several models' categories in one table",
+        .purpose =
+            "perplexity and routing of token shards, multiple choice by lm-evaluation-harness's "
+            "rules, perplexity and accuracy on category files, answers to unified questions, the same on "
+            "1 and on N ranks; compare: several models' categories in one table",
         .modes = "compare",
         .mode_is_optional = true,
         .example = "  moe-eval model.path=models/llama model.adapter=sft/final "

@@ -27,7 +27,8 @@ static const char known_prefixes[] =
     "model|dataset|tokenizer|training|score|select|data_selection|selector_"
     "model|target_model|eval|convert|output|run|"
     "data_process|report|study|scores|labels|backend|gpu|threads|models|seeds|generate|prompt|embed|compare|"
-    "fuse|infer|teacher";
+    "fuse|infer|teacher|cluster|embeddings|centres|gate|outputs|merge|questions|split|without|records|"
+    "quantize|bench|subset";
 
 /* ---- 1. options of every program ---- */
 

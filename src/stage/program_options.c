@@ -4,7 +4,10 @@
  */
 #include "stage/program_options.h"
 
+#include "stage/cluster_options.h"
+#include "stage/gate_settings.h"
 #include "stage/inspect_machine.h"
+#include "stage/merge_options.h"
 
 /* ---- 1. tables ---- */
 
@@ -220,8 +223,11 @@ static const mb_option eval_options[] = {
                    "tasks"),
     MB_OPTION_TEXT(mb_eval_program, tokenizer, "tokenizer.path", NULL, NULL,
                    "tokenizer of the tasks; default: the model's folder", NULL),
-    MB_OPTION_INT(mb_eval_program, fewshot, "eval.num_fewshot", "0", 0, 100, "examples",
-                  "mmlu: the first n of dev", "num_fewshot"),
+    MB_OPTION_INT(
+        mb_eval_program, fewshot, "eval.num_fewshot", "0", 0, 100, "examples",
+        "mmlu: the first n of dev; eval.questions: solved examples in front, of those that a question "
+        "brings",
+        "num_fewshot"),
     MB_OPTION_INT(mb_eval_program, limit, "eval.limit", "0", 0, 1e12, "questions",
                   "only the first so many of each task; 0: all", "limit"),
     MB_OPTION_INT(mb_eval_program, max_length, "eval.max_length", "0", 0, 1 << 24, "tokens",
@@ -253,6 +259,20 @@ static const mb_option eval_options[] = {
                   NULL),
     MB_OPTION_INT(mb_eval_program, routing_seed, "eval.routing_seed", "42", 0, 9e18, "",
                   "seed of the permutations", NULL),
+    MB_OPTION_TEXT(mb_eval_program, questions, "eval.questions", NULL, NULL,
+                   "file of unified questions (moe-merge) to answer: answers.h5, for moe-gate and moe-subset",
+                   NULL),
+    MB_OPTION_TEXT(
+        mb_eval_program, question_style, "eval.question_style", "letters", "letters|texts",
+        "eval.questions: options are listed and answered by a letter, or not listed and answered by "
+        "their texts, whose log-probabilities per byte count",
+        NULL),
+    MB_OPTION_INT(mb_eval_program, draws, "eval.draws", "2000", 100, 1e7, "",
+                  "eval.questions: draws of the bootstrap for the intervals of accuracies", NULL),
+    MB_OPTION_INT(mb_eval_program, draw_seed, "eval.seed", "42", 0, 9e18, "",
+                  "eval.questions: seed of the draws", NULL),
+    MB_OPTION_REAL(mb_eval_program, level, "eval.level", "0.95", 0.5, 0.9999, "share",
+                   "eval.questions: what the intervals hold of the draws", NULL),
 };
 
 const mb_option *mb_program_options_eval(int64_t *out_count)
@@ -377,7 +397,9 @@ int64_t mb_program_options_all(mb_option_table *tables, int64_t room)
         mb_select_option_table,     mb_program_options_infer,   mb_generate_option_table,
         mb_program_options_embed,   mb_embedder_option_table,   mb_inspect_machine_option_table,
         mb_fuse_option_table,       mb_program_options_teacher, mb_teacher_maker_option_table,
-        mb_category_option_table};
+        mb_category_option_table,   mb_quantize_option_table,   mb_cluster_option_table,
+        mb_kmeans_option_table,     mb_gate_settings_table,     mb_gate_option_table,
+        mb_merge_option_table};
     int64_t n = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all && n < room; ++i) {
         tables[n] = (mb_option_table){0};

@@ -20,6 +20,7 @@
 #include "stage/category_options.h"
 #include "stage/fuse_options.h"
 #include "stage/model_options.h"
+#include "stage/quantize_options.h"
 #include "store/shard_build.h"
 
 typedef struct mb_shard_program {
@@ -89,8 +90,10 @@ typedef struct mb_eval_program {
     mb_fuse_options_stage fuse;
     mb_category_program category;
     char *shard_path, *tasks, *tokenizer, *softmax_dtype, *routing_over, *reference;
+    char *questions, *question_style; /* eval.questions, eval.question_style */
     int64_t fewshot, limit, max_length, tile_tokens, routing_permutations, routing_seed;
-    double near_tie, beta;
+    int64_t draws, draw_seed; /* eval.draws, eval.seed */
+    double near_tie, beta, level;
     bool log_samples, only_masked, routing;
 } mb_eval_program;
 const mb_option *mb_program_options_eval(int64_t *out_count);
@@ -123,7 +126,7 @@ typedef struct mb_embed_program {
 } mb_embed_program;
 const mb_option *mb_program_options_embed(int64_t *out_count);
 
-#define MB_PROGRAM_OPTIONS_TABLES 24
+#define MB_PROGRAM_OPTIONS_TABLES 48
 /* Every table of every program, for checking and documentation (target NULL). At most `room`; returns how
  * many. */
 int64_t mb_program_options_all(mb_option_table *tables, int64_t room);
