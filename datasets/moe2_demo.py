@@ -5,8 +5,7 @@
 
 writes JSON lines:
     train/<family>.jsonl    what the experts learn from
-    gate.jsonl              what the gate learns from: all families, no expert has seen it
-    test.jsonl              all families, for the final figures
+    gate/<family>.jsonl     what the gate learns from and is judged on: no expert has seen it
     pretrain.jsonl          {"text"}: plain text of the questions' words for tokenizer and base model; questions
                             in it are answered by guessing, so that the base model knows their form and no answer
     manifest.json           counts, hashes, options
@@ -26,8 +25,8 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from demo import is_built, recipe_hash, write_lines  # noqa: E402
 from moe2_sources import FAMILIES, plain  # noqa: E402
 
-# Questions of each family for training, in gate.jsonl and in test.jsonl, before --scale.
-COUNTS = {"train": 2500, "gate": 250, "test": 125}
+# Questions of each family for training and for the gate, before --scale.
+COUNTS = {"train": 2500, "gate": 400}
 PRETRAIN = 6000
 LETTERS = "ABCDEFGHIJ"
 TRIES = 1000  # draws in vain before a family is called used up
@@ -79,19 +78,14 @@ def draw_plain(count, taken, seed):
 
 def write_all(root, counts, pretrain, seed):
     """Every file but the manifest, and the families that had too few. Returns ({file name: entry}, short)."""
-    files, mixed, taken, short = {}, {"gate": [], "test": []}, set(), []
+    files, taken, short = {}, set(), []
     for family in FAMILIES:
         questions = draw_family(family, sum(counts.values()), seed)
         if len(questions) < sum(counts.values()):
             short.append(family)
         taken.update(question["question"].lower() for question in questions)
-        for part, rows in mixed.items():
-            rows += questions[: counts[part]]
-            questions = questions[counts[part] :]
-        files[f"train/{family}.jsonl"] = write_lines(root, f"train/{family}.jsonl", questions)
-    for part, rows in mixed.items():
-        random.Random(f"{seed}/{part}").shuffle(rows)
-        files[f"{part}.jsonl"] = write_lines(root, f"{part}.jsonl", rows)
+        for part, rows in (("gate", questions[: counts["gate"]]), ("train", questions[counts["gate"] :])):
+            files[f"{part}/{family}.jsonl"] = write_lines(root, f"{part}/{family}.jsonl", rows)
     files["pretrain.jsonl"] = write_lines(root, "pretrain.jsonl", draw_plain(pretrain, taken, seed))
     return files, short
 

@@ -1,9 +1,10 @@
 /* moe-infer: text from a model: one, an ensemble of several, or several behind a router. One prompt, or JSONL
- * in and JSONL out.
+ * in and JSONL out. Or answers to questions by several experts on ranks of their own.
  *
  * 1. options and mode
  * 2. run
  */
+#include "stage/experts_run.h"
 #include "stage/fuse_options.h"
 #include "stage/infer_one.h"
 #include "stage/infer_file.h"
@@ -15,9 +16,10 @@ static mb_status declare(mb_program *program)
 {
     mb_status status = MB_OK;
     int64_t n;
-    mb_infer_program *own;
-    MB_NEW(own);
-    program->own = own;
+    mb_experts_program *both;
+    MB_NEW(both);
+    program->own = both;
+    mb_infer_program *own = &both->infer;
     const mb_option *table = mb_model_option_table(&n);
     MB_TRY(mb_program_add_table(program, "model", table, n, &own->model));
     table = mb_fuse_option_table(&n);
@@ -26,6 +28,8 @@ static mb_status declare(mb_program *program)
     MB_TRY(mb_program_add_table(program, "prompts", table, n, own));
     table = mb_generate_option_table(&n);
     MB_TRY(mb_program_add_table(program, "generation", table, n, &own->generate));
+    table = mb_experts_options_table(&n);
+    MB_TRY(mb_program_add_table(program, "experts", table, n, &both->experts));
 done:
     return status;
 }
@@ -133,6 +137,7 @@ static mb_status run(mb_program *program)
     const mb_infer_program *own = program->own;
     bool is_done = false;
     mb_infer_file in = {.program = program};
+    if (mb_str_equal(program->mode, "experts")) return mb_experts_run(program);
     MB_TRY(check_options(program));
     MB_TRY(begin(program, &is_done));
     if (is_done || program->asks_done) goto done; /* one prompt leaves nothing */
@@ -157,15 +162,18 @@ int main(int argc, char **argv)
     static const mb_program_spec spec = {
         .name = "moe-infer",
         .purpose = "text from a model, an ensemble or a routed pair: greedy or drawn, batched, the same on "
-                   "1 and on N ranks",
-        .modes = "generate|ensemble|btm",
+                   "1 and on N ranks; or answers of experts together, by a gate",
+        .modes = "generate|ensemble|btm|experts",
         .mode_is_optional = true,
         .example = "  moe-infer generate model.path=models/llama prompt=\"Once upon a time\"\n"
                    "  mpirun -np 4 moe-infer generate model.path=sft/final dataset.path=prompts.jsonl "
                    "generate.temperature=0.7 generate.top_p=0.9 output.dir=checkpoints/x/answers\n"
                    "  moe-infer ensemble foundation_model=models/base sft_model=models/sft prompt=\"Hello\"\n"
                    "  moe-infer btm router=btm/best_router dataset.path=prompts.jsonl show_router_stats=true "
-                   "output.dir=checkpoints/x/answers",
+                   "output.dir=checkpoints/x/answers\n"
+                   "  mpirun --enable-recovery -np 9 moe-infer experts infer.experts=a=models/a,b=models/b "
+                   "gate.path=gate model.path=models/embedder questions.path=test.jsonl "
+                   "output.dir=checkpoints/x/together",
         .declare = declare,
         .run = run};
     return mb_program_main(argc, argv, &spec);

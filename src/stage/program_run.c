@@ -34,10 +34,11 @@ static bool is_passed_over(const char *key)
            mb_str_equal(key, "threads") || mb_str_equal(key, "gpu.share") ||
            mb_str_equal(key, "model.adapter") || mb_str_equal(key, "training.student_init") ||
            mb_str_equal(key, "dataset.inputs") || mb_str_equal(key, "score.cache_dir") ||
-           mb_str_equal(key, "eval.reference") || mb_str_equal(key, "training.time_limit_minutes") ||
-           mb_str_is_prefix(key, "training.logging") || mb_str_is_prefix(key, "training.save_minutes") ||
-           mb_str_equal(key, "training.save_steps") || mb_str_equal(key, "training.save_total_limit") ||
-           mb_str_equal(key, "training.async_save") || mb_str_equal(key, "training.strict");
+           mb_str_equal(key, "eval.reference") || mb_str_equal(key, "infer.experts") ||
+           mb_str_equal(key, "training.time_limit_minutes") || mb_str_is_prefix(key, "training.logging") ||
+           mb_str_is_prefix(key, "training.save_minutes") || mb_str_equal(key, "training.save_steps") ||
+           mb_str_equal(key, "training.save_total_limit") || mb_str_equal(key, "training.async_save") ||
+           mb_str_equal(key, "training.strict");
 }
 
 /* Configuration and inputs of output.dir's record; with the lease, or without to look only. */

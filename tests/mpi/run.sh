@@ -116,6 +116,11 @@ for np in ${MB_FUSE_RANKS-2 3}; do
     merge "fused, $np ranks"
 done
 
+for np in $ranks; do
+    start "$np" "$build/tests/mpi/test_mail_mpi"
+    merge "mail, $np ranks"
+done
+
 # The same with memory the host cannot touch (a GPU, or the emulated one), by every way it can go: sums have the host's bits.
 # MPI itself can take an emulated GPU's memory where the emulator leaves it open; NCCL is a library here that goes over MPI.
 # device WAY NP TESTS [VARIABLE=VALUE...]

@@ -158,7 +158,7 @@ assert all(line in lines for p in ("train", "gate_test") for line in open(f"{wor
 }
 
 @test "without: questions of other files by their text, of any format, are left out and counted" {
-    run "$bin/moe-merge" without questions.path="$work/merged" without.inputs="own=$work/data/gate.jsonl,art=$work/mmlu/test/art_test.csv" output.dir="$work/without"
+    run "$bin/moe-merge" without questions.path="$work/merged" without.inputs="own=$work/data/gate/who.jsonl,art=$work/mmlu/test/art_test.csv" output.dir="$work/without"
     [ "$status" -eq 0 ]
     [[ $output == *"21 questions stand in the other files too and were left out; 80 stay"* ]]
     [[ $output == *"art_test.csv: line 21: the answer"* ]]
@@ -211,18 +211,18 @@ PYTHON
 
 @test "the generated families: eight sources, nothing stands twice, the same bytes again, a gate of its own" {
     local inputs="" f
-    for f in "$work"/data/train/*.jsonl; do inputs+="$(basename "$f" .jsonl)=$f,"; done
-    run "$bin/moe-merge" merge merge.inputs="${inputs}gate=$work/data/gate.jsonl,test=$work/data/test.jsonl" output.dir="$work/families"
+    for f in "$work"/data/train/*.jsonl; do inputs+="$(basename "$f" .jsonl)=$f,gate-$(basename "$f" .jsonl)=${f/train/gate},"; done
+    run "$bin/moe-merge" merge merge.inputs="${inputs%,}" output.dir="$work/families"
     [ "$status" -eq 0 ]
     "${MB_PYTHON:-python3}" datasets/moe2_demo.py "$work/data2" --scale 0.02 --quiet
     diff -r "$work/data" "$work/data2"
     "${MB_PYTHON:-python3}" datasets/moe2_demo.py "$work/data3" --scale 0.02 --seed 1 --quiet
-    ! cmp -s "$work/data/test.jsonl" "$work/data3/test.jsonl"
+    ! cmp -s "$work/data/gate/who.jsonl" "$work/data3/gate/who.jsonl"
     run check '
 c = load("families/counts.json")
-assert c["questions"] == 8 * (50 + 5 + 2) and c["duplicates"] == c["bad"] == 0, c
-assert all(v["format"] == "mmlu_pro" for v in c["sources"].values()) and len(c["sources"]) == 10
-assert len(c["sources"]["gate"]["subjects"]) == 8
+assert c["questions"] == 8 * (50 + 8) and c["duplicates"] == c["bad"] == 0, c
+assert all(v["format"] == "mmlu_pro" for v in c["sources"].values()) and len(c["sources"]) == 16
+assert c["sources"]["gate-who"]["questions"] == 8 and list(c["sources"]["gate-who"]["subjects"]) == ["who"]
 texts = {r["question"].lower() for r in rows("families/questions.jsonl")}
 plain = rows("data/pretrain.jsonl")
 assert len(plain) == 120 and not any(r["text"].split("\n")[0].replace("Question: ", "").lower() in texts for r in plain)
