@@ -26,19 +26,30 @@ static bool is_place_of_member(const char *key)
     return false;
 }
 
+/* Does the list "a|b|c" hold the key? */
+static bool is_listed(const char *list, const char *key)
+{
+    const size_t n = strlen(key);
+    for (const char *at = strstr(list, key); at != NULL; at = strstr(at + 1, key))
+        if ((at == list || at[-1] == '|') && (at[n] == '|' || at[n] == 0)) return true;
+    return false;
+}
+
 /* Keys whose value does not change a result, or whose content is hashed as an input. */
 static bool is_passed_over(const char *key)
 {
+    static const char places[] =
+        "model.adapter|training.student_init|dataset.inputs|score.cache_dir|eval.reference|"
+        "eval.questions|infer.experts|merge.inputs|without.inputs|quantize.calibration|"
+        "quantize.validation|gate.train|gate.test|gate.embeddings|gate.experts_data|"
+        "subset.train|subset.test|subset.latency|subset.energy|subset.embeddings_train|"
+        "subset.embeddings_test|bench.experts|bench.inputs";
+    static const char manners[] = "threads|gpu.share|training.time_limit_minutes|training.save_steps|"
+                                  "training.save_total_limit|training.async_save|training.strict";
     return is_place_of_member(key) || mb_str_is_prefix(key, "output.") || mb_str_is_prefix(key, "run.") ||
            mb_str_is_prefix(key, "slurm.") || mb_str_is_suffix(key, ".path") ||
-           mb_str_equal(key, "threads") || mb_str_equal(key, "gpu.share") ||
-           mb_str_equal(key, "model.adapter") || mb_str_equal(key, "training.student_init") ||
-           mb_str_equal(key, "dataset.inputs") || mb_str_equal(key, "score.cache_dir") ||
-           mb_str_equal(key, "eval.reference") || mb_str_equal(key, "infer.experts") ||
-           mb_str_equal(key, "training.time_limit_minutes") || mb_str_is_prefix(key, "training.logging") ||
-           mb_str_is_prefix(key, "training.save_minutes") || mb_str_equal(key, "training.save_steps") ||
-           mb_str_equal(key, "training.save_total_limit") || mb_str_equal(key, "training.async_save") ||
-           mb_str_equal(key, "training.strict");
+           mb_str_is_prefix(key, "training.logging") || mb_str_is_prefix(key, "training.save_minutes") ||
+           is_listed(places, key) || is_listed(manners, key);
 }
 
 /* Configuration and inputs of output.dir's record; with the lease, or without to look only. */
