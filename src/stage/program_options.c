@@ -4,6 +4,7 @@
  */
 #include "stage/program_options.h"
 
+#include "stage/bench_options.h"
 #include "stage/cluster_options.h"
 #include "stage/experts_options.h"
 #include "stage/gate_settings.h"
@@ -401,7 +402,8 @@ int64_t mb_program_options_all(mb_option_table *tables, int64_t room)
         mb_fuse_option_table,       mb_program_options_teacher, mb_teacher_maker_option_table,
         mb_category_option_table,   mb_quantize_option_table,   mb_cluster_option_table,
         mb_kmeans_option_table,     mb_gate_settings_table,     mb_gate_option_table,
-        mb_merge_option_table,      mb_experts_options_table,   mb_subset_option_table};
+        mb_merge_option_table,      mb_experts_options_table,   mb_subset_option_table,
+        mb_bench_option_table};
     int64_t n = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all && n < room; ++i) {
         tables[n] = (mb_option_table){0};
