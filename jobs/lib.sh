@@ -258,7 +258,7 @@ mb_check_inputs() {
     for word in "${mb_line[@]}"; do
         case $word in
         model.path=* | model.adapter=* | tokenizer.path=* | score.source_model=* | dataset.path=* | labels.path=* | convert.config=* | scores.path=* | \
-            fuse.foundation=* | fuse.sft=* | fuse.router=*) ;;
+            fuse.foundation=* | fuse.sft=* | fuse.router=* | questions.path=* | gate.path=*) ;;
         *) continue ;;
         esac
         value=${word#*=}
@@ -352,8 +352,9 @@ mb_mpirun() {
 # Stages that one process does.
 mb_is_light() {
     case ${mb_program[$1]} in
-    script | moe-convert | moe-select) return 0 ;;
+    script | moe-convert | moe-select | moe-merge | moe-gate) return 0 ;;
     moe-shard) case ${mb_words[$1]} in tokenizer\ *) return 0 ;; esac ;;
+    moe-bench) case ${mb_words[$1]} in join\ *) return 0 ;; esac ;;
     esac
     return 1
 }

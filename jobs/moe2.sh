@@ -14,6 +14,7 @@ embed-<part> cluster; for each of study.experts an element of the arrays shard-<
 answers-train-<i> answers-test-<i> bench-<i>; answers-base, gate outputs-train outputs-test gate-report bench subset together report. Parts of the
 questions: train, gating_train, gating_test.
 
+study.style says how questions are put: letters (options listed, answered by a letter) or texts (options not listed, answered by their text).
 study.bases says which model an expert starts from: one for all, or by number, "0-2=models/large,3-7=models/small".
 TEXT
 }
@@ -23,7 +24,7 @@ mb_open_study
 number=$((42 + ${mb_seed:-0})) # every seed of the study
 count=$(mb_get study.experts 8)
 case $count in [2-9] | [123][0-9] | 40) ;; *) mb_die "study.experts = $count: 2 to 40" ;; esac
-bases=$(mb_get study.bases "") tokenizer=$(mb_get study.tokenizer "") embedder=$(mb_get study.embedder "") bits=$(mb_get study.bits 4)
+bases=$(mb_get study.bases "") tokenizer=$(mb_get study.tokenizer "") embedder=$(mb_get study.embedder "") bits=$(mb_get study.bits 4) style=$(mb_get study.style letters)
 case $bits in 4 | 16) ;; *) mb_die "study.bits = $bits: 4 (moe-quantize), or 16 for experts as they were trained" ;; esac
 
 # base_of I: sets base, the model that expert I starts from.
@@ -57,7 +58,7 @@ embedder=${embedder:-$base}
 mb_stage merge moe-merge merge merge
 mb_stage split moe-merge split split questions.path=@merge/questions.jsonl split.seed="$number"
 for part in train gating_train gating_test; do
-    mb_stage "records-$part" moe-merge records records questions.path="@split/$part.jsonl"
+    mb_stage "records-$part" moe-merge records records questions.path="@split/$part.jsonl" records.style="$style"
     mb_stage "embed-$part" moe-embed - embed model.path="$embedder" dataset.inputs="$part=@records-$part/records.jsonl" dataset.form=text
 done
 mb_stage cluster moe-cluster - cluster embeddings.path=@embed-train/embeddings.h5 cluster.k="$count" cluster.seed="$number"
@@ -98,7 +99,7 @@ esac
 names='' train='' test='' measured=''
 for part in train test; do
     for ((i = 0; i < count; i++)); do
-        mb_stage "answers-$part-$i" moe-eval - answers model.path="${ready/I/$i}" eval.questions="@split/gating_$part.jsonl"
+        mb_stage "answers-$part-$i" moe-eval - answers model.path="${ready/I/$i}" eval.questions="@split/gating_$part.jsonl" eval.question_style="$style"
     done
     family "answers-$part"
 done
@@ -111,7 +112,7 @@ for ((i = 0; i < count; i++)); do
 done
 family bench
 base_of 0
-mb_stage answers-base moe-eval - answers model.path="$base" eval.questions=@split/gating_test.jsonl
+mb_stage answers-base moe-eval - answers model.path="$base" eval.questions=@split/gating_test.jsonl eval.question_style="$style"
 
 # The gate; what it and fusing are worth.
 mb_stage gate moe-gate train gate gate.train="$train" gate.embeddings=@embed-gating_train/embeddings.h5 gate.experts_data="train=@split/train.jsonl" gate.seed="$number"
@@ -121,9 +122,10 @@ done
 mb_stage gate-report moe-gate report gate gate.train=@outputs-train/outputs.h5 gate.test=@outputs-test/outputs.h5
 
 # Which experts to keep under which limits; all of them answering together.
-mb_stage costs moe-bench join bench bench.inputs="$measured"
+mb_stage costs moe-bench join costs bench.inputs="$measured"
 mb_stage subset moe-subset - subset subset.train=@outputs-train/outputs.h5 subset.test=@outputs-test/outputs.h5 subset.latency=@costs/latency.json \
-    subset.energy=@costs/energy.json
-mb_stage together moe-infer experts together infer.experts="$names" gate.path=@gate/gate.h5 model.path="$embedder" questions.path=@split/gating_test.jsonl
+    subset.energy=@costs/energy.json subset.embeddings_train=@embed-gating_train/embeddings.h5 subset.embeddings_test=@embed-gating_test/embeddings.h5
+mb_stage together moe-infer experts together infer.experts="$names" gate.path=@gate/gate.h5 model.path="$embedder" questions.path=@split/gating_test.jsonl \
+    infer.question_style="$style" infer.num_fewshot="$(mb_get answers.eval.num_fewshot 0)"
 mb_script report "$mb_python" analysis/moe2.py "$mb_out"
 mb_run_study

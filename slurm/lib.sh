@@ -178,7 +178,7 @@ mb_stage_inputs() {
     local program=$1 word paths=()
     shift
     [ -n "${mb_site_scratch:-}" ] && [ "${MB_STAGE_IN:-1}" != 0 ] || return 0
-    case $program in moe-train | moe-score | moe-teacher | moe-eval | moe-embed | moe-infer) ;; *) return 0 ;; esac
+    case $program in moe-train | moe-score | moe-teacher | moe-eval | moe-embed | moe-infer | moe-quantize) ;; *) return 0 ;; esac
     for word in "$@"; do
         case $word in
         model.path=?* | score.source_model=?* | model.adapter=?* | fuse.foundation=?* | fuse.sft=?*) [ ! -d "${word#*=}" ] || paths+=("${word#*=}") ;;
