@@ -236,7 +236,14 @@ def draw_limits(results, folder):
     """What limits cost: chosen on, judged on, the best there was, a gate of its own."""
     import figures
 
-    tables = [(t, k) for t, k in (("latency", "latency_limit"), ("energy", "energy_limit"), ("auto_latency", "latency_limit"), ("auto_energy", "energy_limit")) if results["tables"][t]]
+    tables = [
+        (f"{form}{kind}", f"{kind}_limit")
+        for form in ("", "auto_")
+        for kind in ("latency", "energy")
+        if any(r["train_accuracy"] is not None for r in results["tables"][f"{form}{kind}"])
+    ]
+    if not tables:
+        return None
     figure, panels = figures.grid(len(tables), most_columns=2)
     lines = (("train_accuracy", "chosen on", "-"), ("test_accuracy", "judged on", "-"), ("test_optimum", "best there", ":"), ("retrained_test_accuracy", "gate of its own", "--"))
     for axes, (table, key) in zip(panels, tables):
