@@ -39,9 +39,10 @@ def gptq(weight, hessian, group, act_order):
     w = weight.astype(np.float64)[:, order]
     h = hessian[order][:, order].copy()
     dead = np.diag(h) == 0
-    h[dead, dead] = 1
+    mean = np.diag(h).mean()
+    h[dead, dead] = mean
     w[:, dead] = 0
-    h[np.diag_indices(k)] += DAMPING * np.diag(h).mean()
+    h[np.diag_indices(k)] += DAMPING * mean
     upper = np.linalg.cholesky(np.linalg.inv(h)).T  # of the inverse: inv(h) = upper.T @ upper
     given = np.zeros_like(w)
     given[:, order] = w

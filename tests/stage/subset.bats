@@ -179,6 +179,77 @@ assert any(row["proved"] for row in r["tables"]["both"])
     [ "$status" -eq 0 ] || { echo "$output"; false; }
 }
 
+@test "two and four ranks sum up what one does; threads too" {
+    need_mpi
+    for n in 2 4; do
+        ranks "$n" "$bin/moe-subset" $(inputs) $(limits) output.dir="$work/all-$n"
+        [ "$(hash_of "$work/all/subset.h5")" = "$(hash_of "$work/all-$n/subset.h5")" ]
+        cmp "$work/all/results.json" "$work/all-$n/results.json"
+    done
+    OMP_NUM_THREADS=3 "$bin/moe-subset" $(inputs) $(limits) output.dir="$work/all-threads"
+    [ "$(hash_of "$work/all/subset.h5")" = "$(hash_of "$work/all-threads/subset.h5")" ]
+}
+
+@test "limits by the deciles of what was measured; energy.json is looked for beside latency.json" {
+    "$bin/moe-subset" subset.train="$work/train.h5" subset.test="$work/test.h5" subset.latency="$work/bench" subset.latency_limits=auto subset.energy_limits=auto \
+        output.dir="$work/auto"
+    run check '
+lat, en, fuse = costs()
+with h5("auto/subset.h5") as f:
+    t = f["tables"]
+    n = [-(-d * 6 // 10) for d in range(1, 11)]
+    assert np.allclose(t["latency/latency_limit"][:], sorted({sorted(lat)[k - 1] + fuse for k in n}), rtol=1e-12)
+    assert np.allclose(t["energy/energy_limit"][:], sorted({sum(sorted(sorted(en)[:k])[-3:]) for k in n}), rtol=1e-12)
+    for a, b in (("latency", "auto_latency"), ("energy", "auto_energy"), ("both", "auto")):
+        for k in t[a]:
+            assert (t[a][k][:] == t[b][k][:]).all(), (a, k)
+    assert t["both/set"][-1] != 0 and t["both/right"][-1] == f["subsets/right"][:].max()
+'
+    [ "$status" -eq 0 ] || { echo "$output"; false; }
+}
+
+# Embeddings that tell the fields apart, as the gate of make_outputs does only half.
+make_embeddings() {
+    check '
+for part, Q in (("train", 240), ("test", 120)):
+    rng = np.random.default_rng([6, Q])
+    rng.integers(0, 4, Q)
+    field = rng.integers(0, 3, Q)
+    with h5py.File(f"{work}/embed-{part}.h5", "w") as f:
+        f["embeddings"] = (np.eye(3)[field] + 0.1 * rng.normal(size=(Q, 3))).astype("f4")
+        for k in ("model", "tokenizer", "pooling", "prefix"): f.attrs[k] = np.bytes_("x")
+        f.attrs["format"] = np.bytes_("moebatch-embeddings")
+        for k, v in dict(version=1, normalised=0, max_length=8, dimension=3).items(): f.attrs[k] = np.int64(v)
+'
+}
+
+@test "a gate of its own for every chosen subset, on one rank and on three" {
+    need_mpi
+    make_embeddings
+    own=(subset.embeddings_train="$work/embed-train.h5" subset.embeddings_test="$work/embed-test.h5" gate.hidden=16 gate.epochs=40 gate.batch=32 gate.learning_rate=1e-2)
+    "$bin/moe-subset" $(inputs) $(limits) "${own[@]}" output.dir="$work/own"
+    ranks 3 "$bin/moe-subset" $(inputs) $(limits) "${own[@]}" output.dir="$work/own3"
+    "$bin/moe-subset" $(inputs) $(limits) "${own[@]}" subset.retrain=false output.dir="$work/own-not"
+    [ "$(hash_of "$work/own/subset.h5")" = "$(hash_of "$work/own3/subset.h5")" ]
+    [ "$(hash_of "$work/own-not/subset.h5")" = "$(hash_of "$work/all/subset.h5")" ]
+    run check '
+with h5("own/subset.h5") as f:
+    sets, own, masked = {}, 0, 0
+    for t in ("latency", "energy", "both", "auto", "single"):
+        for s, r, m in zip(*(f[f"tables/{t}/{k}"][:] for k in ("set", "retrained_right", "test_right"))):
+            assert (r >= 0) == (bin(s).count("1") > 1), (t, s, r)
+            if r >= 0 and s not in sets: sets[s] = r; own += r; masked += m
+            assert r < 0 or sets[s] == r
+    print(f"{len(sets)} sets: {own} right with gates of their own, {masked} with the masked one")
+    assert len(sets) > 2 and own > masked
+'
+    [ "$status" -eq 0 ] || { echo "$output"; false; }
+    cp "$work/embed-train.h5" "$work/short.h5"
+    check 'f = h5py.File(f"{work}/short.h5", "r+"); x = f["embeddings"][:-1]; del f["embeddings"]; f["embeddings"] = x'
+    run "$bin/moe-subset" $(inputs) "${own[@]}" subset.embeddings_train="$work/short.h5" output.dir="$work/refused"
+    [ "$status" -eq 3 ] && [[ $output == *"short.h5"* ]] || { echo "$output"; false; }
+}
+
 @test "energy of the gate's actual picks" {
     "$bin/moe-subset" $(inputs) $(limits) subset.limits=mean subset.top_k=1 output.dir="$work/mean"
     run check '
@@ -220,4 +291,9 @@ with h5("mean/subset.h5") as f, h5("train.h5") as t:
     [ "$status" -eq 2 ] && [[ $output == *"30 experts: every subset of at most 24"* ]]
     sed 's/"energy_joules": [0-9.]*/"energy_joules": -1/' "$work/bench/energy.json" > "$work/negative.json"
     expect 3 "energy_joules is -1" subset.energy="$work/negative.json"
+    sed 's/"e4": 0.02, //' "$work/bench/latency.json" > "$work/untimed.json"
+    expect 3 "transfer_seconds lacks expert 'e4'" subset.latency="$work/untimed.json"
+    mkdir -p "$work/alone" && cp "$work/bench/latency.json" "$work/alone"
+    run "$bin/moe-subset" subset.train="$work/train.h5" subset.test="$work/test.h5" subset.latency="$work/alone" output.dir="$work/refused"
+    [ "$status" -eq 3 ] && [[ $output == *"alone/energy.json: no such file (subset.energy)"* ]] || { echo "$output"; false; }
 }

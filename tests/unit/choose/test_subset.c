@@ -352,6 +352,43 @@ static void test_forty_experts(void **state)
     mb_comm_destroy(&comm);
 }
 
+/* Forty experts, of which the latency limit leaves few enough to look at all their sets one by one. */
+static void test_forty_experts_against_every_feasible_set(void **state)
+{
+    (void)state;
+    mb_comm *comm = NULL;
+    assert_int_equal(mb_comm_create(NULL, NULL, &comm), MB_OK);
+    for (int round = 0; round < MB_VOTE_RULES; round++) {
+        dice rng = {.seed = 20 + (uint64_t)round};
+        mb_outputs *o = instance_make(&rng, 60, 40, true);
+        const mb_subset_costs costs = costs_make(&rng, 40);
+        mb_subset *s = subset_make(o, (mb_vote_rule)round, round % 4, false, &costs);
+        const mb_subset_limits limits = {0.36, 14};
+        mb_subset_found best = {0}, found;
+        mb_subset_work work;
+        int fast[40], n = 0;
+        for (int e = 0; e < 40; e++)
+            if (costs.latency[e] + costs.aggregation <= limits.latency) fast[n++] = e;
+        assert_in_range(n, 6, 18);
+        for (uint32_t some = 1; some < UINT32_C(1) << n; some++) {
+            uint64_t set = 0;
+            for (int i = 0; i < n; i++)
+                if (some >> i & 1) set |= UINT64_C(1) << fast[i];
+            mb_subset_measure(s, set, &found);
+            if (mb_subset_meets(&found, &limits) && mb_subset_is_better(&found, &best)) best = found;
+        }
+        assert_int_equal(mb_subset_search(comm, s, &limits, 0, 2, NULL, 0, &found, &work), MB_OK);
+        print_message("# %s, top_k %d, %d of 40 fast enough: %lld of 60 right, %lld nodes for %u sets\n",
+                      mb_vote_name((mb_vote_rule)round), round % 4, n, (long long)found.right,
+                      (long long)work.nodes, (UINT32_C(1) << n) - 1);
+        assert_true(work.is_proved);
+        assert_memory_equal(&best, &found, sizeof best);
+        mb_subset_destroy(&s);
+        mb_outputs_close(&o);
+    }
+    mb_comm_destroy(&comm);
+}
+
 /* ---- refused ---- */
 
 static void test_refused(void **state)
@@ -390,8 +427,9 @@ int main(void)
         cmocka_unit_test(test_bounds_hold),
         cmocka_unit_test(test_a_thousand_instances_both_ways),
         cmocka_unit_test(test_forty_experts),
+        cmocka_unit_test(test_forty_experts_against_every_feasible_set),
         cmocka_unit_test(test_refused),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, NULL, mb_test_teardown);
 }
