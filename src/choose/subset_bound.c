@@ -272,10 +272,17 @@ static int branch_on(const search *x, uint64_t open, const int64_t *alone)
     return best;
 }
 
+/* Looked at every few nodes: is the time up, or has somebody said stop? */
+static bool is_time_up(const search *x, const task *t)
+{
+    if ((t->nodes & 31) != 0) return false;
+    return mb_stop_is_set() || (x->deadline > 0 && mb_clock_seconds() > x->deadline);
+}
+
 static void run_task(const search *x, task *t)
 {
     int64_t alone[MB_SUBSET_EXPERTS];
-    while (t->left > 0 && t->nodes < TASK_NODES) {
+    while (t->left > 0 && t->nodes < TASK_NODES && !is_time_up(x, t)) {
         node n = t->stack[--t->left];
         t->nodes++;
         if (!has_hope(x, n.included, n.bound, &t->best)) {
@@ -363,16 +370,15 @@ static void run_mine(const search *x, task *tasks, int64_t count, int rank, int 
     for (int64_t i = rank; i < count; i += size) run_task(x, tasks + i);
 }
 
-static mb_status run_round(mb_comm *comm, const search *x, int threads, frontier *f, task *total,
-                           mb_subset_work *work)
+/* tasks [ROUND_TASKS], all [size * ROUND_TASKS]: room. */
+static mb_status run_round(mb_comm *comm, const search *x, int threads, frontier *f, task *total, task *tasks,
+                           task *all, mb_subset_work *work)
 {
     mb_status status = MB_OK;
     const int rank = mb_comm_rank(comm), size = mb_comm_size(comm);
-    task *tasks = NULL, *all = NULL;
     int64_t count = f->count < ROUND_TASKS ? f->count : ROUND_TASKS;
     const mb_subset_found before = total->best;
-    MB_NEW_ARRAY(tasks, ROUND_TASKS);
-    MB_NEW_ARRAY(all, ROUND_TASKS * size);
+    memset(tasks, 0, sizeof *tasks * ROUND_TASKS);
     for (int64_t i = 0; i < count; i++) {
         tasks[i].best = before;
         tasks[i].stack[0] = f->nodes[f->count - 1 - i];
@@ -391,8 +397,6 @@ static mb_status run_round(mb_comm *comm, const search *x, int threads, frontier
     qsort(f->nodes, (size_t)f->count, sizeof *f->nodes, compare_nodes);
     work->rounds++;
 done:
-    mb_free(tasks);
-    mb_free(all);
     return status;
 }
 
@@ -426,7 +430,7 @@ mb_status mb_subset_search(mb_comm *comm, const mb_subset *subset, const mb_subs
     search x = {.subset = subset, .limits = *limits, .deadline = seconds > 0 ? started + seconds : 0};
     const node root = {0, mb_subset_all(subset->experts), subset->questions};
     frontier f = {0};
-    task *total = NULL;
+    task *total = NULL, *tasks = NULL, *all = NULL;
     bool is_over = false;
     *out_found = (mb_subset_found){0};
     *out_work = (mb_subset_work){0};
@@ -435,13 +439,16 @@ mb_status mb_subset_search(mb_comm *comm, const mb_subset *subset, const mb_subs
                  "limits of the mean energy need a sweep over all subsets (at most %d experts)",
                  MB_SUBSET_EXHAUSTIVE);
     if (threads <= 0) threads = omp_get_max_threads();
-    MB_NEW(total);
+    total = mb_calloc(1, sizeof *total);
+    tasks = mb_calloc(ROUND_TASKS, sizeof *tasks);
+    all = mb_calloc(ROUND_TASKS * (size_t)mb_comm_size(comm), sizeof *all);
+    MB_TRY(mb_comm_agree(comm, total != NULL && tasks != NULL && all != NULL ? MB_OK : MB_ENOMEM));
     count_right(&x);
     find_start(&x, opt_starts, starts, total);
     out_work->evaluations = total->evaluations;
     MB_TRY(push_nodes(&f, &root, 1));
     while (f.count > 0 && !is_over) {
-        MB_TRY(run_round(comm, &x, threads, &f, total, out_work));
+        MB_TRY(run_round(comm, &x, threads, &f, total, tasks, all, out_work));
         MB_TRY(must_end(comm, &x, &is_over));
     }
     *out_found = total->best;
@@ -455,6 +462,8 @@ mb_status mb_subset_search(mb_comm *comm, const mb_subset *subset, const mb_subs
     out_work->seconds = mb_clock_seconds() - started;
 done:
     mb_free(total);
+    mb_free(tasks);
+    mb_free(all);
     mb_free(f.nodes);
     return status;
 }

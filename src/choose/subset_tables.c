@@ -22,7 +22,9 @@ static void add_entries(uint32_t *h, uint64_t members, uint64_t barred)
 {
     uint64_t v = members;
     for (;;) {
-        h[barred | v] += (mb_subset_count(v) & 1) != 0 ? UINT32_MAX : 1; /* modulo 2^32 */
+        const uint32_t sign = (mb_subset_count(v) & 1) != 0 ? UINT32_MAX : 1; /* modulo 2^32 */
+#pragma omp atomic
+        h[barred | v] += sign;
         if (v == 0) return;
         v = (v - 1) & members;
     }
@@ -57,13 +59,52 @@ static void sum_over_subsets(uint32_t *h, int experts, int threads)
     }
 }
 
-static mb_status sweep_few(const mb_subset *s, int threads, uint32_t *right)
+/* Adds up what the ranks have: counts modulo 2^32, in any order the same. */
+static mb_status add_ranks(mb_comm *comm, uint32_t *h, int64_t n)
+{
+    mb_status status = MB_OK;
+    const int64_t piece = n < 65536 ? n : 65536;
+    int64_t *wide = NULL;
+    if (mb_comm_size(comm) == 1) return MB_OK;
+    wide = mb_calloc((size_t)piece, sizeof *wide);
+    MB_TRY(mb_comm_agree(comm, wide != NULL ? MB_OK : MB_ENOMEM));
+    for (int64_t first = 0; first < n; first += piece) {
+        for (int64_t i = 0; i < piece; i++) wide[i] = h[first + i];
+        MB_TRY(mb_comm_allreduce_i64(comm, wide, piece, MB_COMM_SUM));
+        for (int64_t i = 0; i < piece; i++) h[first + i] = (uint32_t)wide[i];
+    }
+done:
+    mb_free(wide);
+    return status;
+}
+
+static mb_status agree_stop(mb_comm *comm, bool is_stopped)
+{
+    return mb_comm_agree(comm, is_stopped ? mb_fail(MB_ESTOPPED, "stopped in the sweep over all subsets; run "
+                                                                 "again")
+                                          : MB_OK);
+}
+
+static mb_status sweep_few(mb_comm *comm, const mb_subset *s, int threads, uint32_t *right)
 {
     mb_status status = MB_OK;
     const int64_t n = (int64_t)1 << s->experts;
-    uint32_t *h = NULL;
-    MB_NEW_ARRAY(h, n);
-    for (int64_t q = 0; q < s->questions; q++) walk_members(s, s->question + q, h, 0, 0, 0);
+    int64_t first, count;
+    bool is_stopped = false;
+    uint32_t *h = mb_calloc((size_t)n, sizeof *h);
+    MB_TRY(mb_comm_agree(comm, h != NULL ? MB_OK : MB_ENOMEM));
+    mb_comm_share(comm, s->questions, &first, &count);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t q = first; q < first + count; q++) {
+        if (mb_stop_is_set()) {
+#pragma omp atomic write
+            is_stopped = true;
+            continue;
+        }
+        walk_members(s, s->question + q, h, 0, 0, 0);
+    }
+    MB_TRY(agree_stop(comm, is_stopped));
+    MB_TRY(add_ranks(comm, h, n));
     sum_over_subsets(h, s->experts, threads);
     for (int64_t t = 0; t < n; t++) right[t] = h[(n - 1) ^ t];
 done:
@@ -91,7 +132,8 @@ static mb_status sweep_all(mb_comm *comm, const mb_subset *s, int threads, mb_su
     const int size = mb_comm_size(comm);
     int64_t first, count, *offsets = NULL;
     bool is_stopped = false;
-    MB_NEW_ARRAY(offsets, size + 1);
+    offsets = mb_calloc((size_t)size + 1, sizeof *offsets);
+    MB_TRY(mb_comm_agree(comm, offsets != NULL ? MB_OK : MB_ENOMEM));
     mb_comm_share(comm, n, &first, &count);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 256)
     for (int64_t t = first; t < first + count; t++) {
@@ -106,8 +148,7 @@ static mb_status sweep_all(mb_comm *comm, const mb_subset *s, int threads, mb_su
         table->right[t] = (uint32_t)found.right;
         table->energy[t] = found.energy;
     }
-    MB_TRY(mb_comm_agree(
-        comm, is_stopped ? mb_fail(MB_ESTOPPED, "stopped in the sweep over all subsets; run again") : MB_OK));
+    MB_TRY(agree_stop(comm, is_stopped));
     for (int width = 4; width <= 8; width += 4) {
         for (int r = 0; r <= size; r++) {
             int64_t at = n, unused;
@@ -146,11 +187,13 @@ mb_status mb_subset_sweep(mb_comm *comm, const mb_subset *subset, int threads, m
         MB_RAISE(MB_ERANGE, "%d experts have too many subsets for a sweep over all; at most %d are swept",
                  subset->experts, MB_SUBSET_EXHAUSTIVE);
     if (threads <= 0) threads = omp_get_max_threads();
-    MB_NEW_ARRAY(out_table->right, n);
-    MB_NEW_ARRAY(out_table->latency, n);
-    MB_NEW_ARRAY(out_table->energy, n);
+    out_table->right = mb_calloc((size_t)n, sizeof *out_table->right);
+    out_table->latency = mb_calloc((size_t)n, sizeof *out_table->latency);
+    out_table->energy = mb_calloc((size_t)n, sizeof *out_table->energy);
+    const bool has_room = out_table->right != NULL && out_table->latency != NULL && out_table->energy != NULL;
+    MB_TRY(mb_comm_agree(comm, has_room ? MB_OK : MB_ENOMEM));
     if (!subset->options.is_energy_mean && few_entries(subset) < (double)n)
-        MB_TRY(sweep_few(subset, threads, out_table->right));
+        MB_TRY(sweep_few(comm, subset, threads, out_table->right));
     else
         MB_TRY(sweep_all(comm, subset, threads, out_table));
     fill_costs(subset, threads, out_table);

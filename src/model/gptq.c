@@ -79,25 +79,30 @@ static void gptq_put(uint8_t *row, int64_t column, int q)
     row[column / 2] |= (uint8_t)((q + 8) << (column % 2 == 0 ? 0 : 4));
 }
 
-static mb_status gptq_check(const float *value, int64_t n, const float *scale, int64_t scales)
+static mb_status gptq_check_values(const float *value, int64_t n)
 {
-    mb_status status = MB_OK;
     for (int64_t i = 0; i < n; i++)
         if (!isfinite(value[i]))
-            MB_RAISE(MB_ENUMERIC, "quantise: element %lld of the matrix is NaN or Inf", (long long)i);
-    for (int64_t i = 0; i < scales; i++)
+            return mb_fail(MB_ENUMERIC, "quantise: element %lld of the matrix is NaN or Inf", (long long)i);
+    return MB_OK;
+}
+
+static mb_status gptq_check_scales(const float *scale, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
         if (!isfinite(scale[i]))
-            MB_RAISE(MB_ENUMERIC, "quantise: scale %lld of the matrix does not fit the stored dtype",
-                     (long long)i);
-done:
-    return status;
+            return mb_fail(MB_ENUMERIC, "quantise: scale %lld of the matrix does not fit the stored dtype",
+                           (long long)i);
+    return MB_OK;
 }
 
 mb_status mb_gptq_round(const float *value, int64_t n, int64_t k, const mb_gptq_options *options,
                         uint8_t *out_packed, float *out_scale)
 {
+    mb_status status = MB_OK;
     const int64_t group = options->group, groups = mb_gptq_groups(k, group), bytes = (k + 1) / 2;
     assert(k % group == 0);
+    MB_TRY(gptq_check_values(value, n * k));
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < n; r++) {
         uint8_t *row = out_packed + r * bytes;
@@ -110,7 +115,9 @@ mb_status mb_gptq_round(const float *value, int64_t n, int64_t k, const mb_gptq_
                 gptq_put(row, g * group + i, scale > 0 ? gptq_clamp(nearbyintf(w[i] / scale)) : 0);
         }
     }
-    return gptq_check(value, n * k, out_scale, n * groups);
+    MB_TRY(gptq_check_scales(out_scale, n * groups));
+done:
+    return status;
 }
 
 /* ---- 2. the kernel ---- */
@@ -178,20 +185,21 @@ done:
     return status;
 }
 
-/* The Hessian in our order, reversed, with the damping: lower triangle of a [K padded, stride]. */
+/* The Hessian in our order, reversed, with the damping: lower triangle of a [K padded, stride]. What stands on the
+ * diagonal for a column never used moves no other. */
 static void gptq_fill(const mb_gptq *g, const double *hessian, double damping, double *a, int64_t stride)
 {
     const int64_t k = g->k;
     double mean = 0;
-    for (int64_t i = 0; i < k; i++) mean += g->is_dead[i] ? 1 : hessian[g->order[i] * k + g->order[i]];
-    mean /= (double)k;
+    for (int64_t i = 0; i < k; i++) mean += hessian[i * k + i];
+    mean = mean > 0 ? mean / (double)k : 1;
 #pragma omp parallel for schedule(static, 16) if (k >= ALONE)
     for (int64_t i = 0; i < k; i++)
         for (int64_t j = 0; j <= i; j++) {
             const int64_t p = g->order[k - 1 - i], q = g->order[k - 1 - j];
             const double h = p > q ? hessian[p * k + q] : hessian[q * k + p];
             const bool is_dead = i == j && g->is_dead[k - 1 - i];
-            a[i * stride + j] = (is_dead ? 1 : h) + (i == j ? damping * mean : 0);
+            a[i * stride + j] = (is_dead ? mean : h) + (i == j ? damping * mean : 0);
         }
 }
 
@@ -468,6 +476,7 @@ mb_status mb_gptq_run(const mb_gptq *gptq, const float *value, int64_t n, uint8_
     const int64_t tiles = (n + ROWS - 1) / ROWS, stride = gptq_padded(k, LANES);
     const int64_t each = 2 * ROWS * stride + ROWS * gptq->per * LANES;
     bool is_full = false;
+    MB_TRY(gptq_check_values(value, n * k));
     memset(out_packed, 0, (size_t)(n * bytes));
 #pragma omp parallel reduction(|| : is_full)
     {
@@ -491,7 +500,7 @@ mb_status mb_gptq_run(const mb_gptq *gptq, const float *value, int64_t n, uint8_
         mb_free(room);
     }
     if (is_full) MB_RAISE(MB_ENOMEM, "gptq: no memory for rows of %lld columns", (long long)k);
-    MB_TRY(gptq_check(value, n * k, out_scale, n * groups));
+    MB_TRY(gptq_check_scales(out_scale, n * groups));
 done:
     return status;
 }

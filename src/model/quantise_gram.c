@@ -23,6 +23,7 @@ struct mb_quantise_gram {
     mb_tensor *dw;     /* [experts of the group, or 1] into data, dims 0 outside the range */
     int64_t *sum;      /* [count, K, K] lower triangles; after the sum read as f64 */
     int64_t *rows;     /* [count] */
+    int exponent;      /* of the sum */
     int64_t *new_rows; /* [count] of the chunk */
     int32_t *offsets;  /* [experts + 1] */
     bool overflow, is_read;
@@ -158,6 +159,7 @@ int mb_quantise_gram_exponent(double most, int64_t chunks)
 
 void mb_quantise_gram_add(mb_quantise_gram *gram, int exponent)
 {
+    gram->exponent = exponent;
     mb_quantise_gram *g = gram;
     const double scale = ldexp(1, exponent), limit = ldexp(1, HEAD_BITS) / (double)g->chunks;
     const float *x = gram_chunk(g);
@@ -214,4 +216,9 @@ int64_t mb_quantise_gram_rows(const mb_quantise_gram *gram, int64_t i)
 const double *mb_quantise_gram_matrix(mb_quantise_gram *gram, int64_t i)
 {
     return (const double *)(const void *)(gram->sum + i * gram->k * gram->k);
+}
+
+double mb_quantise_gram_unit(const mb_quantise_gram *gram)
+{
+    return ldexp(1, -gram->exponent);
 }

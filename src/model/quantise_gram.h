@@ -37,6 +37,7 @@ mb_status mb_quantise_gram_sum(mb_quantise_gram *gram, mb_comm *comm, bool *out_
 void mb_quantise_gram_reset(mb_quantise_gram *gram); /* sums of nothing */
 /* After the sum: rows that were in it, and the matrix [K, K] (lower triangle; times 2^exponent). */
 int64_t mb_quantise_gram_rows(const mb_quantise_gram *gram, int64_t i);
+double mb_quantise_gram_unit(const mb_quantise_gram *gram); /* 2^-exponent: what 1 in the matrix stands for */
 const double *mb_quantise_gram_matrix(mb_quantise_gram *gram, int64_t i);
 
 #endif

@@ -254,6 +254,7 @@ typedef struct layers_maker {
     int owner;     /* that makes all rows; -1: every rank a share */
     int64_t tokens;
     double damping, dead;
+    double unit; /* of a loss: mean squared error of a token's product */
 } layers_maker;
 
 /* Collective. */
@@ -277,6 +278,7 @@ static mb_status maker_create(layers_walk *w, mb_quantise_gram *opt_gram, int64_
         facts[1] = (double)mb_gptq_dead(maker->gptq);
     }
     MB_TRY(mb_comm_bcast(w->comm, facts, sizeof facts, owner < 0 ? 0 : owner));
+    maker->unit = mb_quantise_gram_unit(opt_gram) / (double)maker->tokens;
     maker->damping = facts[0];
     maker->dead = facts[1];
 done:
@@ -297,7 +299,7 @@ static mb_status matrix_say(layers_walk *w, const layers_maker *maker, const lay
     if (w->options->by_gptq) MB_TRY(mb_json_set(one, "tokens", json_integer(maker->tokens)));
     if (!maker->is_gptq) goto done;
     for (int64_t r = 0; r < m->n; r++) sum += loss[r];
-    MB_TRY(mb_json_set(one, "loss", json_real(sum)));
+    MB_TRY(mb_json_set(one, "loss", json_real(sum * maker->unit)));
     MB_TRY(mb_json_set(one, "damping", json_real(maker->damping)));
     MB_TRY(mb_json_set(one, "dead", json_integer((json_int_t)maker->dead)));
 done:

@@ -329,20 +329,34 @@ static json_t *row_json(const mb_subset_result *r, const mb_subset_row *row)
                      number(row->bound > 0 ? (double)row->bound / Q : NAN), "proved", row->is_proved);
 }
 
+/* Of the table "single": the expert that is the best one on the training questions; all together. */
+static const mb_subset_row *best_single(const mb_subset_solution *s)
+{
+    const mb_subset_row *rows = s->rows[MB_SUBSET_TABLE_SINGLE], *best = rows;
+    for (int64_t i = 1; i < s->count[MB_SUBSET_TABLE_SINGLE] - 1; i++)
+        if (mb_subset_is_better(&rows[i].train, &best->train)) best = rows + i;
+    return best;
+}
+
+static const mb_subset_row *all_together(const mb_subset_solution *s)
+{
+    return s->rows[MB_SUBSET_TABLE_SINGLE] + s->count[MB_SUBSET_TABLE_SINGLE] - 1;
+}
+
 mb_status mb_subset_files_json(const mb_subset_result *result, json_t **out_json)
 {
     mb_status status = MB_OK;
     const mb_subset_solution *s = result->solution;
     json_t *tables = json_object();
-    json_t *root = json_pack(
-        "{s:s, s:i, s:s, s:I, s:s, s:s, s:I, s:I, s:I, s:{s:I, s:I, s:I, s:I, s:f}}", "format",
-        "moebatch-subset-results", "version", 1, "rule", result->own->rule, "top_k",
-        (json_int_t)result->own->top_k, "limits", result->own->limits, "method",
-        s->is_exhaustive ? "exhaustive" : "branch_and_bound", "questions",
-        (json_int_t)result->train->questions, "test_questions", (json_int_t)result->test->questions,
-        "checked", (json_int_t)s->checked, "branch_and_bound", "nodes", (json_int_t)s->work.nodes,
-        "evaluations", (json_int_t)s->work.evaluations, "pruned_bound", (json_int_t)s->work.pruned_bound,
-        "pruned_limits", (json_int_t)s->work.pruned_limits, "seconds", s->work.seconds);
+    json_t *root =
+        json_pack("{s:s, s:i, s:s, s:I, s:s, s:s, s:I, s:I, s:I, s:{s:I, s:I, s:I, s:I}}", "format",
+                  "moebatch-subset-results", "version", 1, "rule", result->own->rule, "top_k",
+                  (json_int_t)result->own->top_k, "limits", result->own->limits, "method",
+                  s->is_exhaustive ? "exhaustive" : "branch_and_bound", "questions",
+                  (json_int_t)result->train->questions, "test_questions", (json_int_t)result->test->questions,
+                  "checked", (json_int_t)s->checked, "branch_and_bound", "nodes", (json_int_t)s->work.nodes,
+                  "evaluations", (json_int_t)s->work.evaluations, "pruned_bound",
+                  (json_int_t)s->work.pruned_bound, "pruned_limits", (json_int_t)s->work.pruned_limits);
     if (root == NULL || tables == NULL) MB_RAISE(MB_ENOMEM, "no memory for results");
     for (int t = 0; t < MB_SUBSET_TABLES; t++) {
         json_t *rows = json_array();
@@ -350,6 +364,8 @@ mb_status mb_subset_files_json(const mb_subset_result *result, json_t **out_json
             json_array_append_new(rows, row_json(result, &s->rows[t][i]));
         MB_TRY(mb_json_set(tables, mb_subset_solve_name(t), rows));
     }
+    MB_TRY(mb_json_set(root, "best_single", row_json(result, best_single(s))));
+    MB_TRY(mb_json_set(root, "all", row_json(result, all_together(s))));
     MB_TRY(mb_json_set(root, "tables", json_incref(tables)));
     *out_json = json_incref(root);
 done:

@@ -1,12 +1,17 @@
-/* subset_inputs.c: see subset_inputs.h. */
+/* subset_inputs.c: see subset_inputs.h.
+ *
+ * 1. costs   2. limits   3. questions the experts have seen
+ */
 #include "stage/subset_inputs.h"
 
 #include <math.h>
 #include <stdlib.h>
 
 #include "base/json.h"
+#include "base/log.h"
 #include "base/memory.h"
 #include "base/option.h"
+#include "stage/gate_inputs.h"
 
 /* ---- 1. costs ---- */
 
@@ -42,11 +47,37 @@ done:
     return status;
 }
 
+/* Seconds of transfer of every expert, added. */
+static mb_status add_transfer(const char *path, const json_t *latency, const mb_outputs *outputs,
+                              double *values)
+{
+    mb_status status = MB_OK;
+    json_t *transfer = json_object_get(latency, "transfer_seconds");
+    if (transfer == NULL || json_is_null(transfer)) {
+        mb_warn("%s has no transfer_seconds: latencies are those of computing and fusing", path);
+        return MB_OK;
+    }
+    for (int64_t e = 0; e < outputs->experts; e++) {
+        const char *who = outputs->expert_names[e];
+        double seconds = 0;
+        if (json_object_get(transfer, who) == NULL)
+            MB_RAISE(MB_EDATA, "%s: transfer_seconds lacks expert '%s'; run moe-bench on it, and join", path,
+                     who);
+        MB_TRY(mb_json_get_real(transfer, who, path, &seconds));
+        if (!(isfinite(seconds) && seconds >= 0))
+            MB_RAISE(MB_EDATA, "%s: expert '%s': transfer_seconds is %g; at least 0 is expected", path, who,
+                     seconds);
+        values[e] += seconds;
+    }
+done:
+    return status;
+}
+
 mb_status mb_subset_inputs_costs(const char *latency_path, const char *energy_path, const mb_outputs *outputs,
                                  mb_subset_costs *out_costs)
 {
     mb_status status = MB_OK;
-    json_t *latency = NULL, *energy = NULL, *transfer;
+    json_t *latency = NULL, *energy = NULL;
     *out_costs = (mb_subset_costs){0};
     if (outputs->experts > MB_SUBSET_EXPERTS)
         MB_RAISE(MB_ERANGE, "%lld experts: the subset search takes at most %d", (long long)outputs->experts,
@@ -56,12 +87,7 @@ mb_status mb_subset_inputs_costs(const char *latency_path, const char *energy_pa
     MB_TRY(
         read_figures(energy_path, "moebatch-energy", "energy_joules", outputs, &energy, out_costs->energy));
     MB_TRY(mb_json_opt_real(latency, "aggregation_seconds", latency_path, &out_costs->aggregation));
-    transfer = json_object_get(latency, "transfer_seconds");
-    for (int64_t e = 0; json_is_object(transfer) && e < outputs->experts; e++) {
-        double seconds = 0;
-        MB_TRY(mb_json_opt_real(transfer, outputs->expert_names[e], latency_path, &seconds));
-        out_costs->latency[e] += seconds;
-    }
+    MB_TRY(add_transfer(latency_path, latency, outputs, out_costs->latency));
 done:
     json_decref(latency);
     json_decref(energy);
@@ -97,5 +123,35 @@ mb_status mb_subset_inputs_limits(const char *key, const char *list, double **ou
 done:
     mb_option_list_free(&words, n);
     mb_free(limits);
+    return status;
+}
+
+/* ---- 3. questions the experts have seen ---- */
+
+mb_status mb_subset_inputs_leave_out(mb_outputs **outputs, const mb_named_paths *seen, int64_t **out_rows,
+                                     int64_t *out_shared)
+{
+    mb_status status = MB_OK;
+    uint8_t *shared = NULL;
+    int64_t *by_file = NULL, *rows = NULL, experts[MB_SUBSET_EXPERTS], n = 0;
+    mb_outputs *o = *outputs, *kept = NULL;
+    MB_TRY(mb_gate_inputs_shared(o, seen, &shared, &by_file));
+    MB_NEW_ARRAY(rows, o->questions);
+    for (int64_t q = 0; q < o->questions; q++)
+        if (shared[q] == 0) rows[n++] = q;
+    if (n == 0) MB_RAISE(MB_EDATA, "the experts were trained on every question: none is left");
+    *out_shared = o->questions - n;
+    if (n < o->questions) {
+        for (int64_t x = 0; x < o->experts; x++) experts[x] = x;
+        MB_TRY(mb_outputs_take(o, rows, n, experts, o->experts, &kept));
+        mb_outputs_close(outputs);
+        *outputs = kept;
+    }
+    *out_rows = rows;
+    rows = NULL;
+done:
+    mb_free(shared);
+    mb_free(by_file);
+    mb_free(rows);
     return status;
 }

@@ -26,10 +26,11 @@ static const mb_option table[] = {
         "of the gate's actual picks (exhaustive only)",
         NULL),
     MB_OPTION_LIST(mb_subset_program, latency_limits, "subset.latency_limits", "1,2,3",
-                   "latency limits in seconds; the deciles of what was measured have tables of their own",
+                   "latency limits in seconds; auto: the deciles of what was measured (which have tables of "
+                   "their own in any case)",
                    NULL),
     MB_OPTION_LIST(mb_subset_program, energy_limits, "subset.energy_limits", "5,10,15,20,25,30,35,40,45,50",
-                   "energy limits in joules", NULL),
+                   "energy limits in joules, or auto", NULL),
     MB_OPTION_REAL(
         mb_subset_program, seconds, "subset.seconds", "60", 0, 1e9, "seconds",
         "branch_and_bound: time for one pair of limits, then the best subset found and a bound; 0: no "
@@ -42,8 +43,8 @@ static const mb_option table[] = {
         NULL),
     MB_OPTION_BOOL(
         mb_subset_program, retrain, "subset.retrain", "true",
-        "with both embeddings: train a gate on every chosen subset alone, and report it beside the "
-        "masked one",
+        "with both embeddings: train a gate on every subset chosen under limits alone, and report it "
+        "beside the masked one",
         NULL),
     MB_OPTION_TEXT(mb_subset_program, embeddings_train, "subset.embeddings_train", NULL, NULL,
                    "embeddings of subset.train's questions (moe-embed), for retrained gates", NULL),
@@ -51,6 +52,10 @@ static const mb_option table[] = {
                    "embeddings of subset.test's questions", NULL),
     MB_OPTION_TEXT(mb_subset_program, targets, "subset.targets", "soft", "soft|best|likelihood",
                    "what retrained gates learn, as gate.targets", NULL),
+    MB_OPTION_JSON(mb_subset_program, experts_data, "subset.experts_data", NULL,
+                   "files of questions the experts were trained on (name=path,...): questions that stand "
+                   "there too are left out of both sets and counted",
+                   NULL),
 };
 
 const mb_option *mb_subset_option_table(int64_t *out_count)

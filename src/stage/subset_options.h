@@ -17,6 +17,7 @@ typedef struct mb_subset_program {
     double seconds;                       /* of one search */
     bool check, retrain;
     char *embeddings_train, *embeddings_test, *targets;
+    char *experts_data; /* subset.experts_data */
 } mb_subset_program;
 const mb_option *mb_subset_option_table(int64_t *out_count);
 

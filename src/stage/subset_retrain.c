@@ -20,19 +20,25 @@ typedef struct work {
     int64_t width;
 } work;
 
+static void keep_rows(float *x, int64_t width, const int64_t *rows, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) memmove(x + i * width, x + rows[i] * width, sizeof *x * (size_t)width);
+}
+
 static mb_status read_embeddings(work *w)
 {
     mb_status status = MB_OK;
     char *a = NULL, *b = NULL;
     int64_t width;
-    MB_TRY(mb_gate_inputs_embeddings(w->data->embeddings_train, w->data->train->questions, &w->train,
-                                     &w->width, &a));
     MB_TRY(
-        mb_gate_inputs_embeddings(w->data->embeddings_test, w->data->test->questions, &w->test, &width, &b));
+        mb_gate_inputs_embeddings(w->data->embeddings_train, w->data->train_total, &w->train, &w->width, &a));
+    MB_TRY(mb_gate_inputs_embeddings(w->data->embeddings_test, w->data->test_total, &w->test, &width, &b));
     if (width != w->width || strcmp(a, b) != 0)
         MB_RAISE(MB_EDATA,
                  "%s and %s were not made alike (%s; %s); run moe-embed on both with the same model",
                  w->data->embeddings_train, w->data->embeddings_test, a, b);
+    keep_rows(w->train, width, w->data->train_rows, w->data->train->questions);
+    keep_rows(w->test, width, w->data->test_rows, w->data->test->questions);
 done:
     mb_free(a);
     mb_free(b);
@@ -77,6 +83,11 @@ done:
     return status;
 }
 
+static bool has_right(const mb_outputs *outputs)
+{
+    return memchr(outputs->right, 1, (size_t)(outputs->questions * outputs->experts)) != NULL;
+}
+
 static mb_status retrain_one(const work *w, uint64_t set, int64_t *out_right)
 {
     mb_status status = MB_OK;
@@ -93,6 +104,8 @@ static mb_status retrain_one(const work *w, uint64_t set, int64_t *out_right)
         }
     MB_TRY(take(w->data->train, set, &train));
     MB_TRY(take(w->data->test, set, &test));
+    *out_right = -1;
+    if (!has_right(train)) goto done; /* nothing to learn */
     MB_TRY(train_gate(w, train, &gate));
     MB_FREE(test->opt_gate_logits);
     MB_NEW_ARRAY(test->opt_gate_logits, test->questions * test->experts);
@@ -115,11 +128,11 @@ static bool has_gate_of_its_own(const mb_subset_row *row)
     return (row->train.set & (row->train.set - 1)) != 0; /* two experts at least */
 }
 
-/* Different sets of the tables of limits; returns their number. */
+/* Different sets of the tables before the front; returns their number. */
 static int64_t collect(const mb_subset_solution *solution, uint64_t *sets)
 {
     int64_t n = 0;
-    for (int t = 0; t < MB_SUBSET_TABLES; t++)
+    for (int t = 0; t < MB_SUBSET_TABLE_PARETO; t++)
         for (int64_t i = 0; i < solution->count[t]; i++) {
             int64_t at = 0;
             if (!has_gate_of_its_own(&solution->rows[t][i])) continue;

@@ -24,7 +24,9 @@ typedef struct work {
     char *train_path, *test_path, *latency_path, *energy_path, *embeddings_train, *embeddings_test;
     double *latency_limits, *energy_limits;
     int64_t latencies, energies;
+    mb_named_paths seen; /* files the experts were trained on */
     mb_outputs *train, *test;
+    int64_t *train_rows, *test_rows, train_shared, test_shared;
     mb_subset_options options;
     mb_subset_costs costs;
     mb_subset_solution solution;
@@ -37,12 +39,52 @@ static void close_work(work *w)
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) mb_free(*paths[i]);
     mb_free(w->latency_limits);
     mb_free(w->energy_limits);
+    mb_named_paths_reset(&w->seen);
     mb_outputs_close(&w->train);
     mb_outputs_close(&w->test);
+    mb_free(w->train_rows);
+    mb_free(w->test_rows);
     mb_subset_solution_reset(&w->solution);
 }
 
 /* ---- 1. inputs ---- */
+
+static bool is_auto(const char *list)
+{
+    return mb_str_equal(list, "auto");
+}
+
+/* energy.json: as given, or where latency.json was given. */
+static mb_status find_energy(work *w)
+{
+    mb_status status = MB_OK;
+    char *folder = NULL;
+    if (w->own->energy == NULL) {
+        const char *slash = strrchr(w->latency_path, '/');
+        folder = slash != NULL ? mb_strndup(w->latency_path, (size_t)(slash - w->latency_path) + 1)
+                               : mb_strdup(".");
+        if (folder == NULL) MB_RAISE(MB_ENOMEM, "no memory for a path");
+    }
+    MB_TRY(mb_gate_inputs_file("subset.energy", folder != NULL ? folder : w->own->energy, "energy.json",
+                               "moe-bench", &w->energy_path));
+done:
+    mb_free(folder);
+    return status;
+}
+
+static mb_status find_limits(work *w)
+{
+    mb_status status = MB_OK;
+    const mb_subset_program *own = w->own;
+    if (!is_auto(own->latency_limits))
+        MB_TRY(mb_subset_inputs_limits("subset.latency_limits", own->latency_limits, &w->latency_limits,
+                                       &w->latencies));
+    if (!is_auto(own->energy_limits))
+        MB_TRY(mb_subset_inputs_limits("subset.energy_limits", own->energy_limits, &w->energy_limits,
+                                       &w->energies));
+done:
+    return status;
+}
 
 static mb_status find(work *w)
 {
@@ -52,7 +94,7 @@ static mb_status find(work *w)
     MB_TRY(mb_gate_inputs_file("subset.test", own->test, "outputs.h5", "moe-gate apply", &w->test_path));
     MB_TRY(
         mb_gate_inputs_file("subset.latency", own->latency, "latency.json", "moe-bench", &w->latency_path));
-    MB_TRY(mb_gate_inputs_file("subset.energy", own->energy, "energy.json", "moe-bench", &w->energy_path));
+    MB_TRY(find_energy(w));
     if ((own->embeddings_train != NULL) != (own->embeddings_test != NULL))
         MB_RAISE(MB_EUSAGE, "retrained gates need both subset.embeddings_train and subset.embeddings_test");
     if (own->embeddings_train != NULL && own->retrain) {
@@ -61,10 +103,8 @@ static mb_status find(work *w)
         MB_TRY(mb_gate_inputs_file("subset.embeddings_test", own->embeddings_test, "embeddings.h5",
                                    "moe-embed", &w->embeddings_test));
     }
-    MB_TRY(mb_subset_inputs_limits("subset.latency_limits", own->latency_limits, &w->latency_limits,
-                                   &w->latencies));
-    MB_TRY(
-        mb_subset_inputs_limits("subset.energy_limits", own->energy_limits, &w->energy_limits, &w->energies));
+    MB_TRY(find_limits(w));
+    MB_TRY(mb_named_paths_read("subset.experts_data", own->experts_data, NULL, 0, &w->seen));
     MB_TRY(mb_vote_parse(own->rule, &w->options.rule));
     w->options.top_k = own->top_k;
     w->options.is_energy_mean = mb_str_equal(own->limits, "mean");
@@ -111,6 +151,27 @@ static mb_status is_exhaustive(const work *w, bool *out_is)
     return MB_OK;
 }
 
+/* Limits "auto" are known when the costs are. */
+static mb_status fill_auto(work *w, const mb_subset *train)
+{
+    mb_status status = MB_OK;
+    double latency[MB_SUBSET_DECILES], energy[MB_SUBSET_DECILES];
+    int64_t latencies, energies;
+    mb_subset_auto_limits(train, latency, &latencies, energy, &energies);
+    if (is_auto(w->own->latency_limits)) {
+        MB_NEW_ARRAY(w->latency_limits, latencies);
+        memcpy(w->latency_limits, latency, sizeof *latency * (size_t)latencies);
+        w->latencies = latencies;
+    }
+    if (is_auto(w->own->energy_limits)) {
+        MB_NEW_ARRAY(w->energy_limits, energies);
+        memcpy(w->energy_limits, energy, sizeof *energy * (size_t)energies);
+        w->energies = energies;
+    }
+done:
+    return status;
+}
+
 static mb_status search(work *w)
 {
     mb_status status = MB_OK;
@@ -119,14 +180,13 @@ static mb_status search(work *w)
     int64_t sets = 0;
     const double started = mb_clock_seconds();
     mb_subset_solve_options options = {.check = w->own->check && !w->options.is_energy_mean,
-                                       .seconds = w->own->seconds,
-                                       .latency = w->latency_limits,
-                                       .latencies = w->latencies,
-                                       .energy = w->energy_limits,
-                                       .energies = w->energies};
+                                       .seconds = w->own->seconds};
     MB_TRY(is_exhaustive(w, &options.is_exhaustive));
     MB_TRY(mb_subset_create(w->train, &w->options, &w->costs, &train));
     MB_TRY(mb_subset_create(w->test, &w->options, &w->costs, &test));
+    MB_TRY(fill_auto(w, train));
+    options.latency = w->latency_limits, options.latencies = w->latencies;
+    options.energy = w->energy_limits, options.energies = w->energies;
     MB_TRY(mb_subset_solve(comm, train, test, &options, &w->solution));
     mb_info("%lld experts, %lld and %lld questions: %s in %.2f s; branch and bound: %lld nodes, %lld subsets "
             "measured, "
@@ -137,8 +197,16 @@ static mb_status search(work *w)
             (long long)w->solution.work.pruned_bound, (long long)w->solution.work.pruned_limits,
             w->solution.checked > 0 ? "; both agree on every pair of limits" : "");
     if (w->embeddings_train != NULL && w->train->opt_gate_logits != NULL) {
-        const mb_subset_retrain data = {
-            w->train, w->test, &w->options, &w->costs, w->embeddings_train, w->embeddings_test};
+        const mb_subset_retrain data = {.train = w->train,
+                                        .test = w->test,
+                                        .options = &w->options,
+                                        .costs = &w->costs,
+                                        .embeddings_train = w->embeddings_train,
+                                        .embeddings_test = w->embeddings_test,
+                                        .train_rows = w->train_rows,
+                                        .test_rows = w->test_rows,
+                                        .train_total = w->train->questions + w->train_shared,
+                                        .test_total = w->test->questions + w->test_shared};
         MB_TRY(mb_subset_retrain_run(comm, &data, w->own, &w->solution, &sets));
         mb_info("%lld gates trained on chosen subsets alone", (long long)sets);
     }
@@ -184,6 +252,8 @@ static mb_status write_files(const work *w)
     MB_TRY(mb_subset_files_tables(&result, folder));
     MB_TRY(mb_subset_files_h5(&result, h5));
     MB_TRY(mb_subset_files_json(&result, &root));
+    MB_TRY(mb_json_set(root, "shared", json_integer(w->train_shared)));
+    MB_TRY(mb_json_set(root, "test_shared", json_integer(w->test_shared)));
     MB_TRY(mb_json_write(json, root, 2, false));
     MB_TRY(log_table(&result, MB_SUBSET_TABLE_SINGLE));
     MB_TRY(log_table(&result, MB_SUBSET_TABLE_LATENCY));
@@ -206,6 +276,8 @@ static mb_status read_all(work *w)
     MB_TRY(mb_outputs_open(w->train_path, &w->train));
     MB_TRY(mb_outputs_open(w->test_path, &w->test));
     MB_TRY(check_tables(w));
+    MB_TRY(mb_subset_inputs_leave_out(&w->train, &w->seen, &w->train_rows, &w->train_shared));
+    MB_TRY(mb_subset_inputs_leave_out(&w->test, &w->seen, &w->test_rows, &w->test_shared));
     MB_TRY(mb_subset_inputs_costs(w->latency_path, w->energy_path, w->train, &w->costs));
 done:
     return status;
@@ -226,6 +298,35 @@ done:
     return status;
 }
 
+static mb_status begin(const work *w, bool *out_is_done)
+{
+    static const char *const own[] = {"train",          "test", "latency", "energy", "embeddings_train",
+                                      "embeddings_test"};
+    const char *files[] = {w->train_path,  w->test_path,        w->latency_path,
+                           w->energy_path, w->embeddings_train, w->embeddings_test};
+    enum { OWN = sizeof own / sizeof *own };
+    mb_status status = MB_OK;
+    const char **names = NULL, **paths = NULL;
+    char **labels = NULL;
+    const int64_t seen = w->seen.count;
+    MB_NEW_ARRAY(names, OWN + seen);
+    MB_NEW_ARRAY(paths, OWN + seen);
+    MB_NEW_ARRAY(labels, seen + 1);
+    for (int64_t i = 0; i < OWN; i++) names[i] = own[i], paths[i] = files[i];
+    for (int64_t i = 0; i < seen; i++) {
+        names[OWN + i] = labels[i] = mb_str_format("seen_%s", w->seen.item[i].name);
+        paths[OWN + i] = w->seen.item[i].path;
+        if (labels[i] == NULL) MB_RAISE(MB_ENOMEM, "no memory for a name");
+    }
+    MB_TRY(mb_program_begin_run_list(w->program, names, paths, OWN + seen, out_is_done));
+done:
+    for (int64_t i = 0; labels != NULL && i < seen; i++) mb_free(labels[i]);
+    mb_free(labels);
+    mb_free(names);
+    mb_free(paths);
+    return status;
+}
+
 mb_status mb_subset_run(mb_program *program)
 {
     mb_status status = MB_OK;
@@ -233,9 +334,7 @@ mb_status mb_subset_run(mb_program *program)
     bool is_done = false;
     MB_TRY(mb_comm_agree(program->comm, find(&w)));
     if (program->is_dry_run) goto done;
-    MB_TRY(mb_program_begin_run(program, &is_done, "train", w.train_path, "test", w.test_path, "latency",
-                                w.latency_path, "energy", w.energy_path, "embeddings_train",
-                                w.embeddings_train, "embeddings_test", w.embeddings_test, NULL));
+    MB_TRY(begin(&w, &is_done));
     if (is_done) goto done;
     MB_TRY(mb_comm_agree(program->comm, read_all(&w)));
     MB_TRY(search(&w));
