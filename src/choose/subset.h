@@ -83,10 +83,10 @@ typedef struct mb_subset_table {
 } mb_subset_table;
 /* Every subset of at most 24 experts; every rank gets all of it, with the same bits for any number of ranks
  * and threads. threads 0: OpenMP's. With few voters each answering set of a question is fused once and one
- * transform sums them up: questions * sum over j <= top_k of C(X, j) 2^j steps, the questions shared out among
- * ranks and threads, and X 2^X sums on every rank; else ranks and threads share the sets out: questions * 2^X
- * steps of some hundred nanoseconds. Energy "mean" takes the second way. Memory: 20 * 2^X bytes, and 4 * 2^X
- * for the transform. MB_ERANGE; MB_ESTOPPED: the stop flag. Collective. */
+ * transform sums them up: questions * sum over j <= top_k of C(X, j) 2^j steps, the questions shared out
+ * among ranks and threads, and X 2^X sums on every rank; else ranks and threads share the sets out: questions
+ * * 2^X steps of some hundred nanoseconds. Energy "mean" takes the second way. Memory: 20 * 2^X bytes, and 4
+ * * 2^X for the transform. MB_ERANGE; MB_ESTOPPED: the stop flag. Collective. */
 mb_status mb_subset_sweep(mb_comm *comm, const mb_subset *subset, int threads, mb_subset_table *out_table);
 void mb_subset_table_reset(mb_subset_table *table);
 void mb_subset_table_get(const mb_subset_table *table, uint64_t set, mb_subset_found *out_found);

@@ -185,8 +185,8 @@ done:
     return status;
 }
 
-/* The Hessian in our order, reversed, with the damping: lower triangle of a [K padded, stride]. What stands on the
- * diagonal for a column never used moves no other. */
+/* The Hessian in our order, reversed, with the damping: lower triangle of a [K padded, stride]. What stands
+ * on the diagonal for a column never used moves no other. */
 static void gptq_fill(const mb_gptq *g, const double *hessian, double damping, double *a, int64_t stride)
 {
     const int64_t k = g->k;
