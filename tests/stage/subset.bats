@@ -217,6 +217,7 @@ for part, Q in (("train", 240), ("test", 120)):
     field = rng.integers(0, 3, Q)
     with h5py.File(f"{work}/embed-{part}.h5", "w") as f:
         f["embeddings"] = (np.eye(3)[field] + 0.1 * rng.normal(size=(Q, 3))).astype("f4")
+        f["source_names"], f["source_index"] = np.array([b"made"]), np.arange(Q)
         for k in ("model", "tokenizer", "pooling", "prefix"): f.attrs[k] = np.bytes_("x")
         f.attrs["format"] = np.bytes_("moebatch-embeddings")
         for k, v in dict(version=1, normalised=0, max_length=8, dimension=3).items(): f.attrs[k] = np.int64(v)
@@ -245,7 +246,7 @@ with h5("own/subset.h5") as f:
 '
     [ "$status" -eq 0 ] || { echo "$output"; false; }
     cp "$work/embed-train.h5" "$work/short.h5"
-    check 'f = h5py.File(f"{work}/short.h5", "r+"); x = f["embeddings"][:-1]; del f["embeddings"]; f["embeddings"] = x'
+    check 'f = h5py.File(f"{work}/short.h5", "r+"); x = f["embeddings"][:-1]; del f["embeddings"]; f["embeddings"] = x; f.close()'
     run "$bin/moe-subset" $(inputs) "${own[@]}" subset.embeddings_train="$work/short.h5" output.dir="$work/refused"
     [ "$status" -eq 3 ] && [[ $output == *"short.h5"* ]] || { echo "$output"; false; }
 }

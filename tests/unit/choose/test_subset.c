@@ -409,7 +409,6 @@ static void test_refused(void **state)
                      MB_EUNSUPPORTED);
     mb_subset_destroy(&s);
     costs.energy[7] = -1;
-    o->expert_names = mb_calloc(30, sizeof *o->expert_names);
     for (int e = 0; e < 30; e++) o->expert_names[e] = mb_strdup(e == 7 ? "seven" : "other");
     assert_int_equal(mb_subset_create(o, &(mb_subset_options){0}, &costs, &s), MB_EDATA);
     assert_non_null(strstr(mb_status_message(), "seven"));
