@@ -222,7 +222,7 @@ PYTHON
 c = load("families/counts.json")
 assert c["questions"] == 8 * (50 + 8) and c["duplicates"] == c["bad"] == 0, c
 assert all(v["format"] == "mmlu_pro" for v in c["sources"].values()) and len(c["sources"]) == 16
-assert c["sources"]["gate-who"]["questions"] == 8 and list(c["sources"]["gate-who"]["subjects"]) == ["who"]
+assert c["sources"]["gate-who"]["kept"] == 8 and list(c["sources"]["gate-who"]["subjects"]) == ["who"]
 texts = {r["question"].lower() for r in rows("families/questions.jsonl")}
 plain = rows("data/pretrain.jsonl")
 assert len(plain) == 120 and not any(r["text"].split("\n")[0].replace("Question: ", "").lower() in texts for r in plain)
