@@ -124,7 +124,8 @@ mb_stage gate-report moe-gate report gate gate.train=@outputs-train/outputs.h5 g
 # Which experts to keep under which limits; all of them answering together.
 mb_stage costs moe-bench join costs bench.inputs="$measured"
 mb_stage subset moe-subset - subset subset.train=@outputs-train/outputs.h5 subset.test=@outputs-test/outputs.h5 subset.latency=@costs/latency.json \
-    subset.energy=@costs/energy.json subset.embeddings_train=@embed-gating_train/embeddings.h5 subset.embeddings_test=@embed-gating_test/embeddings.h5
+    subset.energy=@costs/energy.json subset.embeddings_train=@embed-gating_train/embeddings.h5 subset.embeddings_test=@embed-gating_test/embeddings.h5 \
+    subset.experts_data="train=@split/train.jsonl" gate.seed="$number"
 mb_stage together moe-infer experts together infer.experts="$names" gate.path=@gate/gate.h5 model.path="$embedder" questions.path=@split/gating_test.jsonl \
     infer.question_style="$style" infer.num_fewshot="$(mb_get answers.eval.num_fewshot 0)"
 mb_script report "$mb_python" analysis/moe2.py "$mb_out"

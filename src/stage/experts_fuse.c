@@ -107,65 +107,16 @@ done:
 
 /* ---- 2. one answer ---- */
 
-/* As answers.h: softmax of the log-likelihoods, per byte where texts stand for options. */
-static void softmax(const mb_question_body *body, bool by_byte, const float *loglik, float *out_prob)
-{
-    double score[MB_QUESTION_MAX_OPTIONS], largest = -INFINITY, sum = 0;
-    for (int i = 0; i < body->option_count; i++) {
-        const size_t bytes = strlen(body->options[i]);
-        score[i] = by_byte && bytes > 0 ? (double)loglik[i] / (double)bytes : (double)loglik[i];
-        if (score[i] > largest) largest = score[i];
-    }
-    for (int i = 0; i < body->option_count; i++) {
-        score[i] = exp(score[i] - largest);
-        sum += score[i];
-    }
-    for (int i = 0; i < body->option_count; i++) out_prob[i] = (float)(score[i] / sum);
-}
-
-static mb_status normalise(const char *text, mb_answer_match match, char **out_text)
-{
-    mb_status status = MB_OK;
-    mb_str s = MB_STR_EMPTY;
-    bool has_number = false;
-    if (match == MB_ANSWER_MATCH_NUMBER) MB_TRY(mb_answer_match_number(text, strlen(text), &s, &has_number));
-    if (!has_number) {
-        mb_str_reset(&s);
-        MB_TRY(mb_answer_match_text(text, strlen(text), &s));
-    }
-    *out_text = mb_strdup(mb_str_text(&s));
-    if (*out_text == NULL) MB_RAISE(MB_ENOMEM, "no memory for an answer");
-done:
-    mb_str_destroy(&s);
-    return status;
-}
-
-static mb_status judge(const mb_question *question, const char *text, mb_answer_match match,
-                       uint8_t *out_is_right)
-{
-    mb_status status = MB_OK;
-    const json_t *one;
-    size_t i;
-    json_array_foreach(question->accepted, i, one)
-    {
-        bool is_equal = false;
-        MB_TRY(mb_answer_match_check(match, json_string_value(one), json_string_length(one), text,
-                                     strlen(text), &is_equal));
-        *out_is_right = *out_is_right || is_equal;
-    }
-done:
-    if (status != MB_OK) mb_status_prefix("question %s: ", question->id);
-    return status;
-}
-
 /* Expert x's text: its number among those of the row, and whether it is right. */
 static mb_status read_text(mb_experts_table *t, const mb_question *question, int64_t x, const char *opt_text)
 {
     mb_status status = MB_OK;
     int64_t first = 0;
+    bool is_right;
     if (opt_text == NULL) goto done;
-    MB_TRY(normalise(opt_text, t->plan->match, &t->normal[x]));
-    MB_TRY(judge(question, opt_text, t->plan->match, &t->right[x]));
+    MB_TRY(mb_question_answers_normal(opt_text, t->plan->match, &t->normal[x]));
+    MB_TRY(mb_question_answers_judge(question, opt_text, t->plan->match, &is_right));
+    t->right[x] = is_right;
     while (t->normal[first] == NULL || strcmp(t->normal[first], t->normal[x]) != 0) first++;
     t->picked[x] = (int32_t)first;
 done:
@@ -219,7 +170,7 @@ static mb_status take_reply(mb_experts_table *t, int64_t q, mb_experts_reply *re
     }
     float *prob = t->prob + x * t->choices, *loglik = t->loglik + (x * t->count + q) * t->choices;
     memcpy(loglik, a->loglik, (size_t)options * sizeof *loglik);
-    softmax(&question->body, t->plan->style == MB_QUESTION_TEXTS, loglik, prob);
+    mb_question_answers_prob(&question->body, t->plan->style == MB_QUESTION_TEXTS, loglik, prob);
     t->picked[x] = mb_vote_pick(t->fused->kind[q], prob, (int32_t)options);
 done:
     return status;

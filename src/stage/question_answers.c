@@ -98,7 +98,8 @@ static double score_of(const mb_question_body *body, bool by_byte, int i, float 
     return by_byte && bytes > 0 ? (double)loglik / (double)bytes : (double)loglik;
 }
 
-static void softmax(const mb_question_body *body, bool by_byte, const float *loglik, float *out_prob)
+void mb_question_answers_prob(const mb_question_body *body, bool by_byte, const float *loglik,
+                              float *out_prob)
 {
     double largest = -INFINITY, sum = 0, score[MB_QUESTION_MAX_OPTIONS];
     for (int i = 0; i < body->option_count; i++) {
@@ -120,7 +121,8 @@ void mb_question_answers_pick(const mb_questions *questions, const float *loglik
     for (int64_t q = 0; q < a->questions; q++) {
         float *prob = a->choice_prob + q * a->choices;
         if (a->kind[q] == MB_OUTPUTS_CLOZE) continue;
-        softmax(&mb_questions_at(questions, q)->body, by_byte, loglik + q * a->choices, prob);
+        mb_question_answers_prob(&mb_questions_at(questions, q)->body, by_byte, loglik + q * a->choices,
+                                 prob);
         a->picked[q] = mb_vote_pick(a->kind[q], prob, a->options[q]);
         a->right[q] = a->picked[q] == a->answer[q];
     }
@@ -133,7 +135,7 @@ static int by_text(const void *a, const void *b)
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-static mb_status normalise(const char *text, mb_answer_match match, char **out_text)
+mb_status mb_question_answers_normal(const char *text, mb_answer_match match, char **out_text)
 {
     mb_status status = MB_OK;
     mb_str s = MB_STR_EMPTY;
@@ -150,8 +152,8 @@ done:
     return status;
 }
 
-static mb_status judge(const mb_question *question, const char *text, mb_answer_match match,
-                       bool *out_is_right)
+mb_status mb_question_answers_judge(const mb_question *question, const char *text, mb_answer_match match,
+                                    bool *out_is_right)
 {
     mb_status status = MB_OK;
     const json_t *one;
@@ -202,8 +204,8 @@ mb_status mb_question_answers_texts(const mb_questions *questions, const char *c
     for (int64_t q = 0; q < a->questions; q++) {
         bool is_right = false;
         if (a->kind[q] != MB_OUTPUTS_CLOZE || texts[q] == NULL) continue;
-        MB_TRY(normalise(texts[q], match, &own[q]));
-        MB_TRY(judge(mb_questions_at(questions, q), texts[q], match, &is_right));
+        MB_TRY(mb_question_answers_normal(texts[q], match, &own[q]));
+        MB_TRY(mb_question_answers_judge(mb_questions_at(questions, q), texts[q], match, &is_right));
         list[n] = mb_strdup(own[q]);
         if (list[n] == NULL) MB_RAISE(MB_ENOMEM, "no memory for an answer");
         n++;

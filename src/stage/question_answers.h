@@ -26,6 +26,15 @@ void mb_question_answers_pick(const mb_questions *questions, const float *loglik
 mb_status mb_question_answers_texts(const mb_questions *questions, const char *const *texts,
                                     mb_answer_match match, mb_answers *answers);
 
+/* One question's: probabilities of its options, the softmax of their log-likelihoods, by_byte: per byte of
+ * the option's text (out_prob [option_count], others untouched); a generated text normalised by `match` (the
+ * caller frees it); whether it matches one of the accepted answers. */
+void mb_question_answers_prob(const mb_question_body *body, bool by_byte, const float *loglik,
+                              float *out_prob);
+mb_status mb_question_answers_normal(const char *text, mb_answer_match match, char **out_text);
+mb_status mb_question_answers_judge(const mb_question *question, const char *text, mb_answer_match match,
+                                    bool *out_is_right);
+
 /* Shares of the questions answered right, of all, of each source, and of each kind there is. */
 typedef struct mb_question_answers_row {
     char *name; /* "all", "source/<name>", "kind/<name>" */

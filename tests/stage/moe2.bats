@@ -36,7 +36,7 @@ expert: { training: { objective = "sft"; max_steps = 12; batch_size = 4; gradien
 quantise: { quantize: { group = "32"; samples = 16; }; };
 gate: { gate: { hidden = 8; epochs = 20; draws = 200; }; };
 bench: { bench: { prompt_tokens = "4,16"; output_tokens = "1,4"; repeats = 3; energy = "power_model"; }; };
-subset: { subset: { top_k = 2; latency_limits = "0.001,1"; energy_limits = "0.001,10"; }; };
+subset: { gate: { hidden = 8; epochs = 20; }; subset: { top_k = 2; latency_limits = "0.001,1"; energy_limits = "0.001,10"; }; };
 EOF
 }
 
